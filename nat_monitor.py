@@ -1,0 +1,1813 @@
+#!/usr/bin/python3
+"""Watch the other NAT instance of a pair and take over its work when it dies.
+
+One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer falls silent and
+EC2 answers this monitor, it takes over: it moves the default route of the private subnets and the egress address
+to its own instance, then restarts the peer.  What it does is in README.adoc, section "Operation", in the same words.
+
+Usage: nat_monitor.py [--check | --help]
+
+  --check   verify the set-up of the pair, change nothing, and end
+
+Files:    nat_config.py beside this file: the settings
+          /run/nat_monitor.lock: held while a monitor runs
+          standard output: one line per event
+Signals:  SIGTERM and SIGINT end it at once
+Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check: something failed),
+          2 bad settings, a missing package, not one of the pair, not root
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import errno
+import fcntl
+import functools
+import ipaddress
+import logging
+import math
+import os
+import queue
+import random
+import re
+import runpy
+import select
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+
+try:
+    import boto3
+    import botocore.config
+    import requests
+    from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
+    MISSING_PACKAGE = None
+except ImportError as import_error:
+    MISSING_PACKAGE = import_error.name
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+
+LOCK_FILE = '/run/nat_monitor.lock'
+SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
+EVERYWHERE = '0.0.0.0/0'
+
+CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
+READ_TIMEOUT = 4.0
+CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
+IDLE_CONNECTION = 5.0      # s; an older connection may have died without a FIN when a public address moved
+ANSWER_LIFETIME = 5.0      # s that an answer of EC2 may serve a decision
+LOOK_INTERVAL = 300.0      # s between looks while all is well
+LOOK_AFTER_CHANGE = 15.0   # s from the start, or a claim, to the look that confirms it
+SOON, LATER = 5.0, 60.0    # s to the next question while something is on its way, and otherwise
+SETTLE_BEFORE_STOP = 10.0  # s that a claim must stand before its owner may stop the peer
+CLAIM_RETRY = 3.0          # s, longest pause: with the ping that comes between, 5 s from try to try
+OTHER_RETRY = 30.0
+STOPS_REMEMBERED = 7200.0  # s
+LONGEST_STOP_SPACING = 3600.0
+
+log = logging.getLogger('nat_monitor')
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+class Refusal(Exception):
+    """What the operator must mend before a monitor can run; `faults` are sentences, `exit_code` ends the process."""
+
+    def __init__(self, *faults: str, exit_code: int = 2) -> None:
+        super().__init__('; '.join(faults))
+        self.faults = faults
+        self.exit_code = exit_code
+
+
+class NoAnswer(Exception):
+    """No answer came back before the deadline."""
+
+
+class OwnFault(Exception):
+    """A ping could not leave this host, so it tells nothing about the peer."""
+
+
+def in_words(error: BaseException) -> str:
+    """Say on one line what came back; EC2's encoded authorization messages are cut off."""
+    text = str(error)
+    if isinstance(error, ClientError):
+        text = error.response['Error'].get('Message', '')
+        return f'{code_of(error)}: {" ".join(text.split())[:160]}'
+    return f'{type(error).__name__}: {" ".join(text.split())[:160]}'
+
+
+def code_of(result: Any) -> str:
+    """Return EC2's error code, or '' for anything else."""
+    return str(result.response['Error'].get('Code', '')) if isinstance(result, ClientError) else ''
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What nat_config.py says, checked; times in seconds."""
+
+    primary_instance_id: str
+    secondary_instance_id: str
+    route_table_ids: Tuple[str, ...]
+    elastic_ip: Optional[str] = None
+    num_pings: int = 3
+    ping_timeout: float = 1.0
+    wait_between_pings: float = 2.0
+    wait_for_instance_stop: float = 60.0
+    wait_for_instance_start: float = 300.0
+
+    @property
+    def parts(self) -> Tuple[str, ...]:
+        """All that one of the pair holds: the route tables, then the address."""
+        return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
+
+
+def is_instance_id(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch('i-([0-9a-f]{8}|[0-9a-f]{17})', value) is not None
+
+
+def is_list_of_tables(value: Any) -> bool:
+    return (isinstance(value, (list, tuple)) and len(value) > 0 and len(set(map(str, value))) == len(value)
+            and all(isinstance(v, str) and re.fullmatch('rtb-([0-9a-f]{8}|[0-9a-f]{17})', v) for v in value))
+
+
+def is_address_or_none(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, str) and bool(ipaddress.IPv4Address(value)))
+    except ValueError:
+        return False
+
+
+def is_ping_count(value: Any) -> bool:
+    return type(value) is int and value >= 2
+
+
+def is_time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+AN_INSTANCE_ID = "an instance id such as 'i-0123456789abcdef0'"
+A_TIME = 'a number of seconds above 0'
+ALLOWED: Dict[str, Tuple[Callable[[Any], bool], str]] = {
+    'PRIMARY_INSTANCE_ID': (is_instance_id, AN_INSTANCE_ID),
+    'SECONDARY_INSTANCE_ID': (is_instance_id, AN_INSTANCE_ID),
+    'ROUTE_TABLE_IDS': (is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']"),
+    'ELASTIC_IP': (is_address_or_none, "an IPv4 address such as '198.51.100.7', or None"),
+    'NUM_PINGS': (is_ping_count, 'a whole number, at least 2'),
+    'PING_TIMEOUT': (is_time, A_TIME),
+    'WAIT_BETWEEN_PINGS': (is_time, A_TIME),
+    'WAIT_FOR_INSTANCE_STOP': (is_time, A_TIME),
+    'WAIT_FOR_INSTANCE_START': (is_time, A_TIME),
+}
+REQUIRED = ('PRIMARY_INSTANCE_ID', 'SECONDARY_INSTANCE_ID', 'ROUTE_TABLE_IDS')
+
+
+def read_settings(path: str = SETTINGS_FILE) -> Settings:
+    """Read and check the settings; raise Refusal with all that is wrong with them."""
+    try:
+        names = {k: v for k, v in runpy.run_path(path).items() if not k.startswith('__')}
+    except SyntaxError as error:
+        raise Refusal(f'{path}, line {error.lineno}: {error.msg}; allowed are lines of the form NAME = value')
+    except OSError as error:
+        raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
+    except (Exception, SystemExit) as error:
+        raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
+    return check_settings(names, path)
+
+
+def check_settings(names: Dict[str, Any], path: str) -> Settings:
+    """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
+    faults = []
+    empty = [name for name in REQUIRED if name in names and names[name] in ('', [], [''], (), None)]
+    if empty:
+        faults.append(f'{path}: {", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the ids of '
+                      'your two NAT instances and of the route tables of their private subnets')
+    for name, value in names.items():
+        if name not in ALLOWED:
+            nearest = difflib.get_close_matches(name.upper(), ALLOWED, 1)
+            hint = f'did you mean {nearest[0]}?' if nearest else f'the settings are {", ".join(ALLOWED)}'
+            faults.append(f'{path}: {name} is not a setting; {hint}')
+        elif name not in empty and not ALLOWED[name][0](value):
+            faults.append(f'{path}: {name} is {value!r}, but must be {ALLOWED[name][1]}')
+    faults += [f'{path}: {name} is missing; it must be {ALLOWED[name][1]}' for name in REQUIRED if name not in names]
+    if not empty and is_instance_id(names.get('PRIMARY_INSTANCE_ID')) and (
+            names['PRIMARY_INSTANCE_ID'] == names.get('SECONDARY_INSTANCE_ID')):
+        faults.append(f'{path}: PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both '
+                      f'{names["PRIMARY_INSTANCE_ID"]!r}, but must be two different instances')
+    if faults:
+        raise Refusal(*faults)
+    names['ROUTE_TABLE_IDS'] = tuple(names['ROUTE_TABLE_IDS'])
+    return Settings(**{name.lower(): value for name, value in names.items()})
+
+
+def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
+    """Tell whether this instance is the primary, and the peer's id; raise Refusal if it is neither of the pair."""
+    primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
+    if own_id not in (primary, secondary):
+        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
+                      f'{primary} and {secondary}: the monitor runs on these two only')
+    return own_id == primary, secondary if own_id == primary else primary
+
+
+# Metadata -------------------------------------------------------------------------------------------------------------
+
+class Metadata:
+    """The instance metadata service, version 2 (a session token for each item)."""
+
+    def __init__(self, base_url: Optional[str] = None) -> None:
+        self.base_url = (base_url or os.environ.get('AWS_EC2_METADATA_SERVICE_ENDPOINT')
+                         or 'http://169.254.169.254').rstrip('/')
+
+    def get(self, item: str) -> str:
+        """Return the text of /latest/meta-data/`item`; raise requests.RequestException."""
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy must not see the token
+            token = session.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
+                                headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
+            token.raise_for_status()
+            answer = session.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2),
+                                 headers={'X-aws-ec2-metadata-token': token.text})
+            answer.raise_for_status()
+            return answer.text.strip()
+
+
+# Ping -----------------------------------------------------------------------------------------------------------------
+
+# What the network says of the peer; any other error keeps the request from leaving this host.
+UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EPROTO)
+REQUESTS_PER_PING = 4
+SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f'!{len(data) // 2}H', data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+class Ping:
+    """ICMP echo from within this process: a child would get the terminal's Ctrl-C and die like an outage."""
+
+    def __init__(self, timeout: float, clock: Any = time) -> None:
+        self.timeout = timeout
+        self.clock = clock
+        self.identifier = random.randrange(1 << 16)
+        self.sequence = 0
+        self.socket: Optional[socket.socket] = None
+        self.address = ''
+
+    def __call__(self, address: str) -> bool:
+        """Ping once: up to four requests over `timeout` seconds; tell whether one of them was answered.
+
+        A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
+        """
+        started_at = self.clock.monotonic()
+        requests_sent: Set[int] = set()
+        try:
+            connection = self.connect(address)
+            for count in range(1, REQUESTS_PER_PING + 1):
+                requests_sent.add(self.send(connection))
+                if self.wait(connection, requests_sent, started_at + self.timeout * count / REQUESTS_PER_PING):
+                    return True
+            return False
+        except OSError as error:
+            self.close()
+            raise OwnFault(f'{error.strerror or error}')
+
+    def connect(self, address: str) -> socket.socket:
+        if self.socket is None or self.address != address:
+            self.close()
+            self.socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            self.socket.setblocking(False)
+            self.socket.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
+            self.socket.connect((address, 0))  # lets in what comes from there, and nothing else
+            self.address = address
+        return self.socket
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+    def send(self, connection: socket.socket) -> int:
+        """Send one echo request and return its sequence number."""
+        self.sequence = (self.sequence + 1) % (1 << 16)
+        head = struct.pack('!BBHHH', ECHO_REQUEST, 0, 0, self.identifier, self.sequence)
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears what came of an earlier request
+        try:
+            connection.send(struct.pack('!BBHHH', ECHO_REQUEST, 0, checksum(head), self.identifier, self.sequence))
+        except OSError as error:
+            if error.errno not in UNREACHABLE:
+                raise
+        return self.sequence
+
+    def wait(self, connection: socket.socket, requests_sent: Set[int], until: float) -> bool:
+        """Wait until the monotonic time `until` for the reply to one of the requests; tell whether it came."""
+        while True:
+            remaining = until - self.clock.monotonic()
+            if not select.select([connection], [], [], max(0.0, remaining))[0]:
+                return False
+            try:
+                packet = connection.recv(2048)
+            except OSError as error:
+                if error.errno not in UNREACHABLE + (errno.EAGAIN,):
+                    raise
+                continue  # reading the error has cleared it
+            reply = packet[(packet[0] & 15) * 4:][:8]  # behind the IP header
+            if len(reply) == 8:
+                kind, _, _, identifier, sequence = struct.unpack('!BBHHH', reply)
+                if kind == ECHO_REPLY and identifier == self.identifier and sequence in requests_sent:
+                    return True
+
+
+# EC2 ------------------------------------------------------------------------------------------------------------------
+
+SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'  # who holds a part; no such part
+
+
+def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
+                 meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
+    """Make the calls side by side and return, by name, what each returned or raised within `timeout` seconds.
+
+    `meanwhile` runs on the calling thread in the same time.  A call without an answer in time gives NoAnswer; its
+    thread is left to itself, for no time-out of the libraries covers name resolution.
+    """
+    done: queue.SimpleQueue[Tuple[str, Any]] = queue.SimpleQueue()
+
+    def make(name: str, call: Callable[[], Any]) -> None:
+        try:
+            done.put((name, call()))
+        except Exception as error:
+            done.put((name, error))
+
+    deadline = time.monotonic() + timeout
+    results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
+    started = 0
+    for name, call in calls.items():
+        try:
+            threading.Thread(target=make, args=(name, call), daemon=True).start()
+            started += 1
+        except RuntimeError as error:  # no memory for a thread
+            results[name] = error
+    if meanwhile:
+        meanwhile()
+    for _ in range(started):
+        try:
+            name, result = done.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        results[name] = result
+    return results
+
+
+def connect(region: str, connections: int = 10) -> EC2Client:
+    """Make an EC2 client that tries once and never hangs for long; the monitor repeats and spaces its calls itself."""
+    return boto3.session.Session(region_name=region).client(
+        'ec2', endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's boto3 does not read it
+        config=botocore.config.Config(connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
+                                      retries={'mode': 'standard', 'total_max_attempts': 1},
+                                      max_pool_connections=connections))
+
+
+Call = Callable[[Any], Any]  # takes the EC2 client
+
+
+def has_answered(result: Any) -> bool:
+    """Tell whether this came from EC2: an error is an answer too, a lost connection is not."""
+    return not isinstance(result, Exception) or isinstance(result, ClientError)
+
+
+def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
+    """Return by instance id EC2's state and its checks: 'ok', 'impaired', or why neither is known."""
+    answer = client.describe_instance_status(InstanceIds=list(instance_ids), IncludeAllInstances=True)
+    states: Dict[str, Tuple[str, str]] = {}
+    for one in answer['InstanceStatuses']:
+        checks = {one[kind].get('Status', '') for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
+        verdict = 'impaired' if 'impaired' in checks else 'ok' if checks == {'ok'} else ' and '.join(sorted(checks))
+        states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
+    return states
+
+
+def default_route(table: Any) -> Dict[str, Any]:
+    """Return the route to everywhere in a table as EC2 describes it, {} if there is none."""
+    return next((dict(r) for r in table['Routes'] if r.get('DestinationCidrBlock') == EVERYWHERE), {})
+
+
+def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str) -> Dict[str, str]:
+    """Return by table who holds its default route.  A filter, as one unknown id would fail the whole call."""
+    answer = client.describe_route_tables(Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
+    holders = dict.fromkeys(table_ids, ABSENT)
+    for table in answer['RouteTables']:
+        route = default_route(table)
+        if not route or route.get('State') == 'blackhole':
+            holders[table['RouteTableId']] = NOBODY
+        else:
+            holders[table['RouteTableId']] = {own_id: SELF, peer_id: PEER}.get(route.get('InstanceId', ''), OTHER)
+    return holders
+
+
+def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str) -> Tuple[str, str]:
+    """Return who holds the address and its allocation id, '' if it does not exist."""
+    found = client.describe_addresses(Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
+    if not found:
+        return ABSENT, ''
+    holder = {own_id: SELF, peer_id: PEER}.get(found[0].get('InstanceId', ''),
+                                               OTHER if found[0].get('AssociationId') else NOBODY)
+    return holder, found[0]['AllocationId']
+
+
+def describe_private_address(client: EC2Client, instance_id: str) -> str:
+    """Return the instance's private address, '' if it has none (terminated, or unknown to EC2)."""
+    try:
+        answer = client.describe_instances(InstanceIds=[instance_id])
+    except ClientError as error:
+        if code_of(error) == 'InvalidInstanceID.NotFound':
+            return ''
+        raise
+    return answer['Reservations'][0]['Instances'][0].get('PrivateIpAddress', '')
+
+
+def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
+    """Point the table's default route at the instance, whether there is one yet or not."""
+    route: Dict[str, Any] = {'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
+    try:
+        client.replace_route(**route)
+    except ClientError as error:
+        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells them apart.
+        if code_of(error) != 'InvalidParameterValue':
+            raise
+        try:
+            client.create_route(**route)
+        except ClientError as second:
+            if code_of(second) == 'RouteAlreadyExists':
+                raise error
+            raise
+
+
+def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> Dict[str, Call]:
+    """Return by name the calls of a take-over and a restart, with DryRun: each raises, and changes nothing."""
+    calls: Dict[str, Call] = {}
+    for table in settings.route_table_ids:
+        route = {'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id, 'DryRun': True}
+        calls[f'ReplaceRoute on {table}'] = functools.partial(call_by_name, 'replace_route', route)
+        calls[f'CreateRoute on {table}'] = functools.partial(call_by_name, 'create_route', route)
+    if allocation_id:
+        calls[f'AssociateAddress on {settings.elastic_ip}'] = lambda client: client.associate_address(
+            AllocationId=allocation_id, InstanceId=own_id, AllowReassociation=True, DryRun=True)
+    calls[f'StopInstances on {peer_id}'] = lambda client: client.stop_instances(InstanceIds=[peer_id], DryRun=True)
+    calls[f'StartInstances on {peer_id}'] = lambda client: client.start_instances(InstanceIds=[peer_id], DryRun=True)
+    return calls
+
+
+def call_by_name(name: str, arguments: Dict[str, Any], client: Any) -> Any:
+    return getattr(client, name)(**arguments)
+
+
+DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
+
+
+# The decision ---------------------------------------------------------------------------------------------------------
+
+class States(NamedTuple):
+    """What EC2 answered when asked for both instances; a state is None where it answered with an error."""
+
+    received_at: float
+    own: Optional[str]
+    peer: Optional[str]           # 'gone' if EC2 knows no such instance
+    checks: str                   # of the peer
+    error: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """All that a decision is made from; times are seconds since an event, infinite if it never happened."""
+
+    primary: bool
+    own_state: Optional[str]
+    peer_state: Optional[str]
+    checks: str                   # 'ok', 'impaired', or another word of EC2's
+    error: str                    # EC2's, in words, where a state is None
+    answers: bool                 # the peer answered the last ping
+    heard: bool
+    remembered: Optional[str]     # who held tables and address when this monitor last saw: SELF, PEER or None
+    holder: Optional[str]         # who holds the tables now: SELF (or nobody else), PEER; None: EC2 was not asked
+    complete: bool                # this instance holds every part that exists
+    lost: bool                    # a table that this monitor had moved is back at the peer
+    since_aside: float = math.inf
+    since_claim: float = math.inf
+    since_stop: float = math.inf
+    since_start: float = math.inf
+    stopping_for: float = 0.0     # since the stop was asked for, or forced, or first seen
+    kept_for: float = 0.0         # since a table that never came was first seen at the peer
+    until_next_stop: float = 0.0  # the spacing of stops
+
+
+class Decision(NamedTuple):
+    """What to do, why (a sentence for the log, the same as long as the reason is), and when to judge again."""
+
+    act: str
+    why: str
+    again: float = SOON
+
+
+WAIT, TAKE_OVER, STAND_ASIDE, WATCH, BACK = 'wait', 'take over', 'stand aside', 'watch', 'back'
+STOP, FORCE, START = 'stop', 'force', 'start'
+
+
+def decide(now: Situation, settings: Settings) -> Decision:
+    """Judge a silent peer, or one in the middle of a restart: README.adoc, table in section "Operation"."""
+    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
+    if now.own_state not in (None, 'running'):
+        return Decision(WAIT, f'EC2 calls this instance {now.own_state}: it is being stopped itself and does nothing')
+    if now.answers:
+        return decide_restart(now, settings)
+    if not now.heard:
+        if now.peer_state is None:
+            return Decision(WAIT, f'has not answered since this monitor started, and EC2 answered {now.error}: '
+                                  'asking again')
+        if now.peer_state == 'running' and now.checks == 'ok' and now.since_start >= wait_start:
+            return Decision(WAIT, 'has never answered a ping, but EC2 calls it running with all checks passed: ping is '
+                                  'blocked (look at the security groups of both instances, which must let each other '
+                                  'ping); nothing is moved and nobody stopped', LATER)
+        if now.peer_state == 'running' and 'insufficient-data' in now.checks:
+            return Decision(WAIT, 'has not answered, and EC2 has insufficient data about it: asking again')
+    if not now.primary and now.remembered != SELF:
+        return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error}: taking over')
+    if now.primary and (now.holder or now.remembered) != SELF:
+        if now.remembered == PEER:
+            return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error} and it held: taking over')
+        if now.peer_state not in ('running', 'pending', None) or wait_stop <= now.since_aside < math.inf:
+            return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error} and this instance still running: '
+                                       'taking over')
+        return Decision(STAND_ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
+                                     f'{wait_stop:g} s')
+    if now.primary and now.holder == SELF and not now.complete and now.since_claim >= SOON:
+        return Decision(TAKE_OVER, 'is silent and a part is not here: claiming it')
+    return decide_restart(now, settings)
+
+
+def decide_restart(now: Situation, settings: Settings) -> Decision:
+    """Choose the next step of a restart by what EC2 says of the peer, one branch for each row of the table."""
+    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
+    if now.peer_state is None:
+        return Decision(WAIT, f'is silent, and EC2 answered {now.error}: asking again')
+    if now.peer_state == 'stopped':
+        return Decision(START, 'is stopped: starting it')
+    if now.peer_state == 'stopping':
+        if now.stopping_for < wait_stop or now.answers:
+            return Decision(WAIT, 'is stopping: waiting until it is stopped')
+        return Decision(FORCE, f'has been stopping for {wait_stop:g} s: forcing it')
+    if now.peer_state == 'pending':
+        return Decision(WAIT, 'is starting: waiting for its answer')
+    if now.peer_state != 'running':
+        return Decision(WAIT, f'is gone (EC2 calls it {now.peer_state}): this instance serves on alone', LATER)
+    if now.answers:
+        if now.since_start < now.since_stop or now.since_stop >= wait_stop:
+            return Decision(BACK, 'answers again: watching it')
+        return Decision(WAIT, 'answers, and is about to stop: waiting until it is stopped')
+    if now.since_start < wait_start:
+        return Decision(WAIT, 'has been started: waiting for its answer')
+    if not now.heard and now.checks != 'impaired':
+        return Decision(WAIT, f'has only just started (checks: {now.checks}): waiting for its answer', LATER)
+    if now.until_next_stop > 0:
+        return Decision(WAIT, 'was stopped not long ago: waiting before it is stopped once more',
+                        min(now.until_next_stop, LATER))
+    if now.since_claim < SETTLE_BEFORE_STOP:
+        return Decision(WAIT, 'is to be stopped if it stays silent: waiting until the claim has settled',
+                        SETTLE_BEFORE_STOP - now.since_claim)
+    if now.holder is None:
+        return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2', 0.0)
+    if now.lost:
+        return Decision(WATCH, 'has taken back a table, so it is alive: nobody is stopped, watching it')
+    if now.holder == PEER and now.kept_for < wait_stop:
+        return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is stopped')
+    return Decision(STOP, f'stays silent, EC2 calls it running (checks: {now.checks}): stopping it')
+
+
+# The monitor ----------------------------------------------------------------------------------------------------------
+
+@dataclasses.dataclass
+class Claim:
+    """A claim under way: at the start (the fail-back), or to take over."""
+
+    at_start: bool
+    todo: List[str]
+    due_at: float
+    attempts: int = 0
+    moved: Set[str] = dataclasses.field(default_factory=set)
+    unsure: Set[str] = dataclasses.field(default_factory=set)  # no answer came: it may have moved
+    tried: bool = False                                        # every part was tried, and EC2 answered
+
+
+def forwards() -> bool:
+    """Tell whether this host forwards packets."""
+    with open('/proc/sys/net/ipv4/ip_forward') as file:
+        return file.read().strip() == '1'
+
+
+class Monitor:
+    """One monitor's life.  The arguments after `settings` are its only doors to the world outside."""
+
+    def __init__(self, settings: Settings, *, clock: Any = time, ping: Optional[Callable[[str], bool]] = None,
+                 metadata: Any = None, connect: Callable[[str, int], Any] = connect,
+                 run_together: Callable[..., Dict[str, Any]] = run_together, forwards: Callable[[], bool] = forwards,
+                 chance: Any = random, log: logging.Logger = log) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.ping = ping or Ping(settings.ping_timeout)
+        self.metadata = metadata or Metadata()
+        self.connect = connect
+        self.run_together = run_together
+        self.forwards = forwards
+        self.chance = chance
+        self.log = log
+        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # what lasts: since, last logged at, words
+
+        self.own_id = self.peer_id = self.region = ''
+        self.primary = False
+        self.client: Any = None
+        self.called_at = -math.inf
+
+        self.peer_address: Optional[str] = None    # None: EC2 has not said; '': there is no such instance
+        self.allocation_id = ''
+        self.rehearsed = False
+        self.learn_at, self.learn_attempts = -math.inf, 0
+
+        self.misses = 0
+        self.heard = False
+        self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
+        self.pinged_at = self.next_ping_at = -math.inf
+
+        self.states: Optional[States] = None       # the latest answer about both instances
+        self.holders: Optional[Dict[str, str]] = None  # by part, of the same time; None: not asked or not answered
+        self.remembered: Optional[str] = None
+        self.foreign: Set[str] = set()             # parts that somebody gave to something outside the pair
+        self.look_at = math.inf
+        self.split_seen = False
+
+        self.claim: Optional[Claim] = None
+        self.claimed_at = -math.inf
+        self.moved: Set[str] = set()               # tables moved by the latest claim
+        self.kept_at: Optional[float] = None       # a table that never came was seen at the peer
+        self.judge_at = -math.inf
+        self.said = ''
+        self.aside_at = -math.inf
+        self.stopped_at = self.started_at = -math.inf
+        self.stopping_at: Optional[float] = None
+        self.stops: List[float] = []
+        self.left_stopped = False                  # stopped by this monitor, and not yet back
+
+    # Start
+
+    def run(self) -> None:
+        """Find out who this is, then ping and act for ever; raise Refusal if this instance is not of the pair."""
+        self.identify()
+        self.log.info(f'watching {self.peer_id} from {self.own_id}, the {"primary" if self.primary else "secondary"}')
+        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        if self.primary:
+            self.claim = Claim(True, list(self.settings.parts), due_at=-math.inf)
+        while True:
+            try:
+                self.turn()
+            except Exception:
+                for line in traceback.format_exc().splitlines():
+                    self.log.error(line)
+                self.clock.sleep(SOON)
+
+    def identify(self) -> None:
+        """Ask the metadata service for instance id and region, for as long as it takes."""
+        names = ('instance-id', 'placement/region')
+        attempt = 0
+        while True:
+            found = self.run_together({n: lambda n=n: self.metadata.get(n) for n in names}, CALL_DEADLINE)
+            failed = [f'{n}: {in_words(r)}' for n, r in found.items() if isinstance(r, Exception)]
+            if not failed:
+                break
+            self.trouble('metadata', f'the metadata service does not tell {failed[0]}: asking again')
+            attempt += 1
+            self.clock.sleep(self.pause(attempt, CLAIM_RETRY))
+        self.trouble_over('metadata', 'the metadata service answers')
+        self.own_id, self.region = (str(found[n]) for n in names)
+        self.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+
+    def learn(self) -> None:
+        """Ask EC2 now for what a take-over will need, and rehearse it; what is missing is asked for again later."""
+        calls: Dict[str, Call] = {}
+        if not self.peer_address:
+            calls[self.peer_id] = lambda client: describe_private_address(client, self.peer_id)
+        address = self.settings.elastic_ip
+        if address and not self.allocation_id:
+            calls[address] = lambda client: describe_address(client, address, self.own_id, self.peer_id)
+        found = self.ask_ec2(calls) if calls else {}
+        peer_address = found.get(self.peer_id)
+        if isinstance(peer_address, str):
+            self.peer_address = peer_address
+        if address and isinstance(found.get(address), tuple):
+            self.allocation_id = found[address][1]
+        missing = [f'{k}: {in_words(r)}' for k, r in found.items() if isinstance(r, Exception)]
+        if self.peer_address == '':
+            missing.append(f'{self.peer_id}: there is no such instance, so it counts as silent')
+        if address and found.get(address) == (ABSENT, ''):
+            missing.append(f'{address}: there is no such Elastic IP')
+        if missing:
+            self.trouble('learning', f'EC2 does not tell {"; ".join(missing)}: asking again')
+        else:
+            self.trouble_over('learning', 'EC2 has told all that a take-over needs')
+        if not self.rehearsed:
+            self.rehearse()
+        self.learn_attempts += 1
+        self.learn_at = math.inf if self.rehearsed and not missing else self.clock.monotonic() + self.pause(self.learn_attempts, OTHER_RETRY)
+
+    def rehearse(self) -> None:
+        """Make the calls of a take-over and a restart with DryRun, and log as an error what the role does not allow."""
+        results = self.ask_ec2(rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id))
+        self.rehearsed = bool(results) and all(has_answered(r) for r in results.values())
+        for name, result in results.items():
+            if self.rehearsed and code_of(result) in DENIED:
+                self.log.error(f'the role of {self.own_id} does not allow {name}: a failover would fail; attach the '
+                               'policy in iam_policy.json')
+
+    # The loop
+
+    def turn(self) -> None:
+        """Ping once, then do whatever falls due until the next ping."""
+        self.work()
+        self.ping_once()
+        while True:
+            self.work()
+            now = self.clock.monotonic()
+            if now >= self.next_ping_at:
+                return
+            due = [self.next_ping_at, self.look_at, self.learn_at] + ([self.claim.due_at] if self.claim else [])
+            self.clock.sleep(max(0.001, min(due) - now))
+
+    def work(self) -> None:
+        if self.clock.monotonic() >= self.learn_at:
+            self.learn()
+        if self.claim and self.clock.monotonic() >= self.claim.due_at:
+            self.work_on_claim()
+        if self.clock.monotonic() >= self.look_at:
+            self.look()
+        if self.can_judge():
+            self.judge()
+
+    def ping_once(self) -> None:
+        """Ping the peer, beside the question to EC2 if the next miss may decide something, and note the outcome."""
+        if self.must_ask():
+            self.ask_states(meanwhile=self.send_ping)
+        else:
+            self.send_ping()
+        now = self.clock.monotonic()
+        if self.replied:
+            if not self.heard:
+                self.log.info(f'{self.peer_id} answers')
+            self.heard = True
+            if self.misses >= self.settings.num_pings:
+                self.end_silence()
+            self.misses = 0
+        else:
+            self.misses = self.misses + 1 if self.replied is False else 0
+            if self.misses == self.threshold:
+                self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once EC2 answers')
+        pause = self.settings.wait_between_pings if self.replied else 0.0 if self.replied is False else 1.0
+        self.next_ping_at = now + pause
+
+    def send_ping(self) -> None:
+        """Ping and set `replied`; a ping during which this process was suspended tells nothing."""
+        self.pinged_at = self.clock.monotonic()
+        timeout = self.settings.ping_timeout
+        try:
+            if self.peer_address:
+                self.replied = self.ping(self.peer_address)
+                self.trouble_over('ping', f'pings to {self.peer_id} leave this host again')
+            elif self.peer_address == '':
+                self.replied = False
+                self.clock.sleep(timeout)
+            else:
+                self.replied = None
+        except OwnFault as fault:
+            self.replied = None
+            self.trouble('ping', f'a ping to {self.peer_id} could not leave this host ({fault}): trying again')
+        if self.clock.monotonic() - self.pinged_at > timeout + 1.0:
+            self.states = None
+            self.replied = self.replied or None
+
+    def end_silence(self) -> None:
+        """Note that the peer answers again; the address may have moved meanwhile, and with it every connection died."""
+        self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: ' + (
+            'it is being restarted all the same' if self.left_stopped else
+            'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
+            'primary)'))
+        self.close_connections()
+        self.aside_at = -math.inf
+        self.said = ''
+        self.kept_at = None
+        self.judge_at = -math.inf
+        self.look_at = min(self.look_at, self.clock.monotonic() + (SOON if self.primary else LOOK_AFTER_CHANGE))
+
+    # EC2
+
+    def ask_ec2(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None
+                ) -> Dict[str, Any]:
+        """Make the calls side by side, each within the deadline, on connections that can still be alive."""
+        if self.clock.monotonic() - self.called_at > IDLE_CONNECTION:
+            self.close_connections()
+        if self.client is None:
+            made = self.run_together({'client': lambda: self.connect(
+                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE)['client']
+            if isinstance(made, Exception):
+                self.trouble('EC2', f'no EC2 client could be made ({in_words(made)}): trying again')
+                if meanwhile:
+                    meanwhile()
+                return dict.fromkeys(calls, made)
+            self.client = made
+        results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
+                                    CALL_DEADLINE, meanwhile)
+        self.called_at = self.clock.monotonic()
+        silent = [r for r in results.values() if not has_answered(r)]
+        if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
+            self.client = None  # a client that was made without credentials never gets any
+        if silent and len(silent) == len(results):
+            self.close_connections()
+            self.trouble('EC2', f'EC2 does not answer this monitor ({in_words(silent[0])}): it decides nothing')
+        elif results:
+            self.trouble_over('EC2', 'EC2 answers this monitor')
+        return results
+
+    def close_connections(self) -> None:
+        """Drop the pooled connections, which a move of the public address kills without a word."""
+        if self.client is not None:
+            self.client.close()
+
+    def ask_states(self, meanwhile: Optional[Callable[[], None]] = None) -> None:
+        """Ask EC2 for both instances and, where it matters, for who holds; without an answer both are None."""
+        calls: Dict[str, Call] = {'states': lambda client: describe_states(client, self.own_id, self.peer_id)}
+        if meanwhile and (self.primary or self.remembered == SELF) and not (
+                self.states and self.states.peer in ('pending', 'shutting-down', 'terminated', 'gone')):
+            calls.update(self.looks())
+        before = self.states
+        results = self.ask_ec2(calls, meanwhile)
+        if code_of(results['states']) == 'InvalidInstanceID.NotFound':  # which of the two?
+            results.update(self.ask_ec2({self.own_id: lambda client: describe_states(client, self.own_id),
+                                         self.peer_id: lambda client: describe_states(client, self.peer_id)}))
+        now = self.clock.monotonic()
+        self.states = self.read_states(results, now)
+        self.holders = self.read_looks(results)
+        if self.states is None:
+            return
+        if self.states.peer not in (None, 'running'):
+            self.heard = False
+            if self.states.peer == 'stopping' and self.stopping_at is None:
+                self.stopping_at = now
+        if self.states.peer != 'stopping' and self.states.peer is not None:
+            self.stopping_at = None
+        if before and before.peer != self.states.peer:
+            self.said = ''
+
+    def read_states(self, results: Dict[str, Any], now: float) -> Optional[States]:
+        """Put EC2's answers, of one call or of one for each instance, into States; None if there was no answer."""
+        known: Dict[str, Tuple[str, str]] = {}
+        error = 'nothing about it'
+        answered = False
+        for name in ('states', self.own_id, self.peer_id):
+            result = results.get(name)
+            if isinstance(result, dict):
+                known.update(result)
+            elif code_of(result) == 'InvalidInstanceID.NotFound' and name != 'states':
+                known[name] = ('gone', '')
+            elif isinstance(result, Exception):
+                error = in_words(result)
+            answered = answered or result is not None and has_answered(result)
+        if not answered:
+            return None
+        own, peer = known.get(self.own_id), known.get(self.peer_id)
+        return States(now, own[0] if own else None, peer[0] if peer else None, peer[1] if peer else '', error)
+
+    # Look
+
+    def looks(self) -> Dict[str, Call]:
+        """Return the calls that tell who holds what."""
+        address = self.settings.elastic_ip
+        calls: Dict[str, Call] = {'tables': lambda client: describe_tables(
+            client, self.settings.route_table_ids, self.own_id, self.peer_id)}
+        if address:
+            calls['address'] = lambda client: describe_address(client, address, self.own_id, self.peer_id)
+        return calls
+
+    def read_looks(self, results: Dict[str, Any]) -> Optional[Dict[str, str]]:
+        """Return by part who holds it, and note what follows for a stop; None if part of the answer is missing."""
+        if any(isinstance(results.get(name, NoAnswer()), Exception) for name in self.looks()):
+            return None
+        holders: Dict[str, str] = dict(results['tables'])
+        if self.settings.elastic_ip:
+            holders[self.settings.elastic_ip], allocation_id = results['address']
+            self.allocation_id = allocation_id or self.allocation_id
+        foreign = {part for part, holder in holders.items() if holder == OTHER}
+        for part in sorted(foreign - self.foreign):
+            self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
+                             'the primary starts')
+        self.foreign = foreign
+        if not any(holders[table] == PEER for table in self.settings.route_table_ids):
+            self.kept_at = None
+        elif self.kept_at is None:
+            self.kept_at = self.clock.monotonic()
+        return holders
+
+    def look(self) -> None:
+        """See who holds what and remember it; claim what is missing, or what lies apart."""
+        self.look_at = self.clock.monotonic() + LOOK_INTERVAL
+        if self.claim:  # it looks for itself
+            return
+        results = self.ask_ec2(self.looks())
+        holders = self.read_looks(results)
+        if holders is None:
+            failed = next(r for r in results.values() if isinstance(r, Exception))
+            self.trouble('look', f'EC2 does not tell who holds tables and address ({in_words(failed)}): looking again')
+            self.look_at = self.clock.monotonic() + self.chance.uniform(SOON, OTHER_RETRY)
+            return
+        self.trouble_over('look', 'EC2 tells who holds tables and address')
+        ours = {p: h for p, h in holders.items() if h not in (OTHER, ABSENT)}
+        found = set(ours.values())
+        if not found or found == {SELF} or found == {PEER}:
+            self.split_seen = False
+            self.remember(found)
+        elif self.primary or self.split_seen:
+            self.claim_rest([part for part, holder in ours.items() if holder != SELF])
+        else:
+            self.split_seen = True
+            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+
+    def remember(self, found: Set[str]) -> None:
+        """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
+        holder = next(iter(found), None)
+        if holder == SELF or holder == PEER and not (self.primary and self.misses):
+            if holder != self.remembered:
+                self.log.info(f'{self.own_id if holder == SELF else self.peer_id} holds tables and address')
+            self.remembered = holder
+
+    def claim_rest(self, parts: List[str]) -> None:
+        """Claim, once, parts that lie apart from the others or nowhere; the next look tells what became of it."""
+        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        self.split_seen = False
+        if not self.may_claim():
+            return
+        self.log.warning(f'{" and ".join(parts)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
+        self.claim_parts(parts)
+
+    # Claim
+
+    def may_claim(self) -> bool:
+        """Tell whether this instance may claim while the peer may be well: EC2 calls it running, and it forwards."""
+        if not self.states or self.clock.monotonic() - self.states.received_at > ANSWER_LIFETIME:
+            self.ask_states()
+        if self.states is None:
+            return False
+        if self.states.own not in (None, 'running'):
+            self.trouble('own state', f'EC2 calls {self.own_id} {self.states.own}: it claims nothing until it runs')
+            return False
+        self.trouble_over('own state', f'EC2 calls {self.own_id} running')
+        if not self.forwards():
+            self.trouble('forwarding', f'{self.own_id} does not forward (net.ipv4.ip_forward is 0): it claims nothing '
+                                       'until it does')
+            return False
+        self.trouble_over('forwarding', f'{self.own_id} forwards')
+        return True
+
+    def claim_parts(self, parts: List[str]) -> Dict[str, Any]:
+        """Claim all these tables at once, then the address; return by part what came back.
+
+        Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
+        """
+        tables = [part for part in parts if part != self.settings.elastic_ip]
+        results = self.ask_ec2({table: functools.partial(claim_table, table_id=table, instance_id=self.own_id)
+                                for table in tables})
+        if self.settings.elastic_ip in parts and (not tables or any(map(has_answered, results.values()))):
+            results.update(self.ask_ec2({self.settings.elastic_ip: self.claim_address}))
+            self.close_connections()
+        now = self.clock.monotonic()
+        for part, result in results.items():
+            if isinstance(result, Exception):
+                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again')
+            else:
+                self.troubles.pop(part, None)
+                self.log.info(f'{part} is at {self.own_id} now')
+                self.claimed_at = now
+                self.moved |= {part} & set(tables)
+        self.look_at = now + LOOK_AFTER_CHANGE
+        return results
+
+    def claim_address(self, client: Any) -> None:
+        address = self.settings.elastic_ip
+        assert address is not None
+        if not self.allocation_id:
+            self.allocation_id = describe_address(client, address, self.own_id, self.peer_id)[1]
+        if not self.allocation_id:
+            raise ClientError({'Error': {'Code': 'InvalidAddress.NotFound',
+                                         'Message': f'there is no Elastic IP {address}'}}, 'DescribeAddresses')
+        client.associate_address(AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
+
+    def work_on_claim(self) -> None:
+        """Make one attempt at the claim under way, and set when the next one is due; end it when all is here."""
+        claim = self.claim
+        assert claim is not None
+        claim.due_at = self.clock.monotonic() + 1.0
+        if claim.at_start and not self.may_claim():
+            return
+        if claim.attempts and (claim.moved or claim.unsure) and not self.compare(claim):
+            return
+        if claim.attempts and not claim.at_start and self.misses == 0 and not claim.moved:
+            self.log.warning(f'{self.peer_id} answers and nothing has been moved: the take-over is given up')
+            self.claim = None
+            return
+        results = self.claim_parts(claim.todo)
+        claim.attempts += 1
+        for part in list(claim.todo):
+            if part in results and not isinstance(results[part], Exception):
+                claim.todo.remove(part)
+                claim.moved.add(part)
+        claim.unsure = {part for part in claim.todo if part in results and not has_answered(results[part])}
+        claim.tried = claim.tried or all(part in results and has_answered(results[part]) for part in claim.todo)
+        self.finish(claim)
+        claim.due_at = self.clock.monotonic() + self.pause(claim.attempts, CLAIM_RETRY)
+
+    def compare(self, claim: Claim) -> bool:
+        """Ask EC2 where the parts of an unfinished claim are; tell whether there is still something to claim."""
+        holders = self.read_looks(self.ask_ec2(self.looks()))
+        if holders is None:
+            return True
+        if not claim.at_start and any(holders[part] == PEER for part in claim.moved):
+            self.log.warning(f'{self.peer_id} has taken back what had been moved: the take-over is given up')
+            self.claim = None
+            self.remembered = PEER
+            return False
+        here = {part for part in claim.unsure if holders[part] == SELF}
+        for part in sorted(here):
+            self.log.info(f'{part} is at {self.own_id} now, though EC2\'s answer was lost')
+            self.troubles.pop(part, None)
+            self.claimed_at = self.clock.monotonic()
+        claim.moved |= here
+        self.moved |= here & set(self.settings.route_table_ids)
+        claim.todo = [part for part in claim.todo if part not in here]
+        claim.unsure = set()
+        self.finish(claim)
+        return self.claim is not None
+
+    def finish(self, claim: Claim) -> None:
+        if not claim.todo:
+            self.claim = None
+            self.remembered = SELF
+
+    # Judge and act
+
+    @property
+    def threshold(self) -> int:
+        """Misses in a row that make the peer silent: the primary is in no hurry."""
+        return self.settings.num_pings * (2 if self.primary else 1)
+
+    def must_ask(self) -> bool:
+        """Tell whether the next miss may decide something, or a restart has a step to make, and EC2 must be asked."""
+        if self.clock.monotonic() < self.judge_at or not (self.left_stopped or self.misses + 2 >= self.threshold):
+            return False
+        return not self.is_fresh(spare=self.settings.ping_timeout)
+
+    def is_fresh(self, spare: float = 0.0) -> bool:
+        """Tell whether EC2's latest answer can still serve a decision `spare` seconds from now."""
+        lifetime = max(ANSWER_LIFETIME, 3 * self.settings.ping_timeout)
+        return self.states is not None and self.clock.monotonic() + spare - self.states.received_at <= lifetime
+
+    def can_judge(self) -> bool:
+        """Tell whether EC2 has answered and, unless the peer answers, a ping sent after that was missed."""
+        if self.clock.monotonic() < self.judge_at or not self.is_fresh() or self.replied is None:
+            return False
+        if self.claim and not self.claim.at_start and not self.claim.tried:
+            return False
+        if self.replied:
+            return self.left_stopped
+        assert self.states is not None
+        return self.misses >= self.threshold and self.states.received_at <= self.pinged_at
+
+    def situation(self) -> Situation:
+        now, states, settings = self.clock.monotonic(), self.states, self.settings
+        assert states is not None
+        holder, complete, lost = None, False, False
+        if self.holders is not None:
+            at_peer = {t for t in settings.route_table_ids if self.holders[t] == PEER}
+            holder = PEER if at_peer else SELF
+            complete = all(h in (SELF, OTHER, ABSENT) for h in self.holders.values())
+            lost = bool(at_peer & self.moved)
+        recent = [at for at in self.stops if now - at < STOPS_REMEMBERED]
+        spacing = min(LONGEST_STOP_SPACING, settings.wait_for_instance_start * 2 ** max(0, len(recent) - 1))
+        return Situation(
+            primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
+            error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
+            holder=holder, complete=complete, lost=lost, since_aside=now - self.aside_at,
+            since_claim=now - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
+            stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
+            kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
+            until_next_stop=spacing - (now - recent[-1]) if recent else 0.0)
+
+    def judge(self) -> None:
+        """Decide what to do about the peer, say so when it is news, and do it."""
+        decision = decide(self.situation(), self.settings)
+        self.judge_at = self.clock.monotonic() + decision.again
+        if decision.why != self.said:
+            self.said = decision.why
+            level = logging.INFO if decision.act == BACK else logging.WARNING
+            self.log.log(level, f'{self.peer_id} {decision.why}' if not decision.why.startswith('EC2')
+                         else f'{self.peer_id} is silent: {decision.why}')
+        self.act(decision.act)
+        self.states = None  # each step asks for itself
+
+    def act(self, what: str) -> None:
+        now = self.clock.monotonic()
+        if what == TAKE_OVER:
+            self.take_over()
+        elif what == STAND_ASIDE:
+            if now - self.aside_at > 2 * self.settings.wait_for_instance_stop:
+                self.aside_at = now
+        elif what == WATCH:
+            self.remembered = PEER
+            self.misses = 0
+        elif what == BACK:
+            self.left_stopped = False
+        elif what in (STOP, FORCE):
+            self.stop(force=what == FORCE)
+        elif what == START:
+            self.start()
+
+    def take_over(self) -> None:
+        """Claim all that the last look did not see at something outside the pair; what fails is tried again."""
+        held = self.holders or {}
+        todo = [part for part in self.settings.parts
+                if part not in self.foreign and not (self.primary and held.get(part) == SELF)]
+        self.moved = set()
+        self.aside_at = -math.inf
+        if not self.forwards():
+            self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the same')
+        if todo:
+            self.claim = Claim(False, todo, due_at=self.clock.monotonic())
+            self.work_on_claim()
+        self.judge_at = -math.inf
+
+    def stop(self, force: bool) -> None:
+        """Stop the peer; whether the answer came or not, it may be stopping now."""
+        result = self.ask_ec2({'stop': lambda client: client.stop_instances(
+            InstanceIds=[self.peer_id], **({'Force': True} if force else {}))})['stop']
+        now = self.clock.monotonic()
+        if not self.failed('stopped', result):
+            self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
+                             'stopped')
+        if not code_of(result):
+            if not force:
+                self.stops.append(now)
+                self.stopped_at = now
+            self.stopping_at = now
+            self.left_stopped = True
+
+    def start(self) -> None:
+        """Claim once more, as a stopped peer cannot contest it, then start the peer."""
+        if not self.primary:
+            self.take_over()
+        result = self.ask_ec2({'start': lambda client: client.start_instances(InstanceIds=[self.peer_id])})['start']
+        self.judge_at = self.clock.monotonic() + SOON
+        if self.failed('started', result):
+            self.judge_at = self.clock.monotonic() + (LATER if code_of(result) else SOON)
+            return
+        self.started_at = self.clock.monotonic()
+        self.heard = False
+        self.log.info(f'{self.peer_id} is being started: waiting for its answer')
+
+    def failed(self, what: str, result: Any) -> bool:
+        if isinstance(result, Exception):
+            self.trouble(what, f'{self.peer_id} could not be {what} ({in_words(result)}): trying again')
+            return True
+        self.troubles.pop(what, None)
+        return False
+
+    # Words and pauses
+
+    def pause(self, attempts: int, longest: float) -> float:
+        """Return the seconds until the next attempt: the first at once, then full jitter."""
+        return float(self.chance.uniform(0.0, min(longest, 0.25 * 2.0 ** min(attempts, 16)))) if attempts > 1 else 0.0
+
+    def trouble(self, about: str, words: str) -> None:
+        """Log a lasting failure when it begins, when it changes, and once a minute."""
+        now = self.clock.monotonic()
+        since, logged_at, logged = self.troubles.get(about, (now, -math.inf, ''))
+        if words != logged or now - logged_at >= 60.0:
+            self.log.warning(words)
+            logged_at = now
+        self.troubles[about] = (since, logged_at, words)
+
+    def trouble_over(self, about: str, words: str) -> None:
+        if about in self.troubles:
+            since = self.troubles.pop(about)[0]
+            self.log.info(f'{words}, after {self.clock.monotonic() - since:.0f} s')
+
+
+# The check ------------------------------------------------------------------------------------------------------------
+
+FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
+PROFILE = 'NAT_Monitor'    # the instance profile and the tag that iam_policy.json asks for
+TAG = 'nat_monitor'
+OWN_WORK = 0.2             # s of an outage that are neither waiting nor EC2's
+CRON_FILES = ('etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
+MASQUERADES = re.compile(r'.*(?:\b|")(?:masquerade|snat)\b.*', re.IGNORECASE)
+ADD_RULE = {'nft': "nft 'add table ip nat; add chain ip nat postrouting { type nat hook postrouting priority 100; }; "
+                   'add rule ip nat postrouting oifname != "lo" masquerade\'',
+            'iptables': 'iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE'}
+LIST_RULES = {'nft': ['list', 'ruleset'], 'iptables': ['-w', '2', '-t', 'nat', '-S']}
+
+
+def is_tagged(resource: Dict[str, Any]) -> bool:
+    return {'Key': TAG, 'Value': 'true'} in resource.get('Tags', [])
+
+
+def has_profile(instance: Dict[str, Any]) -> bool:
+    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+
+
+def longest_outage(settings: Settings, call: float, pings: int) -> float:
+    """Return the seconds from a crash just after an answer to the new route; `call` seconds take one EC2 call.
+
+    EC2 is asked beside the last ping but one, so a call that takes longer than a ping delays the deciding one.
+    """
+    return (settings.wait_between_pings + (pings - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
+            + call + OWN_WORK)
+
+
+class Check:
+    """One run of --check: look at all that a failover needs, a line for each, and change nothing.
+
+    The arguments are its doors to the world outside; `root` is the directory that holds /etc, /proc, /run and /var.
+    """
+
+    def __init__(self, *, clock: Any = time, ping: Optional[Callable[[str], bool]] = None, metadata: Any = None,
+                 connect: Callable[[str, int], Any] = connect, forwards: Callable[[], bool] = forwards,
+                 settings_file: str = SETTINGS_FILE, root: str = '/', log: logging.Logger = log) -> None:
+        self.clock = clock
+        self.ping = ping
+        self.metadata = metadata or Metadata()
+        self.connect = connect
+        self.forwards = forwards
+        self.settings_file = settings_file
+        self.root = root
+        self.log = log
+        self.verdicts: Set[str] = set()
+        self.bad_settings = False
+        self.settings: Optional[Settings] = None
+        self.own_id = self.peer_id = self.region = self.role = ''
+        self.client: Any = None
+        self.results: Dict[str, Any] = {}               # of EC2 calls, by the name of the call or the instance
+        self.instances: Dict[str, Dict[str, Any]] = {}  # what EC2 says of those that it knows
+        self.tables: Dict[str, Dict[str, Any]] = {}
+        self.address: Dict[str, Any] = {}
+
+    def run(self) -> int:
+        """Check everything; return the exit code."""
+        self.check_settings()
+        self.check_files()
+        self.check_metadata()
+        if self.settings and self.peer_id:
+            self.check_ec2(self.settings)
+        else:
+            self.say(UNKNOWN, 'EC2', '', 'permissions, instances, route tables, address, ping: not looked at, as that '
+                     'needs valid settings, this instance\'s id and its region', 'mend the lines above, then run: '
+                     'nat_monitor.py --check')
+        self.check_host()
+        return 2 if self.bad_settings else 1 if FAIL in self.verdicts else 0
+
+    def say(self, verdict: str, what: str, about: str, found: str, remedy: str = '') -> None:
+        """Write one line: the verdict, what was looked at, its id, what was found and what to do about it."""
+        self.verdicts.add(verdict)
+        remedy = '' if verdict == FINE or not remedy else f'; {remedy}'
+        self.log.info(f'{verdict:8}{what:24}{about:22}{found}{remedy}')
+
+    def ask(self, calls: Dict[str, Callable[[], Any]], meanwhile: Optional[Callable[[], None]] = None) -> None:
+        self.results.update(run_together(calls, CALL_DEADLINE, meanwhile))
+
+    @property
+    def policy(self) -> str:
+        return (f'run: aws iam put-role-policy --role-name {self.role or PROFILE} --policy-name {PROFILE} '
+                '--policy-document file://iam_policy.json')
+
+    # Settings, files, metadata
+
+    def check_settings(self) -> None:
+        try:
+            self.settings = read_settings(self.settings_file)
+            self.say(FINE, 'settings', '', f'{self.settings_file} is valid')
+        except Refusal as refusal:
+            self.bad_settings = True
+            for fault in refusal.faults:
+                self.say(FAIL, 'settings', '', fault, f'run: nano {self.settings_file}')
+
+    def check_files(self) -> None:
+        """See that nobody but root can write what runs as root, or put another file in its place."""
+        for path in (os.path.abspath(__file__), os.path.abspath(self.settings_file)):
+            path = os.path.realpath(path)
+            faults, remedy = [], ''
+            for one, allowed in ((path, 0), (os.path.dirname(path), stat.S_ISVTX)):
+                try:
+                    status = os.stat(one)
+                except OSError as error:
+                    faults.append(f'{one}: {error.strerror}')
+                    continue
+                if status.st_uid != 0 or status.st_mode & 0o022 and not status.st_mode & allowed:
+                    faults.append(f'{one} belongs to user {status.st_uid} and has mode {status.st_mode & 0o7777:o}')
+                    remedy = f'run: chown root:root {one} && chmod go-w {one}'
+            self.say(FAIL if faults else FINE, 'files', '', '; '.join(faults) or f'only root can write {path}',
+                     remedy or f'run: ls -l {path}')
+
+    def check_metadata(self) -> None:
+        """Ask the metadata service who this is; without id and region EC2 cannot be asked."""
+        names = ('instance-id', 'placement/region', 'iam/security-credentials/')
+        found = run_together({n: lambda n=n: self.metadata.get(n) for n in names}, CALL_DEADLINE)
+        own_id, region, role = (found[n] for n in names)
+        failed = next((r for r in (own_id, region) if isinstance(r, Exception)), None)
+        if failed:
+            self.say(FAIL, 'metadata', '', in_words(failed), 'run, where the AWS CLI is: aws ec2 modify-instance-'
+                     'metadata-options --http-endpoint enabled --http-tokens required --instance-id <this instance>')
+        else:
+            self.own_id, self.region = str(own_id), str(region)
+            self.say(FINE, 'metadata', self.own_id, f'IMDSv2 answers, region {region}')
+        if isinstance(role, str) and role:
+            self.role = role.split()[0]
+            self.say(FINE, 'role', self.own_id, self.role)
+        elif failed:
+            self.say(UNKNOWN, 'role', '', 'needs the metadata service', 'mend the line above')
+        else:
+            self.say(FAIL, 'role', self.own_id, f'this instance has no role ({in_words(role) if role else "none"})',
+                     self.give_profile(self.own_id))
+        if self.settings and self.own_id:
+            try:
+                primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+                self.say(FINE, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
+            except Refusal as refusal:
+                self.bad_settings = True
+                self.say(FAIL, 'this instance', self.own_id, str(refusal), f'run: nano {self.settings_file}')
+
+    def give_profile(self, instance_id: str) -> str:
+        """Return the command that gives the instance the profile which the policy asks for."""
+        if not self.instances.get(instance_id, {}).get('IamInstanceProfile'):
+            return (f'run: aws ec2 associate-iam-instance-profile --instance-id {instance_id} '
+                    f'--iam-instance-profile Name={PROFILE}')
+        return ('run: aws ec2 replace-iam-instance-profile-association --association-id $(aws ec2 describe-iam-'
+                f'instance-profile-associations --filters Name=instance-id,Values={instance_id} --query '
+                "'IamInstanceProfileAssociations[0].AssociationId' --output text) "
+                f'--iam-instance-profile Name={PROFILE}')
+
+    # EC2
+
+    def check_ec2(self, settings: Settings) -> None:
+        """Ask EC2, in three rounds of calls side by side, then tell subject by subject what came back."""
+        pair = (self.own_id, self.peer_id)
+        self.ask({'client': lambda: self.connect(self.region, 2 * len(settings.parts) + 10)})
+        self.client = self.results['client']
+        if isinstance(self.client, Exception):
+            self.say(FAIL, 'EC2', '', f'no client could be made ({in_words(self.client)}): permissions, instances, '
+                     'tables, address and ping not looked at', 'run: pip install --upgrade boto3')
+            return
+        self.ask({
+            **{f'DescribeInstances {i}': lambda i=i: self.client.describe_instances(InstanceIds=[i]) for i in pair},
+            **{f'DescribeInstanceStatus {i}': lambda i=i: describe_states(self.client, i)[i] for i in pair},
+            'DescribeRouteTables': lambda: self.client.describe_route_tables(
+                Filters=[{'Name': 'route-table-id', 'Values': list(settings.route_table_ids)}])['RouteTables'],
+            'DescribeAddresses': lambda: self.client.describe_addresses(
+                Filters=[{'Name': 'public-ip', 'Values': [settings.elastic_ip or '0.0.0.0']}])['Addresses']})
+        for i in pair:
+            if isinstance(self.results[f'DescribeInstances {i}'], dict):
+                self.instances[i] = self.results[f'DescribeInstances {i}']['Reservations'][0]['Instances'][0]
+        if isinstance(self.results['DescribeRouteTables'], list):
+            self.tables = {table['RouteTableId']: table for table in self.results['DescribeRouteTables']}
+        self.address = next(iter(self.results['DescribeAddresses']), {}) if isinstance(
+            self.results['DescribeAddresses'], list) else {}
+        rehearsal = rehearse(self.client, settings, *pair, self.address.get('AllocationId', ''))
+        spots = {i: one['SpotInstanceRequestId'] for i, one in self.instances.items() if one.get('SpotInstanceRequestId')}
+        self.ask({
+            **rehearsal,
+            **{f'stop protection {i}': lambda i=i: self.client.describe_instance_attribute(
+                InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value'] for i in self.instances},
+            **{f'spot {i}': lambda spot=spot: self.client.describe_spot_instance_requests(
+                SpotInstanceRequestIds=[spot])['SpotInstanceRequests'][0].get('Type', 'one-time')
+               for i, spot in spots.items()},
+            'own tables': lambda: self.client.describe_route_tables(Filters=[{
+                'Name': 'association.subnet-id', 'Values': sorted(
+                    {one.get('SubnetId', '') for one in self.instances.values()})}])['RouteTables']})
+        pings: List[Optional[float]] = []
+        self.ask({'one call': self.time_a_call}, lambda: self.send_pings(settings, pings))
+        self.check_permissions(settings, rehearsal)
+        for i in pair:
+            self.check_instance(settings, i)
+        for table_id in settings.route_table_ids:
+            self.check_table(settings, table_id)
+        self.check_address(settings)
+        self.check_ping(settings, pings)
+        self.check_speed(settings)
+
+    def time_a_call(self) -> float:
+        """Return the seconds that one EC2 call takes, successful or not."""
+        started_at = self.clock.monotonic()
+        try:
+            describe_states(self.client, self.own_id)
+        except ClientError:
+            pass
+        return float(self.clock.monotonic() - started_at)
+
+    def check_permissions(self, settings: Settings, rehearsal: Dict[str, Any]) -> None:
+        """Tell of each EC2 call of a failover whether the role may make it."""
+        for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses'):
+            results = [r for name, r in self.results.items() if name.split()[0] == action]
+            denied = next((r for r in results if code_of(r) in DENIED), None)
+            failed = denied or next((r for r in results if not has_answered(r)), None)
+            self.say(FAIL if denied else UNKNOWN if failed else FINE, 'permission', action,
+                     in_words(failed) if failed else 'allowed',
+                     self.policy if denied else 'see that this instance reaches EC2: run: curl -sS '
+                     f'https://ec2.{self.region}.amazonaws.com/')
+        if settings.elastic_ip and not self.address:
+            self.say(UNKNOWN, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, which is not there',
+                     'mend its line below')
+        for name in rehearsal:
+            result = self.results[name]
+            action, _, about = name.partition(' on ')
+            if code_of(result) == 'DryRunOperation':
+                self.say(FINE, 'permission', action, f'allowed on {about}')
+            elif code_of(result) in DENIED:
+                self.say(FAIL, 'permission', action, f'not allowed on {about} ({code_of(result)})',
+                         self.permit(action, about))
+            else:
+                self.say(UNKNOWN, 'permission', action, f'on {about} EC2 answered ' + (
+                    in_words(result) if isinstance(result, Exception) else 'as if it were no rehearsal'),
+                    f'mend what is said of {about} below, then run: nat_monitor.py --check')
+
+    def permit(self, action: str, about: str) -> str:
+        """Return the command that allows the action: the tag or the profile that the policy asks for, or the policy."""
+        needs_profile = self.own_id if action == 'AssociateAddress' else about
+        if needs_profile in self.instances and not has_profile(self.instances[needs_profile]):
+            return self.give_profile(needs_profile)
+        resource = self.tables.get(about) or (self.address if action == 'AssociateAddress' else {})
+        ids = [resource.get('AllocationId', about)]
+        if action == 'AssociateAddress':  # EC2 does not show the tags of the interface here: setting one twice is fine
+            ids += [one['NetworkInterfaceId'] for one in self.instances.get(self.own_id, {})['NetworkInterfaces']]
+        elif not resource or is_tagged(resource):
+            return self.policy
+        command = f'run: aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG},Value=true'
+        return command if not is_tagged(resource) else f'{command} && {self.policy[5:]}'
+
+    # The pair, its tables and its address
+
+    def check_instance(self, settings: Settings, i: str) -> None:
+        """Tell of one of the pair whether it can NAT, be stopped and be started."""
+        one = self.instances.get(i)
+        if one is None:
+            answer = self.results[f'DescribeInstances {i}']
+            self.say(FAIL if code_of(answer).startswith('InvalidInstanceID') else UNKNOWN, 'instance', i,
+                     f'{in_words(answer)}: nothing about it looked at', f'run: nano {self.settings_file}' if code_of(
+                         answer).startswith('InvalidInstanceID') else 'mend the permissions above')
+            return
+
+        def tell(fine: bool, what: str, found: str, remedy: str, otherwise: str = FAIL) -> None:
+            self.say(FINE if fine else otherwise, what, i, found, remedy)
+
+        state, checks = one['State']['Name'], self.results[f'DescribeInstanceStatus {i}']
+        if state != 'running':
+            tell(False, 'state', state, f'run: aws ec2 start-instances --instance-ids {i}')
+        elif isinstance(checks, Exception):
+            tell(False, 'state', f'running, its checks not known ({in_words(checks)})', self.policy, UNKNOWN)
+        else:
+            tell(checks[1] == 'ok', 'state', f'running, checks {checks[1]}',
+                 f'run: aws ec2 reboot-instances --instance-ids {i}' if checks[1] == 'impaired' else
+                 f'run: aws ec2 wait instance-status-ok --instance-ids {i}', FAIL if checks[1] == 'impaired' else WARN)
+        checked = one.get('SourceDestCheck', True)
+        tell(not checked, 'source/dest. check', 'on' if checked else 'off',
+             f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        interfaces = [n['NetworkInterfaceId'] for n in one.get('NetworkInterfaces', [])]
+        extra = [n['Attachment']['AttachmentId'] for n in one.get('NetworkInterfaces', [])
+                 if n['Attachment'].get('DeviceIndex')]
+        tell(len(interfaces) == 1, 'network interface', ', '.join(interfaces) or 'none',
+             f'run: aws ec2 detach-network-interface --attachment-id {" ".join(extra)}')
+        public = one.get('PublicIpAddress')
+        tell(bool(public), 'public address', public or 'none' + (
+            ': it reaches EC2 only through an interface endpoint' if settings.elastic_ip else ''),
+             'run: aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
+             f'{" ".join(interfaces[:1])}', WARN if settings.elastic_ip else FAIL)
+        tell(has_profile(one), 'instance profile', one.get('IamInstanceProfile', {}).get('Arn', 'none'),
+             self.give_profile(i))
+        self.check_stoppable(one, i)
+        group = next((tag['Value'] for tag in one.get('Tags', []) if tag['Key'] == 'aws:autoscaling:groupName'), '')
+        tell(not group, 'Auto Scaling group', f'{group}, which replaces what the peer stops' if group else 'none',
+             f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name {group} '
+             '--should-decrement-desired-capacity')
+
+    def check_stoppable(self, one: Dict[str, Any], i: str) -> None:
+        """Tell whether EC2 can stop this instance at all, and start it again."""
+        protected, spot = self.results[f'stop protection {i}'], self.results.get(f'spot {i}', 'on demand')
+        replace = f'run: aws ec2 describe-instances --instance-ids {i}, and launch another one like it'
+        if one.get('RootDeviceType') != 'ebs':
+            self.say(FAIL, 'can be stopped', i, f'no: its root device is {one.get("RootDeviceType")}',
+                     f'{replace} with an EBS root')
+        elif spot == 'one-time':
+            self.say(FAIL, 'can be stopped', i, 'no: it is a one-time Spot instance', f'{replace} on demand')
+        elif protected is True:
+            self.say(FAIL, 'can be stopped', i, 'no: it has stop protection',
+                     f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop')
+        elif isinstance(protected, Exception) or isinstance(spot, Exception):
+            error = protected if isinstance(protected, Exception) else spot
+            self.say(UNKNOWN, 'can be stopped', i, f'not known: {in_words(error)}', self.policy)
+        else:
+            self.say(FINE, 'can be stopped', i, f'yes: EBS root, {spot}, no stop protection')
+
+    def check_table(self, settings: Settings, table_id: str) -> None:
+        """Tell of one table whom it serves and what a claim would replace in it."""
+        table, answer = self.tables.get(table_id), self.results['DescribeRouteTables']
+        if table is None:
+            error = isinstance(answer, Exception)
+            self.say(UNKNOWN if error else FAIL, 'route table', table_id, in_words(answer) if error else
+                     'does not exist', self.policy if error else f'run: nano {self.settings_file}')
+            return
+        vpcs = {one.get('VpcId') for one in self.instances.values()}
+        self.say(UNKNOWN if not vpcs else FINE if vpcs == {table['VpcId']} else FAIL, 'route table', table_id,
+                 f'in {table["VpcId"]}, the pair in {", ".join(sorted(map(str, vpcs))) or "an unknown VPC"}',
+                 f'run: nano {self.settings_file}' if vpcs else 'mend the permissions above')
+        links, others = table.get('Associations', []), self.results['own tables']
+        subnets = {link['SubnetId'] for link in links if 'SubnetId' in link}
+        main = any(link.get('Main') for link in links)
+        elsewhere = {link.get('SubnetId') for other in others for link in other['Associations']} if isinstance(
+            others, list) else set()
+        own = {str(one.get('SubnetId')) for one in self.instances.values()}
+        own &= subnets | (own - elsewhere if main else set())
+        if own:
+            self.say(FAIL, 'subnets', table_id, f'the pair\'s own {", ".join(sorted(own))} uses it: the NAT instance '
+                     'would route to itself', f'run: aws ec2 describe-route-tables --filters Name=vpc-id,Values='
+                     f'{table["VpcId"]}, then, with the table of the internet gateway: aws ec2 associate-route-table '
+                     f'--subnet-id {sorted(own)[0]} --route-table-id <that table>')
+        else:
+            served = ', '.join(sorted(subnets) + ['those without a table of their own'] * main)
+            self.say(FINE if served else FAIL, 'subnets', table_id, served or 'none: it serves nobody', 'run: aws ec2 '
+                     f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
+        route = default_route(table)
+        target = next((str(v) for k, v in route.items() if k.endswith(('Id', 'Arn')) and k not in (
+            'InstanceOwnerId', 'DestinationPrefixListId', 'NetworkInterfaceId')), route.get('NetworkInterfaceId', ''))
+        self.tell_holder('default route', table_id, target, 'blackhole: ' if route.get('State') == 'blackhole' else '',
+                         f'aws ec2 describe-route-tables --route-table-ids {table_id}')
+
+    def check_address(self, settings: Settings) -> None:
+        wanted, answer = settings.elastic_ip, self.results['DescribeAddresses']
+        if not wanted:
+            self.say(FINE, 'Elastic IP', '', 'ELASTIC_IP is None: there is none to move')
+        elif isinstance(answer, Exception):
+            self.say(UNKNOWN, 'Elastic IP', wanted, in_words(answer), self.policy)
+        elif not answer:
+            self.say(FAIL, 'Elastic IP', wanted, f'there is none in {self.region}', 'run: aws ec2 describe-addresses, '
+                     f'or aws ec2 allocate-address, then: nano {self.settings_file}')
+        else:
+            holder = answer[0].get('InstanceId') or answer[0].get('NetworkInterfaceId') or answer[0].get('AssociationId')
+            self.tell_holder('Elastic IP', wanted, holder or '', '', f'aws ec2 describe-addresses --public-ips {wanted}')
+
+    def tell_holder(self, what: str, about: str, holder: str, state: str, look: str) -> None:
+        """Tell who holds a table or the address; what is held outside the pair is somebody's choice, or a mistake."""
+        name = {self.own_id: 'this instance', self.peer_id: 'the peer', '': 'nobody'}.get(holder, '')
+        if name and not state:
+            self.say(FINE, what, about, f'at {holder + ", " if holder else ""}{name}')
+        else:
+            self.say(WARN, what, about, f'{state}at {holder}{f", {name}" if name else " outside the pair"}, which the '
+                     'primary\'s monitor replaces when it starts', f'if that is not meant, run: {look}, and take it '
+                     f'out of {self.settings_file}')
+
+    # Ping, speed, this host
+
+    def send_pings(self, settings: Settings, pings: List[Optional[float]]) -> None:
+        """Ping the peer NUM_PINGS times; append the seconds to each answer, or None."""
+        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress')
+        ping = self.ping or Ping(settings.ping_timeout)
+        try:
+            for _ in range(settings.num_pings if address else 0):
+                started_at = self.clock.monotonic()
+                pings.append(self.clock.monotonic() - started_at if ping(str(address)) else None)
+        except OwnFault as fault:
+            self.results['own fault'] = fault
+
+    def check_ping(self, settings: Settings, pings: List[Optional[float]]) -> None:
+        peer = self.instances.get(self.peer_id, {})
+        answers = [p for p in pings if p is not None]
+        times = ', '.join(f'{p * 1000:.1f}' for p in answers)
+        if 'own fault' in self.results:
+            self.say(FAIL, 'ping', self.peer_id, f'could not leave this host ({self.results["own fault"]})',
+                     f'run: ip route get {peer.get("PrivateIpAddress")}')
+        elif not pings:
+            self.say(UNKNOWN, 'ping', self.peer_id, 'needs its private address, which EC2 did not tell',
+                     'mend its lines above')
+        elif len(answers) == settings.num_pings:
+            self.say(FINE, 'ping', self.peer_id, f'{peer["PrivateIpAddress"]} answers {len(answers)} of {len(pings)} '
+                     f'pings after {times} ms')
+        else:
+            found = f'{peer["PrivateIpAddress"]} answers {len(answers)} of {len(pings)} pings'
+            state = self.results[f'DescribeInstanceStatus {self.peer_id}']
+            if answers or not isinstance(state, tuple) or state[0] != 'running':
+                self.say(FAIL, 'ping', self.peer_id, found, 'see its state above, then run: '
+                         f'ping -c 20 {peer["PrivateIpAddress"]}')
+                return
+            theirs, ours = (self.groups(i) for i in (self.peer_id, self.own_id))
+            self.say(FAIL, 'ping', self.peer_id, f'{found}, but EC2 calls it running with checks {state[1]}: look at '
+                     f'its {", ".join(theirs)} and {", ".join(ours)} here, which must let ping in', '; '.join(
+                         f'run: aws ec2 authorize-security-group-ingress --group-id {group} --ip-permissions '
+                         f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={source}}}]'"
+                         for group, source in ((theirs[0], ours[0]), (ours[0], theirs[0]))))
+
+    def groups(self, i: str) -> List[str]:
+        """Return the ids of the instance's security groups."""
+        found = self.instances.get(i, {})
+        return [g['GroupId'] for n in [found, *found.get('NetworkInterfaces', [])[:1]]
+                for g in n.get('SecurityGroups', n.get('Groups', []))] or ['<security group>']
+
+    def check_speed(self, settings: Settings) -> None:
+        call = self.results['one call']
+        if isinstance(call, Exception):
+            self.say(UNKNOWN, 'longest outage', '', f'needs the time of an EC2 call ({in_words(call)})',
+                     'mend the permissions above')
+            return
+        first, second = (longest_outage(settings, call, n * settings.num_pings) for n in (1, 2))
+        self.say(FINE if call < settings.ping_timeout else WARN, 'longest outage', '',
+                 f'{first:.1f} s if the primary dies, {second:.1f} s if the secondary dies while it serves: '
+                 f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {settings.num_pings} or '
+                 f'{2 * settings.num_pings} x PING_TIMEOUT {settings.ping_timeout:g}, EC2 call {call:.2f}, own work '
+                 f'{OWN_WORK}', f'EC2 answers more slowly than PING_TIMEOUT; run: nano {self.settings_file}')
+
+    def check_host(self) -> None:
+        """Look at forwarding, masquerading, the cron job and the monitor of this host."""
+        on = self.forwards()
+        self.say(FINE if on else FAIL, 'forwarding', '', f'net.ipv4.ip_forward is {1 if on else 0}',
+                 "run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system")
+        self.check_masquerading()
+        self.check_cron()
+        try:
+            with open(os.path.join(self.root, LOCK_FILE[1:])) as file:
+                pid = file.read().strip()
+            with open(os.path.join(self.root, f'proc/{pid}/comm')) as file:
+                runs = file.read().strip() == 'nat_monitor.py'
+        except OSError:
+            runs = False
+        start = 'run: nohup /usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1 &'
+        if runs and is_suspended(pid):
+            self.say(FAIL, 'monitor', '', f'suspended, pid {pid}', f'run: kill -CONT {pid}')
+        else:
+            self.say(FINE if runs else WARN, 'monitor', '', f'runs, pid {pid}' if runs else 'does not run', start)
+
+    def check_masquerading(self) -> None:
+        """Look for a rule that masquerades, in nftables, then in iptables, whichever is there."""
+        found = 'neither nft nor iptables is there'
+        verdict, add = UNKNOWN, 'run: apt-get install nftables || dnf install nftables'
+        for tool, arguments in LIST_RULES.items():
+            path = shutil.which(tool, path=f'{os.environ.get("PATH", os.defpath)}:/usr/sbin:/sbin')
+            if not path or verdict == FINE:
+                continue
+            try:
+                listing = subprocess.run([path, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                         timeout=5, check=True).stdout
+            except (OSError, subprocess.SubprocessError) as error:
+                found, add = f'{tool} does not list its rules ({error})', f'run: {tool} {" ".join(arguments)}'
+                continue
+            rule = MASQUERADES.search(listing)
+            verdict = FINE if rule else FAIL
+            found = f'{tool}: {rule.group().strip()}' if rule else 'no masquerade or SNAT rule'
+            add = add if verdict == FAIL and add.startswith('run: nft ') else f'run: {ADD_RULE[tool]}'
+        self.say(verdict, 'masquerading', '', found, add)
+
+    def check_cron(self) -> None:
+        """Look for the job that starts the monitor at boot, and whether cron would accept its file."""
+        folder = os.path.join(self.root, 'etc/cron.d')
+        names = [os.path.join('etc/cron.d', n) for n in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
+        remedy = 'run: install -o root -g root -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'
+        faults = []
+        for name in names + list(CRON_FILES):
+            path = os.path.join(self.root, name)
+            try:
+                with open(path) as file:
+                    text, status = file.read(), os.fstat(file.fileno())
+            except (OSError, UnicodeDecodeError):
+                continue
+            user = r'root\s+' if name.startswith('etc/') else ''
+            job = re.search(rf'^[ \t]*@reboot\s+{user}(?:\S+\s+)*?(/?\S*nat_monitor\.py)\b', text, re.MULTILINE)
+            if not job:
+                continue
+            fault = ('has a name that cron ignores' if name in names and not re.fullmatch(
+                r'[\w-]+', os.path.basename(name), re.ASCII)
+                     else 'does not end with a newline' if not text.endswith('\n')
+                     else f'belongs to user {status.st_uid}' if status.st_uid
+                     else f'has mode {status.st_mode & 0o7777:o}' if status.st_mode & (0o022 | 0o111 * (name in names))
+                     else f'starts {job[1]}, which cannot be executed' if not os.access(job[1], os.X_OK) else '')
+            if not fault:
+                self.say(FINE, 'cron job', '', f'/{name}: {job.group().strip()}')
+                return
+            faults.append(f'/{name} {fault}')
+        self.say(FAIL, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot', remedy)
+
+
+# The program ----------------------------------------------------------------------------------------------------------
+
+class LineHandler(logging.Handler):
+    """Write each record to standard output as one line at once; a line that cannot be written is dropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(sys.stdout.fileno(), (self.format(record) + '\n').encode(errors='replace'))
+        except (OSError, AttributeError):  # disk full, closed pipe; there is no standard output
+            pass
+
+
+def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> None:
+    handler = LineHandler()
+    handler.setFormatter(logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ'))
+    handler.formatter.converter = time.gmtime  # type: ignore[union-attr]
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
+
+
+def take_lock(path: str = LOCK_FILE) -> int:
+    """Take the lock for the life of this process and return its descriptor; raise Refusal if a monitor has it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchmod(lock, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(lock, 20).decode(errors='replace').strip() or 'unknown'
+        raise Refusal(f'a monitor already runs with pid {pid}{" (suspended)" if is_suspended(pid) else ""}: '
+                      'this one ends', exit_code=1)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
+    return lock
+
+
+def is_suspended(pid: str) -> bool:
+    """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] in ('T', 't')
+    except OSError:
+        return False
+
+
+def write_proc(path: str, text: str) -> None:
+    """Write to /proc/self, best effort: it matters little where it is not allowed."""
+    try:
+        with open(path, 'w') as file:
+            file.write(text)
+    except OSError:
+        pass
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the monitor until a signal ends it; return the exit code of what keeps it from running."""
+    parser = argparse.ArgumentParser(prog='nat_monitor.py', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
+    parser.add_argument('--check', action='store_true', help=argparse.SUPPRESS)
+    check = parser.parse_args(argv).check
+    start_log(*['%(message)s'] if check else [])
+    monitor: Optional[Monitor] = None
+
+    def end(number: int, _: Any) -> None:
+        left = f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it' if (
+            monitor and monitor.left_stopped) else ''
+        log.info(f'ended by {signal.Signals(number).name}{left}')
+        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever interpreter started this
+    try:
+        if MISSING_PACKAGE:
+            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: install boto3 and requests for '
+                          f'{sys.executable}')
+        if os.geteuid() != 0:
+            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping through a raw socket')
+        if check:
+            return Check().run()
+        settings = read_settings()
+        lock = take_lock()
+        write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
+        monitor = Monitor(settings)
+        monitor.run()
+        os.close(lock)
+    except Refusal as refusal:
+        for fault in refusal.faults:
+            log.error(fault)
+        return refusal.exit_code
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Pinging with real packets, each case in a network namespace of its own."""
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = '''
+import json, os, signal, socket, struct, threading, time
+import nat_monitor as m
+ping = m.Ping(0.4)
+sent = []
+send = ping.send
+def counted(connection):
+    sent.append(time.monotonic())
+    return send(connection)
+ping.send = counted
+def once(address="10.9.9.9"):
+    started = time.monotonic()
+    try:
+        result = ping(address)
+    except m.OwnFault as fault:
+        result = f"fault: {fault}"
+    return [result, time.monotonic() - started]
+def forge(kind, identifier, sequence, source="10.9.9.9"):
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as s:
+        s.bind((source, 0))
+        head = struct.pack("!BBHHH", kind, 0, 0, identifier, sequence)
+        s.sendto(struct.pack("!BBHHH", kind, 0, m.checksum(head), identifier, sequence), ("10.9.9.9", 0))
+'''
+UP = 'ip link set lo up && ip address add 10.9.9.9/32 dev lo && ip address add 10.9.9.8/32 dev lo && '
+MUTE = UP + 'sysctl -q -w net.ipv4.icmp_echo_ignore_all=1 && '
+
+
+def inside(setup: str, script: str) -> Any:
+    """Run the script behind SCRIPT in a new network namespace after the setup, and return what it left in `out`."""
+    user = [] if os.geteuid() == 0 else ['--user', '--map-root-user']
+    probe = subprocess.run(['unshare', *user, '--net', 'true'], stderr=subprocess.PIPE, text=True)
+    if probe.returncode:
+        (pytest.fail if os.environ.get('CI') else pytest.skip)(f'no network namespaces here: {probe.stderr.strip()}')
+    command = setup + 'exec "$0" -c "$1"'
+    script = f'{SCRIPT}{script}\nprint(json.dumps(out))'
+    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT, text=True, timeout=60,
+                          stdout=subprocess.PIPE, env={**os.environ, 'PATH': os.environ['PATH'] + ':/usr/sbin:/sbin'})
+    assert done.returncode == 0
+    return json.loads(done.stdout)
+
+
+def test_a_well_peer_costs_one_packet_and_no_wait() -> None:
+    result, taken, requests = inside(UP, 'ping.timeout = 4.0; out = [*once(), len(sent)]')
+
+    assert result is True and requests == 1 and taken < 4.0
+
+
+def test_silence_is_a_miss_after_four_requests_that_lasts_the_timeout() -> None:
+    result, taken, requests, last = inside(MUTE, 'out = [*once(), len(sent), sent[-1] - sent[0]]')
+
+    assert result is False and requests == 4 and taken >= 0.4 and last >= 0.3
+
+
+def test_an_answer_to_a_later_request_ends_the_ping() -> None:
+    result, requests = inside(MUTE, '''
+ping.timeout = 4.0
+def answer():
+    while len(sent) < 3:
+        time.sleep(0.005)
+    forge(0, ping.identifier, 1)
+threading.Thread(target=answer).start()
+result, _ = once()
+out = [result, len(sent)]
+''')
+
+    assert result is True and requests == 3
+
+
+@pytest.mark.parametrize('reply', [
+    'forge(0, ping.identifier ^ 1, 1)',               # another program's ping
+    'forge(0, ping.identifier, 0)',                   # an earlier request
+    'forge(8, ping.identifier, 1)',                   # a request
+    'forge(0, ping.identifier, 1, "10.9.9.8")',       # from elsewhere
+])
+def test_only_replies_to_these_requests_count(reply: str) -> None:
+    result, _ = inside(MUTE, f'''
+def answer():
+    while not sent:
+        time.sleep(0.005)
+    {reply}
+threading.Thread(target=answer).start()
+out = once()
+''')
+
+    assert result is False
+
+
+def test_a_late_answer_does_not_count_for_the_next_ping() -> None:
+    first, second = inside(MUTE, '''
+first = once()[0]
+late = ping.sequence
+def answer():
+    while len(sent) < 5:
+        time.sleep(0.005)
+    forge(0, ping.identifier, late)
+threading.Thread(target=answer).start()
+out = [first, once()[0]]
+''')
+
+    assert first is False and second is False
+
+
+def test_host_unreachable_is_a_miss_that_lasts_the_timeout() -> None:
+    rule = ("nft 'add table ip t; add chain ip t i { type filter hook input priority 0; }; "
+            "add rule ip t i icmp type echo-request reject with icmp host-prohibited' && ")
+    results = inside(UP + rule, 'out = [once(), once()]')
+
+    assert all(result is False and taken >= 0.4 for result, taken in results), results
+
+
+def test_an_unreachable_route_is_a_fault_of_our_own() -> None:
+    result, _ = inside('ip link set lo up && ip route add unreachable 10.9.9.9 && ', 'out = once()')
+
+    assert result == 'fault: No route to host'
+
+
+def test_no_route_is_a_fault_of_our_own() -> None:
+    result, _ = inside('', 'out = once()')
+
+    assert result == 'fault: Network is unreachable'
+
+
+def test_a_request_that_the_own_firewall_drops_is_a_fault_of_our_own() -> None:
+    rule = "nft 'add table ip t; add chain ip t o { type filter hook output priority 0; }; add rule ip t o drop' && "
+    result, _ = inside(UP + rule, 'out = once()')
+
+    assert result == 'fault: Operation not permitted'
+
+
+def test_pinging_recovers_from_a_fault_of_our_own() -> None:
+    first, second = inside('', f'''
+first = once()[0]
+assert os.system("{UP}true") == 0
+out = [first, once()[0]]
+''')
+
+    assert first == 'fault: Network is unreachable' and second is True
+
+
+def test_a_suspended_process_finds_the_answer_that_came_meanwhile() -> None:
+    result, taken = inside(UP, '''
+def suspended(connection):
+    number = counted(connection)
+    time.sleep(1.5)
+    return number
+ping.send = suspended
+out = once()
+''')
+
+    assert result is True and taken >= 1.5
