@@ -64,6 +64,7 @@ EVERYWHERE = '0.0.0.0/0'
 CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
+MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost: then EC2 is asked where it is
 IDLE_CONNECTION = 5.0      # s; an older connection may have died without a FIN when a public address moved
 ANSWER_LIFETIME = 5.0      # s that an answer of EC2 may serve a decision
 LOOK_INTERVAL = 300.0      # s between looks while all is well
@@ -504,7 +505,8 @@ class Situation:
     remembered: Optional[str]     # who held tables and address when this monitor last saw: SELF, PEER or None
     holder: Optional[str]         # who holds the tables now: SELF (or nobody else), PEER; None: EC2 was not asked
     complete: bool                # this instance holds every part that exists
-    lost: bool                    # a table that this monitor had moved is back at the peer
+    lost: bool                    # a table that this monitor had moved, a while ago, is back at the peer
+    claiming: bool = False        # a claim is under way
     since_aside: float = math.inf
     since_claim: float = math.inf
     since_stop: float = math.inf
@@ -543,7 +545,10 @@ def decide(now: Situation, settings: Settings) -> Decision:
                                   'ping); nothing is moved and nobody stopped', LATER)
         if now.peer_state == 'running' and 'insufficient-data' in now.checks:
             return Decision(WAIT, 'has not answered, and EC2 has insufficient data about it: asking again')
-    if not now.primary and now.remembered != SELF:
+    if now.lost:
+        return Decision(WATCH, 'has taken back a table, so it is alive: nobody is stopped, watching it')
+    if not now.primary and (now.remembered != SELF or now.holder == PEER and not now.claiming
+                            and now.since_claim >= SETTLE_BEFORE_STOP):
         return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error}: taking over')
     if now.primary and (now.holder or now.remembered) != SELF:
         if now.remembered == PEER:
@@ -566,7 +571,7 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
     if now.peer_state == 'stopped':
         return Decision(START, 'is stopped: starting it')
     if now.peer_state == 'stopping':
-        if now.stopping_for < wait_stop or now.answers:
+        if now.stopping_for < wait_stop:
             return Decision(WAIT, 'is stopping: waiting until it is stopped')
         return Decision(FORCE, f'has been stopping for {wait_stop:g} s: forcing it')
     if now.peer_state == 'pending':
@@ -577,7 +582,7 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
         if now.since_start < now.since_stop or now.since_stop >= wait_stop:
             return Decision(BACK, 'answers again: watching it')
         return Decision(WAIT, 'answers, and is about to stop: waiting until it is stopped')
-    if now.since_start < wait_start:
+    if not now.heard and now.since_start < wait_start:
         return Decision(WAIT, 'has been started: waiting for its answer')
     if not now.heard and now.checks != 'impaired':
         return Decision(WAIT, f'has only just started (checks: {now.checks}): waiting for its answer', LATER)
@@ -589,8 +594,6 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
                         SETTLE_BEFORE_STOP - now.since_claim)
     if now.holder is None:
         return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2', 0.0)
-    if now.lost:
-        return Decision(WATCH, 'has taken back a table, so it is alive: nobody is stopped, watching it')
     if now.holder == PEER and now.kept_for < wait_stop:
         return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is stopped')
     return Decision(STOP, f'stays silent, EC2 calls it running (checks: {now.checks}): stopping it')
@@ -659,7 +662,7 @@ class Monitor:
 
         self.claim: Optional[Claim] = None
         self.claimed_at = -math.inf
-        self.moved: Set[str] = set()               # tables moved by the latest claim
+        self.moved: Set[str] = set()               # tables taken over in this silence
         self.kept_at: Optional[float] = None       # a table that never came was seen at the peer
         self.judge_at = -math.inf
         self.said = ''
@@ -777,6 +780,8 @@ class Monitor:
             if self.misses >= self.settings.num_pings:
                 self.end_silence()
             self.misses = 0
+            if not self.left_stopped:
+                self.judge_at = -math.inf
         else:
             self.misses = self.misses + 1 if self.replied is False else 0
             if self.misses == self.threshold:
@@ -811,16 +816,18 @@ class Monitor:
             'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
             'primary)'))
         self.close_connections()
+        if not self.primary:
+            self.remembered = None  # a restarted primary claims: until the next look nobody knows
         self.aside_at = -math.inf
         self.said = ''
+        self.moved = set()
         self.kept_at = None
-        self.judge_at = -math.inf
         self.look_at = min(self.look_at, self.clock.monotonic() + (SOON if self.primary else LOOK_AFTER_CHANGE))
 
     # EC2
 
-    def ask_ec2(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None
-                ) -> Dict[str, Any]:
+    def ask_ec2(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None,
+                deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
         """Make the calls side by side, each within the deadline, on connections that can still be alive."""
         if self.clock.monotonic() - self.called_at > IDLE_CONNECTION:
             self.close_connections()
@@ -834,13 +841,14 @@ class Monitor:
                 return dict.fromkeys(calls, made)
             self.client = made
         results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
-                                    CALL_DEADLINE, meanwhile)
+                                    deadline, meanwhile)
         self.called_at = self.clock.monotonic()
         silent = [r for r in results.values() if not has_answered(r)]
         if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
             self.client = None  # a client that was made without credentials never gets any
-        if silent and len(silent) == len(results):
+        if silent:
             self.close_connections()
+        if silent and len(silent) == len(results) and deadline == CALL_DEADLINE:
             self.trouble('EC2', f'EC2 does not answer this monitor ({in_words(silent[0])}): it decides nothing')
         elif results:
             self.trouble_over('EC2', 'EC2 answers this monitor')
@@ -994,17 +1002,18 @@ class Monitor:
         results = self.ask_ec2({table: functools.partial(claim_table, table_id=table, instance_id=self.own_id)
                                 for table in tables})
         if self.settings.elastic_ip in parts and (not tables or any(map(has_answered, results.values()))):
-            results.update(self.ask_ec2({self.settings.elastic_ip: self.claim_address}))
+            results.update(self.ask_ec2({self.settings.elastic_ip: self.claim_address}, deadline=MOVE_DEADLINE))
             self.close_connections()
         now = self.clock.monotonic()
         for part, result in results.items():
             if isinstance(result, Exception):
-                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again')
+                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again'
+                             if has_answered(result) else f'{part}: the answer to its move to {self.own_id} did not '
+                             f'come ({in_words(result)}): asking EC2 where it is')
             else:
                 self.troubles.pop(part, None)
                 self.log.info(f'{part} is at {self.own_id} now')
                 self.claimed_at = now
-                self.moved |= {part} & set(tables)
         self.look_at = now + LOOK_AFTER_CHANGE
         return results
 
@@ -1039,6 +1048,8 @@ class Monitor:
                 claim.moved.add(part)
         claim.unsure = {part for part in claim.todo if part in results and not has_answered(results[part])}
         claim.tried = claim.tried or all(part in results and has_answered(results[part]) for part in claim.todo)
+        if claim.tried and not claim.at_start:
+            self.remembered = SELF  # what failed is tried again beside the restart
         self.finish(claim)
         claim.due_at = self.clock.monotonic() + self.pause(claim.attempts, CLAIM_RETRY)
 
@@ -1047,8 +1058,8 @@ class Monitor:
         holders = self.read_looks(self.ask_ec2(self.looks()))
         if holders is None:
             return True
-        if not claim.at_start and any(holders[part] == PEER for part in claim.moved):
-            self.log.warning(f'{self.peer_id} has taken back what had been moved: the take-over is given up')
+        if any(holders[part] == PEER for part in claim.moved):
+            self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
             self.claim = None
             self.remembered = PEER
             return False
@@ -1058,13 +1069,14 @@ class Monitor:
             self.troubles.pop(part, None)
             self.claimed_at = self.clock.monotonic()
         claim.moved |= here
-        self.moved |= here & set(self.settings.route_table_ids)
         claim.todo = [part for part in claim.todo if part not in here]
         claim.unsure = set()
         self.finish(claim)
         return self.claim is not None
 
     def finish(self, claim: Claim) -> None:
+        if not claim.at_start:
+            self.moved = claim.moved & set(self.settings.route_table_ids)
         if not claim.todo:
             self.claim = None
             self.remembered = SELF
@@ -1078,7 +1090,8 @@ class Monitor:
 
     def must_ask(self) -> bool:
         """Tell whether the next miss may decide something, or a restart has a step to make, and EC2 must be asked."""
-        if self.clock.monotonic() < self.judge_at or not (self.left_stopped or self.misses + 2 >= self.threshold):
+        if self.clock.monotonic() < self.judge_at or not (
+                self.left_stopped or self.misses >= max(1, self.threshold - 2)):
             return False
         return not self.is_fresh(spare=self.settings.ping_timeout)
 
@@ -1106,14 +1119,14 @@ class Monitor:
             at_peer = {t for t in settings.route_table_ids if self.holders[t] == PEER}
             holder = PEER if at_peer else SELF
             complete = all(h in (SELF, OTHER, ABSENT) for h in self.holders.values())
-            lost = bool(at_peer & self.moved)
+            lost = bool(at_peer & self.moved) and now - self.claimed_at >= SETTLE_BEFORE_STOP
         recent = [at for at in self.stops if now - at < STOPS_REMEMBERED]
         spacing = min(LONGEST_STOP_SPACING, settings.wait_for_instance_start * 2 ** max(0, len(recent) - 1))
         return Situation(
             primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
             error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
-            holder=holder, complete=complete, lost=lost, since_aside=now - self.aside_at,
-            since_claim=now - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
+            holder=holder, complete=complete, lost=lost, claiming=self.claim is not None,
+            since_aside=now - self.aside_at, since_claim=now - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
             stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
             kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
             until_next_stop=spacing - (now - recent[-1]) if recent else 0.0)
@@ -1140,6 +1153,7 @@ class Monitor:
         elif what == WATCH:
             self.remembered = PEER
             self.misses = 0
+            self.moved = set()
         elif what == BACK:
             self.left_stopped = False
         elif what in (STOP, FORCE):
@@ -1159,6 +1173,8 @@ class Monitor:
         if todo:
             self.claim = Claim(False, todo, due_at=self.clock.monotonic())
             self.work_on_claim()
+        else:
+            self.remembered = SELF  # nothing of the pair's is to be had
         self.judge_at = -math.inf
 
     def stop(self, force: bool) -> None:
@@ -1220,499 +1236,421 @@ class Monitor:
 # The check ------------------------------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
-PROFILE = 'NAT_Monitor'    # the instance profile and the tag that iam_policy.json asks for
-TAG = 'nat_monitor'
-OWN_WORK = 0.2             # s of an outage that are neither waiting nor EC2's
+PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # what iam_policy.json asks for
+OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
+AGAIN = 'mend the other lines, then run: nat_monitor.py --check'
 CRON_FILES = ('etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-MASQUERADES = re.compile(r'.*(?:\b|")(?:masquerade|snat)\b.*', re.IGNORECASE)
-ADD_RULE = {'nft': "nft 'add table ip nat; add chain ip nat postrouting { type nat hook postrouting priority 100; }; "
-                   'add rule ip nat postrouting oifname != "lo" masquerade\'',
-            'iptables': 'iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE'}
-LIST_RULES = {'nft': ['list', 'ruleset'], 'iptables': ['-w', '2', '-t', 'nat', '-S']}
+CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*'
+FIREWALLS = {  # how to list the rules, and how to add one that masquerades
+    'nft': ('list ruleset', "run: nft 'add table ip nat; add chain ip nat postrouting { type nat hook postrouting "
+                            'priority 100; }; add rule ip nat postrouting oifname != "lo" masquerade\''),
+    'iptables': ('-w 2 -t nat -S', 'run: iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE')}
 
 
-def is_tagged(resource: Dict[str, Any]) -> bool:
-    return {'Key': TAG, 'Value': 'true'} in resource.get('Tags', [])
+def longest_outage(settings: Settings, pings: int, call: float) -> float:
+    """Return the seconds from a crash just after an answer to the new route; one EC2 call takes `call` seconds.
 
-
-def has_profile(instance: Dict[str, Any]) -> bool:
-    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
-
-
-def longest_outage(settings: Settings, call: float, pings: int) -> float:
-    """Return the seconds from a crash just after an answer to the new route; `call` seconds take one EC2 call.
-
-    EC2 is asked beside the last ping but one, so a call that takes longer than a ping delays the deciding one.
+    EC2 is asked beside the last ping but one; a call that takes longer than this ping holds up the deciding one.
     """
     return (settings.wait_between_pings + (pings - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
             + call + OWN_WORK)
 
 
 class Check:
-    """One run of --check: look at all that a failover needs, a line for each, and change nothing.
+    """One run of --check: look at all that a failover needs, a line for each thing, and change nothing.
 
-    The arguments are its doors to the world outside; `root` is the directory that holds /etc, /proc, /run and /var.
+    The arguments are its doors to the world outside; `root` is the directory that holds etc, proc, run and var.
     """
 
-    def __init__(self, *, clock: Any = time, ping: Optional[Callable[[str], bool]] = None, metadata: Any = None,
+    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None, clock: Any = time,
                  connect: Callable[[str, int], Any] = connect, forwards: Callable[[], bool] = forwards,
-                 settings_file: str = SETTINGS_FILE, root: str = '/', log: logging.Logger = log) -> None:
-        self.clock = clock
-        self.ping = ping
-        self.metadata = metadata or Metadata()
-        self.connect = connect
-        self.forwards = forwards
-        self.settings_file = settings_file
-        self.root = root
-        self.log = log
+                 root: str = '/', log: logging.Logger = log) -> None:
+        self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
+        self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
         self.verdicts: Set[str] = set()
-        self.bad_settings = False
-        self.settings: Optional[Settings] = None
-        self.own_id = self.peer_id = self.region = self.role = ''
-        self.client: Any = None
-        self.results: Dict[str, Any] = {}               # of EC2 calls, by the name of the call or the instance
-        self.instances: Dict[str, Dict[str, Any]] = {}  # what EC2 says of those that it knows
+        self.edit = f'run: nano {settings_file}'
+        self.policy = (f'run: aws iam put-role-policy --role-name {PROFILE} --policy-name {PROFILE} '
+                       '--policy-document file://iam_policy.json')
+        self.own_id = self.peer_id = self.region = ''
+        self.got: Dict[str, Any] = {}                   # what came of each EC2 call
+        self.instances: Dict[str, Dict[str, Any]] = {}  # those of the pair that EC2 described
         self.tables: Dict[str, Dict[str, Any]] = {}
         self.address: Dict[str, Any] = {}
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        self.check_settings()
+        settings = self.check_settings()
         self.check_files()
         self.check_metadata()
-        if self.settings and self.peer_id:
-            self.check_ec2(self.settings)
+        valid = settings is not None and (not self.own_id or self.check_place(settings))
+        if settings and self.peer_id:
+            self.check_ec2(settings)
         else:
-            self.say(UNKNOWN, 'EC2', '', 'permissions, instances, route tables, address, ping: not looked at, as that '
-                     'needs valid settings, this instance\'s id and its region', 'mend the lines above, then run: '
-                     'nat_monitor.py --check')
+            self.say(UNKNOWN, 'EC2', '', 'permissions, instances, route tables, Elastic IP and ping are not looked at: '
+                     'that needs valid settings, instance id and region', AGAIN)
         self.check_host()
-        return 2 if self.bad_settings else 1 if FAIL in self.verdicts else 0
+        return 1 if valid and FAIL in self.verdicts else 0 if valid else 2
 
     def say(self, verdict: str, what: str, about: str, found: str, remedy: str = '') -> None:
-        """Write one line: the verdict, what was looked at, its id, what was found and what to do about it."""
+        """Write a line: the verdict, what was looked at, its id, what was found and, unless it is ok, what to do."""
         self.verdicts.add(verdict)
-        remedy = '' if verdict == FINE or not remedy else f'; {remedy}'
-        self.log.info(f'{verdict:8}{what:24}{about:22}{found}{remedy}')
+        self.log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if verdict == FINE else "; " + remedy}')
 
-    def ask(self, calls: Dict[str, Callable[[], Any]], meanwhile: Optional[Callable[[], None]] = None) -> None:
-        self.results.update(run_together(calls, CALL_DEADLINE, meanwhile))
+    def judge(self, fine: bool, what: str, about: str, found: str, remedy: str, otherwise: str = FAIL) -> bool:
+        self.say(FINE if fine else otherwise, what, about, found, remedy)
+        return fine
 
-    @property
-    def policy(self) -> str:
-        return (f'run: aws iam put-role-policy --role-name {self.role or PROFILE} --policy-name {PROFILE} '
-                '--policy-document file://iam_policy.json')
+    # This host
 
-    # Settings, files, metadata
-
-    def check_settings(self) -> None:
+    def check_settings(self) -> Optional[Settings]:
         try:
-            self.settings = read_settings(self.settings_file)
-            self.say(FINE, 'settings', '', f'{self.settings_file} is valid')
+            settings = read_settings(self.settings_file)
         except Refusal as refusal:
-            self.bad_settings = True
             for fault in refusal.faults:
-                self.say(FAIL, 'settings', '', fault, f'run: nano {self.settings_file}')
+                self.say(FAIL, 'settings', '', fault, self.edit)
+            return None
+        self.say(FINE, 'settings', '', f'{self.settings_file} is valid')
+        return settings
 
     def check_files(self) -> None:
-        """See that nobody but root can write what runs as root, or put another file in its place."""
-        for path in (os.path.abspath(__file__), os.path.abspath(self.settings_file)):
-            path = os.path.realpath(path)
-            faults, remedy = [], ''
-            for one, allowed in ((path, 0), (os.path.dirname(path), stat.S_ISVTX)):
-                try:
-                    status = os.stat(one)
-                except OSError as error:
-                    faults.append(f'{one}: {error.strerror}')
-                    continue
-                if status.st_uid != 0 or status.st_mode & 0o022 and not status.st_mode & allowed:
-                    faults.append(f'{one} belongs to user {status.st_uid} and has mode {status.st_mode & 0o7777:o}')
-                    remedy = f'run: chown root:root {one} && chmod go-w {one}'
-            self.say(FAIL if faults else FINE, 'files', '', '; '.join(faults) or f'only root can write {path}',
-                     remedy or f'run: ls -l {path}')
+        """See that nobody but root can write what runs as root, or put something else in its place."""
+        for path in (os.path.realpath(__file__), os.path.realpath(self.settings_file)):
+            for one in (path, os.path.dirname(path)):
+                found = os.stat(one) if os.path.exists(one) else None
+                private = found is not None and found.st_uid == 0 and (
+                    not found.st_mode & 0o022 or bool(found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode)))
+                self.judge(private, 'file' if one == path else 'directory', '', one + (
+                    ' does not exist' if found is None else ' can be written by root alone' if private else
+                    f' belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}'),
+                    f'run: chown root:root {one} && chmod go-w {one}')
 
     def check_metadata(self) -> None:
-        """Ask the metadata service who this is; without id and region EC2 cannot be asked."""
         names = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({n: lambda n=n: self.metadata.get(n) for n in names}, CALL_DEADLINE)
+        found = run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
         own_id, region, role = (found[n] for n in names)
         failed = next((r for r in (own_id, region) if isinstance(r, Exception)), None)
         if failed:
-            self.say(FAIL, 'metadata', '', in_words(failed), 'run, where the AWS CLI is: aws ec2 modify-instance-'
-                     'metadata-options --http-endpoint enabled --http-tokens required --instance-id <this instance>')
-        else:
-            self.own_id, self.region = str(own_id), str(region)
-            self.say(FINE, 'metadata', self.own_id, f'IMDSv2 answers, region {region}')
-        if isinstance(role, str) and role:
-            self.role = role.split()[0]
-            self.say(FINE, 'role', self.own_id, self.role)
-        elif failed:
-            self.say(UNKNOWN, 'role', '', 'needs the metadata service', 'mend the line above')
-        else:
-            self.say(FAIL, 'role', self.own_id, f'this instance has no role ({in_words(role) if role else "none"})',
-                     self.give_profile(self.own_id))
-        if self.settings and self.own_id:
-            try:
-                primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-                self.say(FINE, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
-            except Refusal as refusal:
-                self.bad_settings = True
-                self.say(FAIL, 'this instance', self.own_id, str(refusal), f'run: nano {self.settings_file}')
-
-    def give_profile(self, instance_id: str) -> str:
-        """Return the command that gives the instance the profile which the policy asks for."""
-        if not self.instances.get(instance_id, {}).get('IamInstanceProfile'):
-            return (f'run: aws ec2 associate-iam-instance-profile --instance-id {instance_id} '
-                    f'--iam-instance-profile Name={PROFILE}')
-        return ('run: aws ec2 replace-iam-instance-profile-association --association-id $(aws ec2 describe-iam-'
-                f'instance-profile-associations --filters Name=instance-id,Values={instance_id} --query '
-                "'IamInstanceProfileAssociations[0].AssociationId' --output text) "
-                f'--iam-instance-profile Name={PROFILE}')
-
-    # EC2
-
-    def check_ec2(self, settings: Settings) -> None:
-        """Ask EC2, in three rounds of calls side by side, then tell subject by subject what came back."""
-        pair = (self.own_id, self.peer_id)
-        self.ask({'client': lambda: self.connect(self.region, 2 * len(settings.parts) + 10)})
-        self.client = self.results['client']
-        if isinstance(self.client, Exception):
-            self.say(FAIL, 'EC2', '', f'no client could be made ({in_words(self.client)}): permissions, instances, '
-                     'tables, address and ping not looked at', 'run: pip install --upgrade boto3')
+            self.say(FAIL, 'metadata', '', in_words(failed), 'run: aws ec2 modify-instance-metadata-options '
+                     '--http-endpoint enabled --http-tokens required --instance-id <this instance>')
             return
-        self.ask({
-            **{f'DescribeInstances {i}': lambda i=i: self.client.describe_instances(InstanceIds=[i]) for i in pair},
-            **{f'DescribeInstanceStatus {i}': lambda i=i: describe_states(self.client, i)[i] for i in pair},
-            'DescribeRouteTables': lambda: self.client.describe_route_tables(
-                Filters=[{'Name': 'route-table-id', 'Values': list(settings.route_table_ids)}])['RouteTables'],
-            'DescribeAddresses': lambda: self.client.describe_addresses(
-                Filters=[{'Name': 'public-ip', 'Values': [settings.elastic_ip or '0.0.0.0']}])['Addresses']})
-        for i in pair:
-            if isinstance(self.results[f'DescribeInstances {i}'], dict):
-                self.instances[i] = self.results[f'DescribeInstances {i}']['Reservations'][0]['Instances'][0]
-        if isinstance(self.results['DescribeRouteTables'], list):
-            self.tables = {table['RouteTableId']: table for table in self.results['DescribeRouteTables']}
-        self.address = next(iter(self.results['DescribeAddresses']), {}) if isinstance(
-            self.results['DescribeAddresses'], list) else {}
-        rehearsal = rehearse(self.client, settings, *pair, self.address.get('AllocationId', ''))
-        spots = {i: one['SpotInstanceRequestId'] for i, one in self.instances.items() if one.get('SpotInstanceRequestId')}
-        self.ask({
-            **rehearsal,
-            **{f'stop protection {i}': lambda i=i: self.client.describe_instance_attribute(
-                InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value'] for i in self.instances},
-            **{f'spot {i}': lambda spot=spot: self.client.describe_spot_instance_requests(
-                SpotInstanceRequestIds=[spot])['SpotInstanceRequests'][0].get('Type', 'one-time')
-               for i, spot in spots.items()},
-            'own tables': lambda: self.client.describe_route_tables(Filters=[{
-                'Name': 'association.subnet-id', 'Values': sorted(
-                    {one.get('SubnetId', '') for one in self.instances.values()})}])['RouteTables']})
-        pings: List[Optional[float]] = []
-        self.ask({'one call': self.time_a_call}, lambda: self.send_pings(settings, pings))
-        self.check_permissions(settings, rehearsal)
-        for i in pair:
-            self.check_instance(settings, i)
-        for table_id in settings.route_table_ids:
-            self.check_table(settings, table_id)
-        self.check_address(settings)
-        self.check_ping(settings, pings)
-        self.check_speed(settings)
+        self.own_id, self.region = own_id, region
+        self.say(FINE, 'metadata', own_id, f'IMDSv2 answers; the region is {region}')
+        has_role = isinstance(role, str) and role != ''
+        if has_role:
+            self.policy = self.policy.replace(f'--role-name {PROFILE}', f'--role-name {role.split()[0]}')
+        self.judge(has_role, 'role', own_id, role.split()[0] if has_role else f'none ({role})', self.give_profile(own_id))
 
-    def time_a_call(self) -> float:
-        """Return the seconds that one EC2 call takes, successful or not."""
-        started_at = self.clock.monotonic()
+    def check_place(self, settings: Settings) -> bool:
         try:
-            describe_states(self.client, self.own_id)
-        except ClientError:
-            pass
-        return float(self.clock.monotonic() - started_at)
-
-    def check_permissions(self, settings: Settings, rehearsal: Dict[str, Any]) -> None:
-        """Tell of each EC2 call of a failover whether the role may make it."""
-        for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses'):
-            results = [r for name, r in self.results.items() if name.split()[0] == action]
-            denied = next((r for r in results if code_of(r) in DENIED), None)
-            failed = denied or next((r for r in results if not has_answered(r)), None)
-            self.say(FAIL if denied else UNKNOWN if failed else FINE, 'permission', action,
-                     in_words(failed) if failed else 'allowed',
-                     self.policy if denied else 'see that this instance reaches EC2: run: curl -sS '
-                     f'https://ec2.{self.region}.amazonaws.com/')
-        if settings.elastic_ip and not self.address:
-            self.say(UNKNOWN, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, which is not there',
-                     'mend its line below')
-        for name in rehearsal:
-            result = self.results[name]
-            action, _, about = name.partition(' on ')
-            if code_of(result) == 'DryRunOperation':
-                self.say(FINE, 'permission', action, f'allowed on {about}')
-            elif code_of(result) in DENIED:
-                self.say(FAIL, 'permission', action, f'not allowed on {about} ({code_of(result)})',
-                         self.permit(action, about))
-            else:
-                self.say(UNKNOWN, 'permission', action, f'on {about} EC2 answered ' + (
-                    in_words(result) if isinstance(result, Exception) else 'as if it were no rehearsal'),
-                    f'mend what is said of {about} below, then run: nat_monitor.py --check')
-
-    def permit(self, action: str, about: str) -> str:
-        """Return the command that allows the action: the tag or the profile that the policy asks for, or the policy."""
-        needs_profile = self.own_id if action == 'AssociateAddress' else about
-        if needs_profile in self.instances and not has_profile(self.instances[needs_profile]):
-            return self.give_profile(needs_profile)
-        resource = self.tables.get(about) or (self.address if action == 'AssociateAddress' else {})
-        ids = [resource.get('AllocationId', about)]
-        if action == 'AssociateAddress':  # EC2 does not show the tags of the interface here: setting one twice is fine
-            ids += [one['NetworkInterfaceId'] for one in self.instances.get(self.own_id, {})['NetworkInterfaces']]
-        elif not resource or is_tagged(resource):
-            return self.policy
-        command = f'run: aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG},Value=true'
-        return command if not is_tagged(resource) else f'{command} && {self.policy[5:]}'
-
-    # The pair, its tables and its address
-
-    def check_instance(self, settings: Settings, i: str) -> None:
-        """Tell of one of the pair whether it can NAT, be stopped and be started."""
-        one = self.instances.get(i)
-        if one is None:
-            answer = self.results[f'DescribeInstances {i}']
-            self.say(FAIL if code_of(answer).startswith('InvalidInstanceID') else UNKNOWN, 'instance', i,
-                     f'{in_words(answer)}: nothing about it looked at', f'run: nano {self.settings_file}' if code_of(
-                         answer).startswith('InvalidInstanceID') else 'mend the permissions above')
-            return
-
-        def tell(fine: bool, what: str, found: str, remedy: str, otherwise: str = FAIL) -> None:
-            self.say(FINE if fine else otherwise, what, i, found, remedy)
-
-        state, checks = one['State']['Name'], self.results[f'DescribeInstanceStatus {i}']
-        if state != 'running':
-            tell(False, 'state', state, f'run: aws ec2 start-instances --instance-ids {i}')
-        elif isinstance(checks, Exception):
-            tell(False, 'state', f'running, its checks not known ({in_words(checks)})', self.policy, UNKNOWN)
-        else:
-            tell(checks[1] == 'ok', 'state', f'running, checks {checks[1]}',
-                 f'run: aws ec2 reboot-instances --instance-ids {i}' if checks[1] == 'impaired' else
-                 f'run: aws ec2 wait instance-status-ok --instance-ids {i}', FAIL if checks[1] == 'impaired' else WARN)
-        checked = one.get('SourceDestCheck', True)
-        tell(not checked, 'source/dest. check', 'on' if checked else 'off',
-             f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
-        interfaces = [n['NetworkInterfaceId'] for n in one.get('NetworkInterfaces', [])]
-        extra = [n['Attachment']['AttachmentId'] for n in one.get('NetworkInterfaces', [])
-                 if n['Attachment'].get('DeviceIndex')]
-        tell(len(interfaces) == 1, 'network interface', ', '.join(interfaces) or 'none',
-             f'run: aws ec2 detach-network-interface --attachment-id {" ".join(extra)}')
-        public = one.get('PublicIpAddress')
-        tell(bool(public), 'public address', public or 'none' + (
-            ': it reaches EC2 only through an interface endpoint' if settings.elastic_ip else ''),
-             'run: aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-             f'{" ".join(interfaces[:1])}', WARN if settings.elastic_ip else FAIL)
-        tell(has_profile(one), 'instance profile', one.get('IamInstanceProfile', {}).get('Arn', 'none'),
-             self.give_profile(i))
-        self.check_stoppable(one, i)
-        group = next((tag['Value'] for tag in one.get('Tags', []) if tag['Key'] == 'aws:autoscaling:groupName'), '')
-        tell(not group, 'Auto Scaling group', f'{group}, which replaces what the peer stops' if group else 'none',
-             f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name {group} '
-             '--should-decrement-desired-capacity')
-
-    def check_stoppable(self, one: Dict[str, Any], i: str) -> None:
-        """Tell whether EC2 can stop this instance at all, and start it again."""
-        protected, spot = self.results[f'stop protection {i}'], self.results.get(f'spot {i}', 'on demand')
-        replace = f'run: aws ec2 describe-instances --instance-ids {i}, and launch another one like it'
-        if one.get('RootDeviceType') != 'ebs':
-            self.say(FAIL, 'can be stopped', i, f'no: its root device is {one.get("RootDeviceType")}',
-                     f'{replace} with an EBS root')
-        elif spot == 'one-time':
-            self.say(FAIL, 'can be stopped', i, 'no: it is a one-time Spot instance', f'{replace} on demand')
-        elif protected is True:
-            self.say(FAIL, 'can be stopped', i, 'no: it has stop protection',
-                     f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop')
-        elif isinstance(protected, Exception) or isinstance(spot, Exception):
-            error = protected if isinstance(protected, Exception) else spot
-            self.say(UNKNOWN, 'can be stopped', i, f'not known: {in_words(error)}', self.policy)
-        else:
-            self.say(FINE, 'can be stopped', i, f'yes: EBS root, {spot}, no stop protection')
-
-    def check_table(self, settings: Settings, table_id: str) -> None:
-        """Tell of one table whom it serves and what a claim would replace in it."""
-        table, answer = self.tables.get(table_id), self.results['DescribeRouteTables']
-        if table is None:
-            error = isinstance(answer, Exception)
-            self.say(UNKNOWN if error else FAIL, 'route table', table_id, in_words(answer) if error else
-                     'does not exist', self.policy if error else f'run: nano {self.settings_file}')
-            return
-        vpcs = {one.get('VpcId') for one in self.instances.values()}
-        self.say(UNKNOWN if not vpcs else FINE if vpcs == {table['VpcId']} else FAIL, 'route table', table_id,
-                 f'in {table["VpcId"]}, the pair in {", ".join(sorted(map(str, vpcs))) or "an unknown VPC"}',
-                 f'run: nano {self.settings_file}' if vpcs else 'mend the permissions above')
-        links, others = table.get('Associations', []), self.results['own tables']
-        subnets = {link['SubnetId'] for link in links if 'SubnetId' in link}
-        main = any(link.get('Main') for link in links)
-        elsewhere = {link.get('SubnetId') for other in others for link in other['Associations']} if isinstance(
-            others, list) else set()
-        own = {str(one.get('SubnetId')) for one in self.instances.values()}
-        own &= subnets | (own - elsewhere if main else set())
-        if own:
-            self.say(FAIL, 'subnets', table_id, f'the pair\'s own {", ".join(sorted(own))} uses it: the NAT instance '
-                     'would route to itself', f'run: aws ec2 describe-route-tables --filters Name=vpc-id,Values='
-                     f'{table["VpcId"]}, then, with the table of the internet gateway: aws ec2 associate-route-table '
-                     f'--subnet-id {sorted(own)[0]} --route-table-id <that table>')
-        else:
-            served = ', '.join(sorted(subnets) + ['those without a table of their own'] * main)
-            self.say(FINE if served else FAIL, 'subnets', table_id, served or 'none: it serves nobody', 'run: aws ec2 '
-                     f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
-        route = default_route(table)
-        target = next((str(v) for k, v in route.items() if k.endswith(('Id', 'Arn')) and k not in (
-            'InstanceOwnerId', 'DestinationPrefixListId', 'NetworkInterfaceId')), route.get('NetworkInterfaceId', ''))
-        self.tell_holder('default route', table_id, target, 'blackhole: ' if route.get('State') == 'blackhole' else '',
-                         f'aws ec2 describe-route-tables --route-table-ids {table_id}')
-
-    def check_address(self, settings: Settings) -> None:
-        wanted, answer = settings.elastic_ip, self.results['DescribeAddresses']
-        if not wanted:
-            self.say(FINE, 'Elastic IP', '', 'ELASTIC_IP is None: there is none to move')
-        elif isinstance(answer, Exception):
-            self.say(UNKNOWN, 'Elastic IP', wanted, in_words(answer), self.policy)
-        elif not answer:
-            self.say(FAIL, 'Elastic IP', wanted, f'there is none in {self.region}', 'run: aws ec2 describe-addresses, '
-                     f'or aws ec2 allocate-address, then: nano {self.settings_file}')
-        else:
-            holder = answer[0].get('InstanceId') or answer[0].get('NetworkInterfaceId') or answer[0].get('AssociationId')
-            self.tell_holder('Elastic IP', wanted, holder or '', '', f'aws ec2 describe-addresses --public-ips {wanted}')
-
-    def tell_holder(self, what: str, about: str, holder: str, state: str, look: str) -> None:
-        """Tell who holds a table or the address; what is held outside the pair is somebody's choice, or a mistake."""
-        name = {self.own_id: 'this instance', self.peer_id: 'the peer', '': 'nobody'}.get(holder, '')
-        if name and not state:
-            self.say(FINE, what, about, f'at {holder + ", " if holder else ""}{name}')
-        else:
-            self.say(WARN, what, about, f'{state}at {holder}{f", {name}" if name else " outside the pair"}, which the '
-                     'primary\'s monitor replaces when it starts', f'if that is not meant, run: {look}, and take it '
-                     f'out of {self.settings_file}')
-
-    # Ping, speed, this host
-
-    def send_pings(self, settings: Settings, pings: List[Optional[float]]) -> None:
-        """Ping the peer NUM_PINGS times; append the seconds to each answer, or None."""
-        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress')
-        ping = self.ping or Ping(settings.ping_timeout)
-        try:
-            for _ in range(settings.num_pings if address else 0):
-                started_at = self.clock.monotonic()
-                pings.append(self.clock.monotonic() - started_at if ping(str(address)) else None)
-        except OwnFault as fault:
-            self.results['own fault'] = fault
-
-    def check_ping(self, settings: Settings, pings: List[Optional[float]]) -> None:
-        peer = self.instances.get(self.peer_id, {})
-        answers = [p for p in pings if p is not None]
-        times = ', '.join(f'{p * 1000:.1f}' for p in answers)
-        if 'own fault' in self.results:
-            self.say(FAIL, 'ping', self.peer_id, f'could not leave this host ({self.results["own fault"]})',
-                     f'run: ip route get {peer.get("PrivateIpAddress")}')
-        elif not pings:
-            self.say(UNKNOWN, 'ping', self.peer_id, 'needs its private address, which EC2 did not tell',
-                     'mend its lines above')
-        elif len(answers) == settings.num_pings:
-            self.say(FINE, 'ping', self.peer_id, f'{peer["PrivateIpAddress"]} answers {len(answers)} of {len(pings)} '
-                     f'pings after {times} ms')
-        else:
-            found = f'{peer["PrivateIpAddress"]} answers {len(answers)} of {len(pings)} pings'
-            state = self.results[f'DescribeInstanceStatus {self.peer_id}']
-            if answers or not isinstance(state, tuple) or state[0] != 'running':
-                self.say(FAIL, 'ping', self.peer_id, found, 'see its state above, then run: '
-                         f'ping -c 20 {peer["PrivateIpAddress"]}')
-                return
-            theirs, ours = (self.groups(i) for i in (self.peer_id, self.own_id))
-            self.say(FAIL, 'ping', self.peer_id, f'{found}, but EC2 calls it running with checks {state[1]}: look at '
-                     f'its {", ".join(theirs)} and {", ".join(ours)} here, which must let ping in', '; '.join(
-                         f'run: aws ec2 authorize-security-group-ingress --group-id {group} --ip-permissions '
-                         f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={source}}}]'"
-                         for group, source in ((theirs[0], ours[0]), (ours[0], theirs[0]))))
-
-    def groups(self, i: str) -> List[str]:
-        """Return the ids of the instance's security groups."""
-        found = self.instances.get(i, {})
-        return [g['GroupId'] for n in [found, *found.get('NetworkInterfaces', [])[:1]]
-                for g in n.get('SecurityGroups', n.get('Groups', []))] or ['<security group>']
-
-    def check_speed(self, settings: Settings) -> None:
-        call = self.results['one call']
-        if isinstance(call, Exception):
-            self.say(UNKNOWN, 'longest outage', '', f'needs the time of an EC2 call ({in_words(call)})',
-                     'mend the permissions above')
-            return
-        first, second = (longest_outage(settings, call, n * settings.num_pings) for n in (1, 2))
-        self.say(FINE if call < settings.ping_timeout else WARN, 'longest outage', '',
-                 f'{first:.1f} s if the primary dies, {second:.1f} s if the secondary dies while it serves: '
-                 f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {settings.num_pings} or '
-                 f'{2 * settings.num_pings} x PING_TIMEOUT {settings.ping_timeout:g}, EC2 call {call:.2f}, own work '
-                 f'{OWN_WORK}', f'EC2 answers more slowly than PING_TIMEOUT; run: nano {self.settings_file}')
+            primary, self.peer_id = place_in_pair(settings, self.own_id)
+        except Refusal as refusal:
+            return self.judge(False, 'this instance', self.own_id, str(refusal), self.edit)
+        return self.judge(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}', '')
 
     def check_host(self) -> None:
-        """Look at forwarding, masquerading, the cron job and the monitor of this host."""
-        on = self.forwards()
-        self.say(FINE if on else FAIL, 'forwarding', '', f'net.ipv4.ip_forward is {1 if on else 0}',
-                 "run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system")
+        self.judge(self.forwards(), 'forwarding', '', f'net.ipv4.ip_forward is {int(self.forwards())}',
+                   'run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
         self.check_masquerading()
         self.check_cron()
         try:
             with open(os.path.join(self.root, LOCK_FILE[1:])) as file:
                 pid = file.read().strip()
-            with open(os.path.join(self.root, f'proc/{pid}/comm')) as file:
+            with open(os.path.join(self.root, 'proc', pid, 'comm')) as file:
                 runs = file.read().strip() == 'nat_monitor.py'
         except OSError:
             runs = False
-        start = 'run: nohup /usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1 &'
         if runs and is_suspended(pid):
-            self.say(FAIL, 'monitor', '', f'suspended, pid {pid}', f'run: kill -CONT {pid}')
+            self.say(FAIL, 'monitor', '', f'pid {pid} is suspended', f'run: kill -CONT {pid}')
         else:
-            self.say(FINE if runs else WARN, 'monitor', '', f'runs, pid {pid}' if runs else 'does not run', start)
+            self.judge(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run', 'run: nohup '
+                       f'{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1 &', WARN)
 
     def check_masquerading(self) -> None:
-        """Look for a rule that masquerades, in nftables, then in iptables, whichever is there."""
-        found = 'neither nft nor iptables is there'
-        verdict, add = UNKNOWN, 'run: apt-get install nftables || dnf install nftables'
-        for tool, arguments in LIST_RULES.items():
-            path = shutil.which(tool, path=f'{os.environ.get("PATH", os.defpath)}:/usr/sbin:/sbin')
+        """Look for a rule in nftables and, if there is none, in iptables: whichever is installed."""
+        verdict, found, remedy = UNKNOWN, 'neither nft nor iptables is installed', 'run: dnf install nftables'
+        for tool, (listing, add) in FIREWALLS.items():
+            path = shutil.which(tool, path=f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin')
             if not path or verdict == FINE:
                 continue
             try:
-                listing = subprocess.run([path, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                         timeout=5, check=True).stdout
+                rules = subprocess.run([path, *listing.split()], stdin=subprocess.DEVNULL, capture_output=True,
+                                       encoding='utf-8', errors='replace', timeout=5, check=True).stdout
             except (OSError, subprocess.SubprocessError) as error:
-                found, add = f'{tool} does not list its rules ({error})', f'run: {tool} {" ".join(arguments)}'
+                if verdict == UNKNOWN:
+                    found, remedy = f'{tool} does not list its rules: {error}', f'run: {tool} {listing}'
                 continue
-            rule = MASQUERADES.search(listing)
-            verdict = FINE if rule else FAIL
-            found = f'{tool}: {rule.group().strip()}' if rule else 'no masquerade or SNAT rule'
-            add = add if verdict == FAIL and add.startswith('run: nft ') else f'run: {ADD_RULE[tool]}'
-        self.say(verdict, 'masquerading', '', found, add)
+            rule = re.search(r'.*\b(masquerade|snat)\b.*', rules, re.IGNORECASE)
+            remedy = remedy if verdict == FAIL else add
+            verdict, found = (FINE, f'{tool}: {rule[0].strip()}') if rule else (FAIL, 'no masquerade or SNAT rule')
+        self.say(verdict, 'masquerading', '', found, remedy)
 
     def check_cron(self) -> None:
-        """Look for the job that starts the monitor at boot, and whether cron would accept its file."""
+        """Look for the job that starts the monitor at boot, in a file that cron accepts."""
         folder = os.path.join(self.root, 'etc/cron.d')
-        names = [os.path.join('etc/cron.d', n) for n in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
-        remedy = 'run: install -o root -g root -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'
+        names = [f'etc/cron.d/{name}' for name in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ())]
         faults = []
-        for name in names + list(CRON_FILES):
-            path = os.path.join(self.root, name)
+        for name in (*names, *CRON_FILES):
             try:
-                with open(path) as file:
-                    text, status = file.read(), os.fstat(file.fileno())
-            except (OSError, UnicodeDecodeError):
+                with open(os.path.join(self.root, name), encoding='utf-8', errors='replace') as file:
+                    text, found = file.read(), os.fstat(file.fileno())
+            except OSError:
                 continue
-            user = r'root\s+' if name.startswith('etc/') else ''
-            job = re.search(rf'^[ \t]*@reboot\s+{user}(?:\S+\s+)*?(/?\S*nat_monitor\.py)\b', text, re.MULTILINE)
-            if not job:
+            job = re.search(CRON_JOB.format(user=r'root[ \t]+' if name.startswith('etc') else ''), text, re.MULTILINE)
+            if job is None:
                 continue
-            fault = ('has a name that cron ignores' if name in names and not re.fullmatch(
-                r'[\w-]+', os.path.basename(name), re.ASCII)
-                     else 'does not end with a newline' if not text.endswith('\n')
-                     else f'belongs to user {status.st_uid}' if status.st_uid
-                     else f'has mode {status.st_mode & 0o7777:o}' if status.st_mode & (0o022 | 0o111 * (name in names))
+            fault = ('has a name that cron ignores' if name in names and not re.fullmatch(r'[\w/-]+', name[9:]) else
+                     'does not end with a newline' if not text.endswith('\n') else
+                     f'belongs to user {found.st_uid}' if found.st_uid else
+                     f'has mode {stat.S_IMODE(found.st_mode):o}' if found.st_mode & (0o133 if name in names else 0o022)
                      else f'starts {job[1]}, which cannot be executed' if not os.access(job[1], os.X_OK) else '')
             if not fault:
-                self.say(FINE, 'cron job', '', f'/{name}: {job.group().strip()}')
+                self.say(FINE, 'cron job', '', f'/{name}: {job[0].strip()}')
                 return
             faults.append(f'/{name} {fault}')
-        self.say(FAIL, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot', remedy)
+        self.say(FAIL, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot',
+                 'run: install -m 755 nat_monitor.py /usr/local/sbin/ && install -m 644 nat_monitor.cron '
+                 '/etc/cron.d/nat_monitor')
+
+    # EC2
+
+    def check_ec2(self, settings: Settings) -> None:
+        """Ask EC2 in rounds of calls side by side, then tell what came back, subject by subject."""
+        pair, part = (self.own_id, self.peer_id), functools.partial
+        client = run_together({'': part(self.connect, self.region, 2 * len(settings.parts) + 10)}, CALL_DEADLINE)['']
+        if isinstance(client, Exception):
+            self.say(FAIL, 'EC2', '', f'no client can be made: {in_words(client)}', AGAIN)
+            return
+        self.ask({**{f'DescribeInstances {i}': part(client.describe_instances, InstanceIds=[i]) for i in pair},
+                  **{f'DescribeInstanceStatus {i}': part(describe_states, client, i) for i in pair},
+                  'DescribeRouteTables': part(client.describe_route_tables, Filters=[
+                      {'Name': 'route-table-id', 'Values': list(settings.route_table_ids)}]),
+                  'DescribeAddresses': part(client.describe_addresses, Filters=[
+                      {'Name': 'public-ip', 'Values': [settings.elastic_ip or EVERYWHERE[:-2]]}])})
+        for i in pair:
+            if isinstance(self.got[f'DescribeInstances {i}'], dict):
+                self.instances[i] = self.got[f'DescribeInstances {i}']['Reservations'][0]['Instances'][0]
+        if isinstance(self.got['DescribeAddresses'], dict):
+            self.address = next(iter(self.got['DescribeAddresses']['Addresses']), {})
+        calls = rehearsal(settings, *pair, self.address.get('AllocationId', ''))
+        subnets = sorted({one.get('SubnetId', '') for one in self.instances.values()})
+        spots = {i: one['SpotInstanceRequestId'] for i, one in self.instances.items() if 'SpotInstanceRequestId' in one}
+        self.ask({**{name: part(call, client) for name, call in calls.items()},
+                  **{f'protection {i}': part(client.describe_instance_attribute, InstanceId=i,
+                                             Attribute='disableApiStop') for i in self.instances},
+                  **{f'spot {i}': part(client.describe_spot_instance_requests, SpotInstanceRequestIds=[spot])
+                     for i, spot in spots.items()},
+                  'own tables': part(client.describe_route_tables, Filters=[
+                      {'Name': 'association.subnet-id', 'Values': subnets}])})
+        pings: List[float] = []
+        self.ask({'one call': part(self.time_a_call, client)}, part(self.send_pings, settings, pings))
+        tables = self.got['DescribeRouteTables']
+        self.tables = {t['RouteTableId']: t for t in tables['RouteTables']} if isinstance(tables, dict) else {}
+        self.check_permissions(settings, list(calls))
+        for i in pair:
+            self.check_instance(settings, i)
+        for table_id in settings.route_table_ids:
+            self.check_table(table_id)
+        self.check_address(settings)
+        self.check_ping(settings, pings)
+        self.check_speed(settings)
+
+    def ask(self, calls: Dict[str, Callable[[], Any]], meanwhile: Optional[Callable[[], None]] = None) -> None:
+        self.got.update(run_together(calls, CALL_DEADLINE, meanwhile))
+
+    def time_a_call(self, client: Any) -> float:
+        started_at = self.clock.monotonic()
+        describe_states(client, self.own_id)
+        return float(self.clock.monotonic() - started_at)
+
+    def check_permissions(self, settings: Settings, rehearsed: List[str]) -> None:
+        """Tell of each call of a failover whether the role may make it."""
+        for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses'):
+            results = [result for name, result in self.got.items() if name.split()[0] == action]
+            denied = [r for r in results if code_of(r) in DENIED]
+            failed = denied + [r for r in results if not has_answered(r)]
+            self.say(FAIL if denied else UNKNOWN if failed else FINE, 'permission', action,
+                     in_words(failed[0]) if failed else 'allowed', self.policy if denied else
+                     f'run: curl -sS https://ec2.{self.region}.amazonaws.com/')
+        for name in rehearsed:
+            action, _, about = name.partition(' on ')
+            result = self.got[name]
+            code = code_of(result)
+            self.say(FINE if code == 'DryRunOperation' else FAIL if code in DENIED else UNKNOWN, 'permission', action,
+                     f'allowed on {about}' if code == 'DryRunOperation' else f'not allowed on {about}' if code in DENIED
+                     else f'on {about}: {in_words(result) if isinstance(result, Exception) else "no dry run"}',
+                     self.permit(action, about) if code in DENIED else AGAIN)
+        if settings.elastic_ip and not self.address:
+            self.say(UNKNOWN, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, see there', AGAIN)
+
+    def permit(self, action: str, about: str) -> str:
+        """Return the command that allows the action: for the profile or tag that the policy asks for, or the policy."""
+        instance = self.instances.get(about if action.endswith('Instances') else self.own_id, {})
+        if not action.endswith('Route') and instance and not has_profile(instance):
+            return self.give_profile(instance['InstanceId'])
+        resource = self.address if action == 'AssociateAddress' else self.tables.get(about, TAG)
+        if action.endswith('Instances') or action.endswith('Route') and TAG in resource.get('Tags', [TAG]):
+            return self.policy
+        ids = [resource.get('AllocationId', about)] + [  # whether the interface has the tag is not known here
+            n['NetworkInterfaceId'] for n in instance.get('NetworkInterfaces', []) if not action.endswith('Route')]
+        command = f'run: aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG["Key"]},Value={TAG["Value"]}'
+        return f'{command} && {self.policy[5:]}' if TAG in resource['Tags'] else command
+
+    def give_profile(self, instance_id: str) -> str:
+        if not self.instances.get(instance_id, {}).get('IamInstanceProfile'):
+            return ('run: aws ec2 associate-iam-instance-profile --iam-instance-profile '
+                    f'Name={PROFILE} --instance-id {instance_id}')
+        return ('run: aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values='
+                f'{instance_id}, then: aws ec2 replace-iam-instance-profile-association --iam-instance-profile '
+                f'Name={PROFILE} --association-id <of that association>')
+
+    def check_instance(self, settings: Settings, i: str) -> None:
+        """Tell of one of the pair whether it can NAT, and be stopped and started."""
+        one, answer = self.instances.get(i, {}), self.got[f'DescribeInstances {i}']
+        if not one:
+            unknown = not code_of(answer).startswith('InvalidInstanceID')
+            self.say(UNKNOWN if unknown else FAIL, 'instance', i, in_words(answer), AGAIN if unknown else self.edit)
+            return
+        state, checks = one['State']['Name'], self.got[f'DescribeInstanceStatus {i}']
+        checks = checks.get(i, ('', 'unknown'))[1] if isinstance(checks, dict) else 'unknown'
+        self.judge(state == 'running', 'state', i, state, f'run: aws ec2 start-instances --instance-ids {i}')
+        if state == 'running':
+            self.judge(checks == 'ok', 'status checks', i, checks, f'run: aws ec2 reboot-instances --instance-ids {i}'
+                       if checks == 'impaired' else f'run: aws ec2 wait instance-status-ok --instance-ids {i}',
+                       {'impaired': FAIL, 'unknown': UNKNOWN}.get(checks, WARN))
+        self.judge(one.get('SourceDestCheck') is False, 'source/dest. check', i,
+                   'off' if one.get('SourceDestCheck') is False else 'on',
+                   f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        interfaces = [n['NetworkInterfaceId'] for n in one.get('NetworkInterfaces', [])]
+        self.judge(len(interfaces) == 1, 'network interface', i, ', '.join(interfaces) or 'none', 'EC2 takes an '
+                   'instance with one only as a target; run: aws ec2 detach-network-interface --attachment-id '
+                   + ' '.join(n['Attachment']['AttachmentId'] for n in one.get('NetworkInterfaces', [])[1:]))
+        public = one.get('PublicIpAddress', '')
+        self.judge(public != '', 'public address', i, public or 'none', 'unless EC2 has an endpoint in the VPC, run: '
+                   'aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
+                   + ' '.join(interfaces[:1]), WARN if settings.elastic_ip else FAIL)
+        self.judge(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
+                   self.give_profile(i))
+        self.check_stoppable(one, i)
+        group = next((t['Value'] for t in one.get('Tags', []) if t['Key'] == 'aws:autoscaling:groupName'), '')
+        self.judge(not group, 'Auto Scaling group', i, f'{group} would replace it when the peer stops it' if group else
+                   'none', f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name '
+                   f'{group} --should-decrement-desired-capacity')
+
+    def check_stoppable(self, one: Dict[str, Any], i: str) -> None:
+        protection, spot = self.got[f'protection {i}'], self.got.get(f'spot {i}')
+        failed = [r for r in (protection, spot) if isinstance(r, Exception)]
+        another = f'launch another one like it, see: aws ec2 describe-instances --instance-ids {i}'
+        if one.get('RootDeviceType') != 'ebs':
+            self.say(FAIL, 'can be stopped', i, 'no: its root device is not in EBS', another)
+        elif isinstance(spot, dict) and spot['SpotInstanceRequests'][0].get('Type') != 'persistent':
+            self.say(FAIL, 'can be stopped', i, 'no: it is a one-time Spot instance', another)
+        elif isinstance(protection, dict) and protection['DisableApiStop']['Value']:
+            self.say(FAIL, 'can be stopped', i, 'no: it is protected against being stopped',
+                     f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop')
+        else:
+            self.judge(not failed, 'can be stopped', i, in_words(failed[0]) if failed else
+                       'yes: root in EBS, no one-time Spot, no stop protection', self.policy, UNKNOWN)
+
+    def check_table(self, table_id: str) -> None:
+        """Tell of a table whether it exists, whom it serves, and what a claim would replace."""
+        table, answer, own_tables = self.tables.get(table_id), self.got['DescribeRouteTables'], self.got['own tables']
+        if table is None:
+            error = isinstance(answer, Exception)
+            self.say(UNKNOWN if error else FAIL, 'route table', table_id, in_words(answer) if error else
+                     'does not exist', AGAIN if error else self.edit)
+            return
+        vpcs = sorted({one.get('VpcId', '') for one in self.instances.values()})
+        self.judge(vpcs == [table['VpcId']], 'route table', table_id, f'in {table["VpcId"]}, the pair in '
+                   f'{" and ".join(vpcs) or "a VPC not known"}', self.edit if vpcs else AGAIN, FAIL if vpcs else UNKNOWN)
+        serves = {str(a['SubnetId']) for a in table['Associations'] if a.get('SubnetId')}
+        main = any(a.get('Main') for a in table['Associations'])
+        own = {str(one.get('SubnetId')) for one in self.instances.values()}
+        if main and isinstance(own_tables, dict):  # it also serves what has no table of its own
+            serves |= own - {a.get('SubnetId') for t in own_tables['RouteTables'] for a in t['Associations']}
+        if serves & own:
+            self.say(FAIL, 'subnets', table_id, f'{", ".join(serves & own)} is the pair\'s own: it would route to '
+                     'itself', 'run: aws ec2 associate-route-table --route-table-id <that of the internet gateway> '
+                     f'--subnet-id {min(serves & own)}')
+        else:
+            self.judge(bool(serves or main), 'subnets', table_id, ', '.join(
+                [*sorted(serves), *['those without a table of their own'] * main]) or 'none', 'run: aws ec2 '
+                f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
+        route = default_route(table)
+        targets = ('InstanceId', 'NetworkInterfaceId', 'GatewayId', 'NatGatewayId', 'TransitGatewayId')
+        self.tell_holder('default route', table_id, next((route[t] for t in targets if route.get(t)), str(route or '')),
+                         ', a blackhole' * (route.get('State') == 'blackhole'), f'describe-route-tables --route-table-ids {table_id}')
+
+    def check_address(self, settings: Settings) -> None:
+        address, answer = settings.elastic_ip or '', self.got['DescribeAddresses']
+        if not address:
+            self.say(FINE, 'Elastic IP', '', 'ELASTIC_IP is None: none is moved')
+        elif not self.address:
+            error = isinstance(answer, Exception)
+            self.say(UNKNOWN if error else FAIL, 'Elastic IP', address, in_words(answer) if error else 'does not exist '
+                     f'in {self.region}', AGAIN if error else f'run: aws ec2 describe-addresses; {self.edit}')
+        else:
+            keys = ('InstanceId', 'NetworkInterfaceId', 'AssociationId')
+            self.tell_holder('Elastic IP', address, next((self.address[k] for k in keys if self.address.get(k)), ''), '',
+                             f'describe-addresses --public-ips {address}')
+
+    def tell_holder(self, what: str, about: str, holder: str, state: str, look: str) -> None:
+        """Tell who holds a table or the address; a claim by the primary's monitor would replace what does."""
+        who = {self.own_id: 'this instance', self.peer_id: 'the peer', '': 'nobody'}.get(holder, 'outside the pair')
+        self.judge(who != 'outside the pair' and not state, what, about, f'at {holder}, {who}{state}' if holder else
+                   'at nobody: the monitor of the primary claims it', 'the monitor of the primary replaces this when it '
+                   f'starts: if that is wrong, take it out of {self.settings_file}; run: aws ec2 {look}', WARN)
+
+    # Ping and speed
+
+    def send_pings(self, settings: Settings, pings: List[float]) -> None:
+        """Ping the peer NUM_PINGS times; append the seconds of each answer."""
+        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress')
+        ping = self.ping or Ping(settings.ping_timeout)
+        for _ in range(settings.num_pings if address else 0):
+            started_at = self.clock.monotonic()
+            try:
+                if ping(address):
+                    pings.append(self.clock.monotonic() - started_at)
+            except OwnFault as fault:
+                self.got['own fault'] = fault
+
+    def check_ping(self, settings: Settings, pings: List[float]) -> None:
+        peer, own = (self.instances.get(i, {}) for i in (self.peer_id, self.own_id))
+        states = self.got[f'DescribeInstanceStatus {self.peer_id}']
+        state, checks = states.get(self.peer_id, ('', '')) if isinstance(states, dict) else ('', '')
+        address, count = peer.get('PrivateIpAddress', ''), settings.num_pings
+        if not address:
+            self.say(UNKNOWN, 'ping', self.peer_id, 'needs its private address, which EC2 did not tell', AGAIN)
+        elif 'own fault' in self.got:
+            self.say(FAIL, 'ping', self.peer_id, f'cannot leave this host: {self.got["own fault"]}',
+                     f'run: ip route get {address}')
+        elif pings or state != 'running':
+            self.judge(len(pings) == count, 'ping', self.peer_id, f'{address} answers {len(pings)} of {count} '
+                       f'({", ".join(f"{p * 1000:.1f}" for p in pings)} ms)', f'run: ping -c 20 {address}')
+        else:
+            its, ours = (sorted({g['GroupId'] for n in one.get('NetworkInterfaces', []) for g in n.get('Groups', [])})
+                         or ['<none>'] for one in (peer, own))
+            self.say(FAIL, 'ping', self.peer_id, f'{address} answers none of {count}, but EC2 calls it running, checks '
+                     f'{checks}: look at its {", ".join(its)} and at {", ".join(ours)} here', 'run: ' + ' && '.join(
+                         f'aws ec2 authorize-security-group-ingress --group-id {into} --ip-permissions '
+                         f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={source}}}]'"
+                         for into, source in ((its[0], ours[0]), (ours[0], its[0]))))
+
+    def check_speed(self, settings: Settings) -> None:
+        call, n = self.got['one call'], settings.num_pings
+        if isinstance(call, Exception):
+            self.say(UNKNOWN, 'longest outage', '', f'needs the time of an EC2 call: {in_words(call)}', AGAIN)
+            return
+        self.judge(call < settings.ping_timeout, 'longest outage', '',
+                   f'{longest_outage(settings, n, call):.1f} s when the primary dies, '
+                   f'{longest_outage(settings, 2 * n, call):.1f} s when the secondary dies while it serves: '
+                   f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {n} or {2 * n} times PING_TIMEOUT '
+                   f'{settings.ping_timeout:g}, EC2 call {call:.2f}, own work {OWN_WORK}',
+                   f'EC2 answers more slowly than PING_TIMEOUT; {self.edit}', WARN)
+
+
+def has_profile(instance: Dict[str, Any]) -> bool:
+    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
 
 
 # The program ----------------------------------------------------------------------------------------------------------

@@ -25,14 +25,14 @@ def judged(situation: Situation, **changed: Any) -> Decision:
 
 @pytest.mark.parametrize('state', ['stopping', 'stopped', 'pending', 'shutting-down', 'terminated', 'gone'])
 @pytest.mark.parametrize('situation', [SILENT, TAKEN, PRIMARY])
-def test_an_instance_that_does_not_run_in_ec2s_eyes_does_nothing_and_asks_again(situation: Situation, state: str) -> None:
+def test_an_instance_that_does_not_run_in_ec2s_eyes_does_nothing(situation: Situation, state: str) -> None:
     decision = judged(situation, own_state=state)
 
     assert (decision.act, decision.again) == (WAIT, SOON)
 
 
 @pytest.mark.parametrize('situation', [SILENT, TAKEN, PRIMARY])
-def test_a_peer_never_heard_that_ec2_calls_well_is_left_alone_and_the_log_says_where_to_look(situation: Situation) -> None:
+def test_a_peer_never_heard_that_ec2_calls_well_is_left_alone(situation: Situation) -> None:
     decision = judged(situation, heard=False)
 
     assert decision.act == WAIT
@@ -119,7 +119,7 @@ def test_the_table_of_restarts(situation: Situation, changed: Any, act: str, aga
 
 
 def test_nobody_is_stopped_before_the_claim_has_settled() -> None:
-    assert judged(TAKEN, since_claim=4.0) [::2] == (WAIT, SETTLE_BEFORE_STOP - 4.0)
+    assert judged(TAKEN, since_claim=4.0)[::2] == (WAIT, SETTLE_BEFORE_STOP - 4.0)
 
 
 def test_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
@@ -131,8 +131,10 @@ def test_nobody_is_stopped_who_has_taken_a_table_back() -> None:
 
 
 def test_a_peer_that_keeps_a_table_which_never_came_is_stopped_only_after_a_while() -> None:
-    assert judged(TAKEN, holder=PEER, kept_for=59.0).act == WAIT
-    assert judged(TAKEN, holder=PEER, kept_for=60.0).act == STOP
+    kept = dataclasses.replace(TAKEN, holder=PEER, complete=False, claiming=True)
+
+    assert judged(kept, kept_for=59.0).act == WAIT
+    assert judged(kept, kept_for=60.0).act == STOP
 
 
 def test_stops_are_spaced() -> None:

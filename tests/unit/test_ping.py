@@ -43,11 +43,12 @@ def inside(setup: str, script: str) -> Any:
     user = [] if os.geteuid() == 0 else ['--user', '--map-root-user']
     probe = subprocess.run(['unshare', *user, '--net', 'true'], stderr=subprocess.PIPE, text=True)
     if probe.returncode:
-        (pytest.fail if os.environ.get('CI') else pytest.skip)(f'no network namespaces here: {probe.stderr.strip()}')
+        lacking = pytest.fail if os.environ.get('CI') else pytest.skip
+        lacking(f'no network namespaces here: {probe.stderr.strip()}')
     command = setup + 'exec "$0" -c "$1"'
     script = f'{SCRIPT}{script}\nprint(json.dumps(out))'
-    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT, text=True, timeout=60,
-                          stdout=subprocess.PIPE, env={**os.environ, 'PATH': os.environ['PATH'] + ':/usr/sbin:/sbin'})
+    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT, text=True, timeout=60, stdout=subprocess.PIPE,
+                          env={**os.environ, 'PATH': os.environ['PATH'] + ':/usr/sbin:/sbin'})
     assert done.returncode == 0
     return json.loads(done.stdout)
 

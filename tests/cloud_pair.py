@@ -1,0 +1,144 @@
+"""Two NAT instances in moto's EC2 and the host of one of them, for tests that need no packets.
+
+DryRun is answered as EC2 does, which moto does not do for routes, and every call is noted.
+"""
+from __future__ import annotations
+
+import io
+import os
+import urllib.parse
+from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
+
+import boto3
+import pytest
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import BotoCoreError
+from moto.ec2.models import ec2_backends
+
+import nat_monitor
+
+ACCOUNT, REGION = '123456789012', 'eu-west-1'
+AS_ROOT = os.geteuid() == 0
+ERROR = '<Response><Errors><Error><Code>{0}</Code><Message>{1}</Message></Error></Errors></Response>'
+MASQUERADE = 'table ip nat {\n\tchain postrouting {\n\t\toifname "ens5" masquerade\n\t}\n}\n'
+
+
+class Line(NamedTuple):
+    verdict: str
+    what: str
+    about: str
+    words: str
+
+
+class Raw(io.BytesIO):
+    def stream(self, *_: Any) -> Iterator[bytes]:
+        yield self.read()
+
+
+class Pair:
+    """Two NAT instances in EC2, the host of one of them, and what may be wrong with them."""
+
+    def __init__(self, folder: str) -> None:
+        self.root = folder
+        self.calls: List[Tuple[str, Dict[str, str]]] = []
+        self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers
+        self.metadata: Dict[str, Any] = {}
+        self.forwards = True
+        self.backend: Any = ec2_backends[ACCOUNT][REGION]
+        self.deaf: Set[str] = set()           # addresses that do not answer a ping
+        self.build()
+        self.file('nat_config.py', f'PRIMARY_INSTANCE_ID = {self.primary!r}\nSECONDARY_INSTANCE_ID = '
+                  f'{self.secondary!r}\nROUTE_TABLE_IDS = [{self.table!r}]\nELASTIC_IP = {self.address!r}\n')
+        self.file('nat_monitor.py', '#!/usr/bin/python3\n', 0o755)
+        self.file('etc/cron.d/nat_monitor', '# comment\n@reboot root ' + os.path.join(folder, 'nat_monitor.py')
+                  + ' >> /var/log/nat_monitor.log 2>&1\n')
+        self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
+        self.file(f'proc/{os.getpid()}/comm', 'nat_monitor.py\n')
+        self.firewall(nft=MASQUERADE, iptables='')
+
+    def build(self) -> None:
+        iam = boto3.client('iam')
+        iam.create_instance_profile(InstanceProfileName='NAT_Monitor')
+        self.ec2: Any = boto3.client('ec2', REGION)
+        self.vpc = self.ec2.create_vpc(CidrBlock='10.0.0.0/16')['Vpc']['VpcId']
+        self.public, self.private = (self.ec2.create_subnet(
+            VpcId=self.vpc, CidrBlock=f'10.0.{n}.0/24')['Subnet']['SubnetId'] for n in (0, 1))
+        self.gateway = self.ec2.create_internet_gateway()['InternetGateway']['InternetGatewayId']
+        self.ec2.attach_internet_gateway(InternetGatewayId=self.gateway, VpcId=self.vpc)
+        self.public_table, self.table = (self.ec2.create_route_table(
+            VpcId=self.vpc)['RouteTable']['RouteTableId'] for _ in range(2))
+        self.ec2.associate_route_table(RouteTableId=self.public_table, SubnetId=self.public)
+        self.association = self.ec2.associate_route_table(
+            RouteTableId=self.table, SubnetId=self.private)['AssociationId']
+        self.instances = {one['InstanceId']: one for _ in range(2) for one in self.ec2.run_instances(
+            ImageId='ami-12345678', MinCount=1, MaxCount=1, IamInstanceProfile={'Name': 'NAT_Monitor'},
+            NetworkInterfaces=[{'DeviceIndex': 0, 'SubnetId': self.public, 'AssociatePublicIpAddress': True}])['Instances']}
+        self.primary, self.secondary = self.instances
+        for i in self.instances:
+            self.ec2.modify_instance_attribute(InstanceId=i, SourceDestCheck={'Value': False})
+        address = self.ec2.allocate_address(Domain='vpc')
+        self.address, self.allocation = address['PublicIp'], address['AllocationId']
+        self.ec2.associate_address(AllocationId=self.allocation, InstanceId=self.primary)
+        self.ec2.create_route(RouteTableId=self.table, DestinationCidrBlock='0.0.0.0/0', InstanceId=self.primary)
+        self.ec2.create_tags(Resources=[self.table, self.allocation], Tags=[{'Key': 'nat_monitor', 'Value': 'true'}])
+        self.metadata.update({'instance-id': self.secondary, 'placement/region': REGION,
+                              'iam/security-credentials/': 'NAT_Monitor'})
+
+    def record(self, i: str) -> Any:
+        """Return moto's own record of an instance, for what its API cannot change."""
+        return self.backend.get_instance(i)
+
+    def file(self, name: str, text: str, mode: int = 0o644) -> str:
+        path = os.path.join(self.root, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'w') as file:
+            file.write(text)
+        os.chmod(path, mode)
+        return path
+
+    def firewall(self, **listings: str) -> None:
+        for tool, listing in listings.items():
+            self.file(f'bin/{tool}', f'#!/bin/sh\ncat <<EOF\n{listing}\nEOF\n', 0o755)
+
+    def get(self, item: str) -> str:
+        if isinstance(self.metadata[item], Exception):
+            raise self.metadata[item]
+        return str(self.metadata[item])
+
+    def ping(self, address: str) -> bool:
+        return address not in self.deaf
+
+    def connect(self, region: str, connections: int) -> Any:
+        client = nat_monitor.connect(region, connections)
+        client.meta.events.register_first('before-send.ec2', self.answer)
+        return client
+
+    def answer(self, request: Any, **_: Any) -> Any:
+        """Note the call; answer an injected error, or DryRun as EC2 does; leave all else to moto."""
+        body = request.body.decode() if isinstance(request.body, bytes) else request.body
+        parameters = dict(urllib.parse.parse_qsl(body))
+        action = parameters['Action']
+        self.calls.append((action, parameters))
+        code = self.errors.get(action, 'DryRunOperation' if parameters.get('DryRun') == 'true' else '')
+        if not code:
+            return None
+        if code == 'no answer':
+            raise BotoCoreError()
+        headers: Any = {}
+        return AWSResponse(request.url, 403, headers, Raw(ERROR.format(code, 'said the test').encode()))
+
+    def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
+        """Run the check; return its exit code and its lines."""
+        self.calls.clear()
+        nat_monitor.start_log('%(message)s')
+        code = nat_monitor.Check(
+            settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
+            connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
+        self.text = capfd.readouterr().out
+        lines = [Line(line[:8].strip(), line[8:30].strip(), line[30:53].strip(), line[53:])
+                 for line in self.text.splitlines()]
+        return code, [line for line in lines if AS_ROOT or line.what not in ('file', 'directory')]
+
+    def mutations(self) -> List[str]:
+        return [action for action, parameters in self.calls
+                if not action.startswith('Describe') and parameters.get('DryRun') != 'true']

@@ -1,0 +1,59 @@
+"""A laboratory for the monitor: real packets, and an EC2 that can be made to fail.
+
+Two unmodified copies of nat_monitor.py run in it as they do on two NAT instances: as root, started by their @reboot
+job, pinging each other, asking a metadata service and EC2. Nothing leaves it, and nothing is left behind.
+
+                     internet host                        what it is made of
+             203.0.113.10    203.0.113.20
+            EC2 (ec2.py:     echo server
+            moto + layer)    (traffic.py)                 network.py   the nodes and the router's rules
+                      |                                   ec2.py       calls, states, failures
+                      | 203.0.113.0/24                    metadata.py  169.254.169.254 in each instance
+                      |                                   traffic.py   the private host and who serves it
+           +---------------------+                        lab.py       Lab and Instance: all of it together
+           |       router        |
+           | internet gateway:   |   public address <-> private address, 1:1, without any state
+           | route tables:       |   source address -> mark -> `ip rule` -> the instance that is the target
+           +---------------------+
+             |         |       |
+             |         |       +----------------+
+        10.0.0.11   10.0.0.12               10.0.1.10, one more for each further route table
+        primary     secondary               private host: a datagram to the echo server
+        NAT         NAT                     every 10 ms (traffic.py)
+
+Each box is a *node*: a network, mount, PID and host-name namespace, held by a process that dies with the one that
+opened the lab, and takes all others with it. A node has no name in /run/netns. Whoever is not root gets a user
+namespace around it all. An instance has a /run, a /var/log and a /usr/local/sbin of its own, and shares the rest of
+the file system with the host; `killall` in it finds only its own processes.
+
+Each link is a veth pair with a /32 address at either end, so that the failure of one instance is silence for the
+others, as in a VPC, and not an ARP failure. What the router does is one set of rules, written anew and replaced in one
+transaction with each change (`Network.apply()`). It tracks no connection: who loses a public address has lost its
+connections, without a FIN, the EC2 call in flight included.
+
+EC2 is moto in this process, behind a listening socket that was opened in the internet host. Before moto sees a call,
+`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, `Ec2.sync()`
+makes the router do what moto's records say. `Life` gives moto's instances the states of a real one and the time that
+they take; a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
+
+    with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:
+        lab.wait_until(lambda: ' answers' in lab.secondary.log, 20, 'the secondary hears the primary')
+        lab.primary.crash()
+        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary has taken over')
+        lab.wait_until(lambda: lab.holds(lab.primary), 60, 'the primary is back')
+        assert lab.traffic.outage() < 5.0
+        assert len(lab.ec2.calls('StopInstances')) == 1
+
+When a with statement ends with an exception, the lab prints its time line: logs, calls, states, what the test did.
+
+It needs Linux with network namespaces and nftables, and the commands unshare, nsenter, setsid (util-linux), ip
+(iproute2), nft and killall (psmisc).
+"""
+
+from .ec2 import Call, Ec2, Fault, Times
+from .lab import Event, Holding, Instance, Lab, Terminal
+from .network import ECHO, ELASTIC_IP, ENDPOINT, Network
+from .traffic import Packet, Traffic
+
+__all__ = ['ECHO', 'ELASTIC_IP', 'ENDPOINT', 'Call', 'Ec2', 'Event', 'Fault', 'Holding', 'Instance', 'Lab', 'Network',
+           'Packet', 'Terminal', 'Times', 'Traffic']

@@ -1,0 +1,444 @@
+"""The lab as a whole: two instances that can fail in many ways, and what can be seen of them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
+
+from . import network as net
+from .ec2 import REGION, Ec2, Life, Times
+from .metadata import Metadata
+from .network import Network
+from .traffic import Traffic
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SBIN = 'usr/local/sbin'
+LOG = 'var/log/nat_monitor.log'
+ERRORS = 'var/log/errors'  # what a job wrote elsewhere than to its log; cron would send it by mail
+BOOT_JOB = '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1'
+
+
+class Event(NamedTuple):
+    """Something that happened: at a monotonic time, to or by *source* (an instance, 'EC2', 'call', 'lab', …)."""
+
+    at: float
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Who has the default route of each table (an instance's name, another target's id, None), and the address."""
+
+    routes: List[Optional[str]]
+    address: Optional[str]
+
+
+class Instance:
+    """A NAT instance: its machine, what can happen to it, and its life in EC2."""
+
+    life: Life
+
+    def __init__(self, lab: 'Lab', name: str) -> None:
+        self.lab, self.name = lab, name
+        self.node = lab.network.nodes[name]
+        self.link = lab.network.links[name]
+        self.address = net.INSTANCE_ADDRESSES[name]
+        self.unreachable_at: Optional[float] = None
+        self.forwards_at_boot = True
+        self.runs_boot_job = True
+        self._popen: List['subprocess.Popen[Any]'] = []
+
+    @property
+    def id(self) -> str:
+        return str(self.life.record.id)
+
+    @property
+    def state(self) -> str:
+        """What EC2 calls it."""
+        return self.life.state
+
+    # ---- programs in it
+
+    def run(self, *command: str, check: bool = False, **options: Any) -> 'subprocess.CompletedProcess[str]':
+        """Run a command to its end and return the result, output as text."""
+        return self.node.run(*command, check=check, env=self.lab.environment, **options)
+
+    def popen(self, *command: str, **options: Any) -> 'subprocess.Popen[Any]':
+        """Start a command. A signal sent to the result does not reach it: use `kill_monitor()` or `run('kill', …)`."""
+        process = subprocess.Popen([*self.node.enter(), *command], env=self.lab.environment, **options)
+        self._popen.append(process)
+        return process
+
+    def terminal(self, *command: str) -> 'Terminal':
+        """Start a command (a shell, unless told otherwise) in a terminal, a real pty."""
+        return Terminal(self, command or ('sh', '-i'))
+
+    @property
+    def monitor_command(self) -> List[str]:
+        """The beginning of a command that starts the monitor with the Python under test."""
+        return [*([self.lab.python] if self.lab.python else []), f'/{SBIN}/nat_monitor.py']
+
+    def start_monitor(self) -> None:
+        """Run the @reboot job, in the background."""
+        script = f'exec >>/{ERRORS} 2>&1 </dev/null; exec setsid --fork sh -c "$0"'
+        self.run('sh', '-c', script, self.lab.boot_job, check=True, stdout=None, stderr=None, capture_output=False)
+
+    @property
+    def monitor_pid(self) -> Optional[int]:
+        """The monitor's PID inside the instance; None while it does not run."""
+        for directory in (self.node.root / 'proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                if f'/{SBIN}/nat_monitor.py' in (directory / 'cmdline').read_text().split('\0')[:3]:
+                    return int(directory.name)
+        return None
+
+    def kill_monitor(self, number: int = signal.SIGKILL) -> None:
+        """Send the monitor a signal."""
+        self.run('kill', f'-{int(number)}', str(self.monitor_pid), check=True)
+
+    def proc(self, item: str) -> str:
+        """Return a file of the running monitor in /proc, e.g. 'stat' or 'status'."""
+        return (self.node.root / f'proc/{self.monitor_pid}/{item}').read_text()
+
+    @property
+    def log(self) -> str:
+        """All that the monitor has logged, also before a reboot."""
+        with contextlib.suppress(OSError):
+            return (self.node.root / LOG).read_text(errors='replace')
+        return ''
+
+    @property
+    def errors(self) -> str:
+        """What the boot job wrote elsewhere than to the log."""
+        with contextlib.suppress(OSError):
+            return (self.node.root / ERRORS).read_text(errors='replace')
+        return ''
+
+    def configure(self, text: Optional[str] = None, **settings: Any) -> None:
+        """Write nat_config.py: the lab's settings changed by *settings*, or else *text* as it is."""
+        lines = {**self.lab.settings, **settings}
+        text = ''.join(f'{name} = {value!r}\n' for name, value in lines.items()) if text is None else text
+        (self.node.root / SBIN / 'nat_config.py').write_text(text)
+
+    def install(self) -> None:
+        """Copy the monitor to /usr/local/sbin, unmodified, and write its settings."""
+        program = self.node.root / SBIN / 'nat_monitor.py'
+        program.write_bytes(self.lab.monitor.read_bytes())
+        program.chmod(0o755)
+        self.configure()
+
+    # ---- its life, as EC2 wants it
+
+    def boot(self) -> None:
+        """Come up: an empty /run, a fresh network; programs are started by `run_boot_job()`."""
+        self.run('sh', '-ec', f'''
+            umount -l /run; mount -t tmpfs -o mode=0755 tmpfs /run
+            mkdir -p $(dirname $(readlink -f /etc/resolv.conf))
+            echo nameserver {net.NAME_SERVER} >/etc/resolv.conf
+            echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''', check=True)
+        self.names_work()
+        self.lab.network.bring_up(self.name)
+        self._set_link(dead=False)
+
+    def run_boot_job(self) -> None:
+        if self.runs_boot_job:
+            self.start_monitor()
+
+    def shut_down(self) -> None:
+        """Ask all programs to end, as an orderly shutdown does first."""
+        if not self.link.dead:
+            self.run('sh', '-c', 'kill -TERM -1')
+
+    def power_off(self) -> None:
+        """End all programs and the network, at once."""
+        self._set_link(dead=True)
+        self.run('sh', '-c', 'kill -KILL -1')
+
+    # ---- what can happen to it
+
+    def _set_link(self, **values: Any) -> None:
+        if values:
+            self.lab.note('lab', f'{self.name}: ' + ', '.join(f'{key} = {value}' for key, value in values.items()))
+        for name, value in values.items():
+            setattr(self.link, name, value)
+        reachable = not (self.link.dead or self.link.cut_off)
+        self.unreachable_at = None if reachable else self.unreachable_at or time.monotonic()
+        self.lab.network.apply()
+
+    def crash(self, ignores_stop: bool = False) -> float:
+        """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that.
+
+        With *ignores_stop*, only a forced stop has an effect from now on.
+        """
+        self.life.ignores_stop = ignores_stop
+        at = time.monotonic()
+        self.power_off()
+        return at
+
+    def hang(self, seconds: Optional[float] = None) -> None:
+        """Freeze the machine, for *seconds* or until `thaw()`."""
+        self._set_link(dead=True)
+        self.run('sh', '-c', 'kill -STOP -1')
+        if seconds is not None:
+            steps = self.life._steps
+            self.lab.ec2.later(seconds, lambda: self.thaw() if self.life._steps == steps else None)
+
+    def thaw(self) -> None:
+        """End a hang."""
+        self.run('sh', '-c', 'kill -CONT -1')
+        self._set_link(dead=False)
+
+    def cut_off(self) -> None:
+        """Let all its packets vanish, until `reconnect()` (a restart does not help)."""
+        self._set_link(cut_off=True)
+
+    def reconnect(self) -> None:
+        """End `cut_off()`."""
+        self._set_link(cut_off=False)
+
+    def interface_down(self) -> None:
+        """Take its interface down from inside, until `interface_up()` or a restart."""
+        self.lab.note('lab', f'{self.name}: interface down')
+        self.run('ip', 'link', 'set', 'eth0', 'down', check=True)
+        self.unreachable_at = time.monotonic()
+
+    def interface_up(self) -> None:
+        """End `interface_down()`."""
+        self.lab.note('lab', f'{self.name}: interface up')
+        self.lab.network.bring_up(self.name)
+        self.unreachable_at = None
+
+    def block_ping(self, *ways: str) -> None:
+        """Drop echo requests to it ('in'), from it ('out'), or both (default)."""
+        self._set_link(blocked_pings=ways or ('in', 'out'))
+
+    def allow_ping(self) -> None:
+        """End `block_ping()`."""
+        self._set_link(blocked_pings=())
+
+    def lose_packets(self, percent: int, only_ping: bool = True) -> None:
+        """Lose that share of its ICMP packets (or of all), at random, each way; 0 ends it."""
+        self._set_link(**{'ping_loss' if only_ping else 'loss': percent})
+
+    def forwarding(self, on: bool) -> None:
+        """Switch net.ipv4.ip_forward, now and at the next boot."""
+        self.forwards_at_boot = on
+        self.lab.note('lab', f'{self.name}: ip_forward = {int(on)}')
+        self.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward', check=True)
+
+    def names_hang(self) -> None:
+        """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
+        (self.node.root / 'etc/hosts').write_text('127.0.0.1 localhost\n')
+
+    def names_work(self) -> None:
+        """End `names_hang()`."""
+        (self.node.root / 'etc/hosts').write_text(f'127.0.0.1 localhost\n{net.ENDPOINT} {net.ENDPOINT_NAME}\n')
+
+    def lose_public_address_for(self, seconds: float) -> None:
+        """Leave it without a public address (if it has no Elastic IP), so that it reaches nothing on the internet."""
+        self.lab.ec2.lose_public_address(self.name, seconds)
+
+    def close(self) -> None:
+        """End what `popen()` has started."""
+        for process in self._popen:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+
+
+class Terminal:
+    """A program in a pty of its own, inside an instance; type into it and read what it shows."""
+
+    def __init__(self, instance: Instance, command: Any) -> None:
+        script = 'import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))'
+        python = os.path.realpath('/proc/self/exe')
+        self._process = instance.popen(python, '-ISc', script, *command, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert self._process.stdin and self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self.output = ''
+        threading.Thread(target=self._read, daemon=True, name='terminal').start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            while data := os.read(self._stdout.fileno(), 4096):
+                self.output += data.decode(errors='replace')
+
+    def type(self, text: str) -> None:
+        """Type *text*; '\\x03' is Ctrl-C, '\\x1a' Ctrl-Z, '\\n' the return key."""
+        self._stdin.write(text.encode())
+        self._stdin.flush()
+
+    @property
+    def exit_code(self) -> Optional[int]:
+        """The exit code of the program; None while it runs."""
+        return self._process.poll()
+
+
+class Lab:
+    """Two NAT instances with the monitor, a private host that they serve, the internet, and EC2."""
+
+    _open = threading.Lock()  # moto keeps its records in the process, so there is one lab at a time
+
+    def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1, elastic_ip: bool = True,
+                 holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
+                 monitor: Path = REPOSITORY / 'nat_monitor.py', boot_job: Optional[str] = None,
+                 by_name: bool = False, environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
+        """Describe a lab; it is built when a with statement is entered.
+
+        *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
+        there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
+        (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
+        with *by_name*, EC2 has a name instead of an address; *environment* is added to that of all programs in
+        the instances; *times* are those of `Times`.
+        """
+        self.times = Times(**times)
+        self._settings, self._tables, self._elastic_ip = settings or {}, tables, elastic_ip
+        self._holder, self._start = holder, start
+        self.python, self.monitor = python, monitor
+        self.boot_job = boot_job or self._cron_command()
+        self.environment = {
+            'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
+            'HOME': '/run',  # no AWS settings of whoever runs the lab
+            'AWS_ENDPOINT_URL_EC2': f'http://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}', **(environment or {})}
+        self.settings: Dict[str, Any] = {}
+        self._events: List[Event] = []
+        self._closing = threading.Event()
+
+    def _cron_command(self) -> str:
+        """Return the command of the @reboot job, with the Python under test."""
+        command = BOOT_JOB
+        with contextlib.suppress(OSError):
+            for line in (REPOSITORY / 'nat_monitor.cron').read_text().splitlines():
+                if line.startswith('@reboot'):
+                    command = line.split(None, 2)[2]
+        program = f'/{SBIN}/nat_monitor.py'
+        return command.replace(program, f'{self.python} {program}', 1) if self.python else command
+
+    def __enter__(self) -> 'Lab':
+        assert self._open.acquire(blocking=False), 'there is an open lab'
+        self._opened = contextlib.ExitStack()
+        self._opened.callback(self._open.release)
+        try:
+            self._build()
+        except BaseException:
+            self._opened.close()
+            raise
+        return self
+
+    def _build(self) -> None:
+        self.opened_at = time.monotonic()
+        self.network = Network(self._tables)
+        self._opened.callback(self.network.close)
+        self.instances = {name: Instance(self, name) for name in net.INSTANCE_ADDRESSES}
+        self.primary, self.secondary = self.instances['primary'], self.instances['secondary']
+        self.ec2 = Ec2(self.network, self.times, list(self.instances.values()), tables=self._tables,
+                       elastic_ip=self._elastic_ip, note=self.note)
+        self._opened.callback(self.ec2.close)
+        self.metadata: Dict[str, Metadata] = {}
+        self.settings = {
+            'PRIMARY_INSTANCE_ID': self.ec2.lives['primary'].record.id,
+            'SECONDARY_INSTANCE_ID': self.ec2.lives['secondary'].record.id,
+            'ROUTE_TABLE_IDS': list(self.ec2.tables),
+            'ELASTIC_IP': net.ELASTIC_IP if self._elastic_ip else None, **self._settings}
+        for name, instance in self.instances.items():
+            instance.life = self.ec2.lives[name]
+            self._opened.callback(instance.close)
+            self.metadata[name] = Metadata(instance.node, instance.id, REGION)
+            self._opened.callback(self.metadata[name].close)
+            instance.install()
+            instance.boot()
+        if self._holder:
+            for table in range(self._tables):
+                self.ec2.set_route(self._holder, table)
+            if self._elastic_ip:
+                self.ec2.set_address(self._holder)
+        self.traffic = Traffic(self.network)
+        self._opened.callback(self.traffic.close)
+        self._opened.callback(self.network.close)  # first of all: it ends the processes for which the others wait
+        follower = threading.Thread(target=self._follow, daemon=True, name='logs')
+        follower.start()
+        self._opened.callback(follower.join)
+        self._opened.callback(self._closing.set)
+        if self._start:
+            for instance in self.instances.values():
+                instance.start_monitor()
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            print(self.report())
+        self._opened.close()
+
+    # ---- what can be seen
+
+    def note(self, source: str, text: str) -> None:
+        """Add an event to the time line."""
+        self._events.append(Event(time.monotonic(), source, text))
+
+    def _follow(self) -> None:
+        """Add the lines of both logs to the time line as they appear."""
+        read = dict.fromkeys(self.instances, 0)
+        while not self._closing.wait(0.02):
+            for name, instance in self.instances.items():
+                with contextlib.suppress(OSError):
+                    path = instance.node.root / LOG
+                    size = path.stat().st_size
+                    if size > read[name]:
+                        with path.open('rb') as log:
+                            log.seek(read[name])
+                            lines = log.read().rpartition(b'\n')[0]
+                        if lines:
+                            read[name] += len(lines) + 1
+                            for line in lines.decode(errors='replace').split('\n'):
+                                self.note(name, line)
+
+    def timeline(self, first: int = 0) -> List[Event]:
+        """Return what has happened, in order, from the event of that number on: logs, calls, EC2, the lab."""
+        return self._events[first:]
+
+    def holder(self) -> Holding:
+        """Return who holds the routes and the address, as EC2 has it."""
+        with self.ec2.lock:
+            return Holding([self.ec2.route_target(table) for table in range(self._tables)], self.ec2.address_owner())
+
+    def holds(self, instance: Instance) -> bool:
+        """Tell whether that instance has all the routes, and the address if there is one."""
+        holding = self.holder()
+        return set(holding.routes) == {instance.name} and holding.address == (instance.name if self._elastic_ip
+                                                                              else None)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+        """Wait until *condition* is true; after *timeout* seconds fail, telling all that has happened."""
+        until = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > until:
+                raise AssertionError(f'not within {timeout} s: {what}')
+            time.sleep(0.02)
+
+    def stays(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        """Watch that *condition* is true all the time for *seconds*."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert condition(), f'no longer so after {seconds - (until - time.monotonic()):.1f} s: {what}'
+            time.sleep(0.02)
+
+    def report(self) -> str:
+        """Return all that has happened as text, for a test that failed."""
+        lines = [f'{event.at - self.opened_at:8.2f} {event.source:9} {event.text}' for event in self.timeline()]
+        lines += [f'         {start - self.opened_at:8.2f} private host not served for {end - start:.2f} s'
+                  for start, end in self.traffic.outages()] if hasattr(self, 'traffic') else []
+        lines += [f'{name} wrote elsewhere than to its log:\n{instance.errors}'
+                  for name, instance in self.instances.items() if instance.errors]
+        return '\n'.join([f'The lab, {self.holder()}:', *lines])

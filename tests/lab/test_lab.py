@@ -1,0 +1,481 @@
+"""The lab itself: the network serves, EC2 behaves like EC2, what is injected happens, nothing is left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from tests.lab import ELASTIC_IP, ENDPOINT, Instance, Lab
+
+# A stand-in for the monitor: it says that it runs, and how it is told to end.
+STAND_IN = '''#!/bin/sh
+exec 2>/dev/null
+trap 'echo terminated; exit 0' TERM
+echo running
+while :; do sleep 0.05; done
+'''
+# What an instance asks EC2 with: one call for each line that it reads, in one process and so on kept connections.
+CLIENT = '''
+import json, sys, boto3
+from botocore.config import Config; from botocore.exceptions import BotoCoreError, ClientError
+config = Config(connect_timeout=1, read_timeout=1, retries={'mode': 'standard', 'total_max_attempts': 1})
+ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=sys.argv[1], config=config)
+for line in sys.stdin:
+    action, parameters = json.loads(line)
+    try:
+        print(json.dumps(getattr(ec2, action)(**parameters), default=str), flush=True)
+    except ClientError as error:
+        print(json.dumps(error.response['Error']['Code']), flush=True)
+    except BotoCoreError as error:
+        print(json.dumps(type(error).__name__), flush=True)
+'''
+ROUTE: Dict[str, Any] = {'DestinationCidrBlock': '0.0.0.0/0'}
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    path = tmp_path / 'nat_monitor.py'
+    path.write_text(STAND_IN)
+    return path
+
+
+@pytest.fixture
+def lab(stand_in: Path) -> Iterator[Lab]:
+    """A lab in which a stand-in runs instead of the monitor, and all is quick."""
+    with Lab(monitor=stand_in, latency=0.0, pending=0.2, boot=0.3, job_delay=0.1, stop=0.4, checks=0.2, impaired=0.5,
+             new_public_address=0.3) as lab:
+        serves(lab, ELASTIC_IP)
+        for instance in lab.instances.values():
+            lab.wait_until(lambda: instance.log == 'running\n', 5, f'the job of the {instance.name} runs')
+        yield lab
+
+
+class Asker:
+    """An EC2 client inside an instance."""
+
+    def __init__(self, instance: Instance) -> None:
+        self._process = instance.popen(sys.executable, '-c', CLIENT, f'http://{ENDPOINT}', text=True,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, action: str, **parameters: Any) -> Any:
+        """Return the answer, an error code, or the name of botocore's exception."""
+        import json
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps([action, parameters]) + '\n')
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def serves(lab: Lab, address: str) -> None:
+    lab.wait_until(lambda: lab.traffic.egress() == address, 10, f'the private host is seen as {address}')
+
+
+def pings(instance: Instance, peer: Instance) -> bool:
+    """Tell whether an echo request from one instance to the other is answered within half a second."""
+    return instance.run(sys.executable, '-ISc', '''
+import socket, struct, sys, time
+ping = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+ping.connect((sys.argv[1], 0)); ping.settimeout(0.5)
+header = struct.pack('!BBHHH', 8, 0, 0xffff - 0x0800 - 0x1234 - 1, 0x1234, 1)
+try:
+    ping.send(header)
+    while ping.recv(100)[20] != 0: pass
+except OSError: sys.exit(1)
+''', peer.address).returncode == 0
+
+
+def states(lab: Lab, instance: Instance, *expected: str, then: Callable[[], object]) -> List[str]:
+    """Do something, and return the states through which EC2 says the instance goes, until the last expected one."""
+    seen = [instance.state]
+    then()
+
+    def over() -> bool:
+        if instance.state != seen[-1]:
+            seen.append(instance.state)
+        return seen[-1] == expected[-1]
+
+    lab.wait_until(over, 10, f'{instance.name} is {expected[-1]}')
+    assert seen == list(expected)
+    return seen
+
+
+# ---- the network
+
+def test_moving_the_route_changes_the_egress_address(lab: Lab) -> None:
+    lab.ec2.set_route('secondary')
+    lab.wait_until(lambda: (lab.traffic.egress() or ELASTIC_IP) != ELASTIC_IP, 5, 'another egress address')
+    lab.ec2.set_address('secondary')
+    serves(lab, ELASTIC_IP)
+    assert [address for _, address in lab.traffic.egresses()][::2] == [ELASTIC_IP, ELASTIC_IP]
+
+
+def test_without_a_route_or_a_living_target_nothing_is_served(lab: Lab) -> None:
+    since = time.monotonic()
+    lab.ec2.set_route(None)
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.ec2.set_route('primary')
+    serves(lab, ELASTIC_IP)
+    assert 0.2 < lab.traffic.outage(since) < time.monotonic() - since
+    lab.primary.crash()
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+
+
+def test_without_forwarding_nothing_is_served(lab: Lab) -> None:
+    lab.primary.forwarding(False)
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.primary.forwarding(True)
+    serves(lab, ELASTIC_IP)
+
+
+@pytest.mark.parametrize('fail, mend', [
+    (lambda primary: primary.cut_off(), lambda primary: primary.reconnect()),
+    (lambda primary: primary.interface_down(), lambda primary: primary.interface_up()),
+    (lambda primary: primary.hang(), lambda primary: primary.thaw())], ids=['cut off', 'interface down', 'hang'])
+def test_an_instance_can_fall_silent_and_come_back(lab: Lab, fail: Callable[[Instance], None],
+                                                   mend: Callable[[Instance], None]) -> None:
+    pid = lab.primary.monitor_pid
+    fail(lab.primary)
+    assert not pings(lab.secondary, lab.primary)
+    lab.wait_until(lambda: lab.primary.life.checks()['Status'] == 'impaired', 5, 'the checks fail')
+    mend(lab.primary)
+    assert pings(lab.secondary, lab.primary)
+    assert lab.primary.life.checks()['Status'] == 'ok'
+    assert lab.primary.monitor_pid == pid
+    serves(lab, ELASTIC_IP)
+
+
+def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
+    lab.primary.block_ping('in')
+    assert not pings(lab.secondary, lab.primary)
+    assert pings(lab.primary, lab.secondary)
+    lab.primary.allow_ping()
+    lab.primary.lose_packets(100)
+    assert not pings(lab.primary, lab.secondary)
+    assert lab.traffic.egress() == ELASTIC_IP
+    lab.primary.lose_packets(0)
+    assert pings(lab.primary, lab.secondary)
+
+
+# ---- EC2
+
+def test_a_connection_from_a_lost_address_is_dead_without_a_word(lab: Lab) -> None:
+    ask = Asker(lab.primary)
+    assert ask('describe_instances')
+    lab.ec2.set_address('secondary')
+    lab.wait_until(lambda: lab.network.links['primary'].public, 5, 'the primary has another address')
+    assert ask('describe_instances') == 'ReadTimeoutError'
+    assert ask('describe_instances')['Reservations']
+
+
+def test_who_takes_the_address_loses_the_answer_unless_packets_notice_later(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    [address] = ask('describe_addresses')['Addresses']
+    move = {'AllocationId': address['AllocationId'], 'InstanceId': lab.secondary.id, 'AllowReassociation': True}
+    assert ask('associate_address', **move) == 'ReadTimeoutError'
+    assert lab.holder().address == 'secondary'
+    lab.ec2.set_address('primary')
+    lab.wait_until(lambda: 'Addresses' in ask('describe_addresses'), 5, 'the secondary has another address')
+    lab.times.address_lag = 0.3
+    assert 'AssociationId' in ask('associate_address', **move)
+    serves(lab, ELASTIC_IP)
+
+
+def test_without_a_public_address_ec2_is_out_of_reach(lab: Lab) -> None:
+    lab.secondary.lose_public_address_for(1.5)
+    ask = Asker(lab.secondary)
+    assert ask('describe_instances') == 'ConnectTimeoutError'
+    lab.wait_until(lambda: 'Reservations' in ask('describe_instances'), 5, 'EC2 answers again')
+
+
+def test_a_dry_run_changes_nothing(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    table, instance = lab.ec2.tables[0], lab.primary.id
+    for action, parameters in {
+            'replace_route': {**ROUTE, 'RouteTableId': table, 'InstanceId': lab.secondary.id},
+            'create_route': {**ROUTE, 'RouteTableId': table, 'InstanceId': lab.secondary.id},
+            'associate_address': {'AllocationId': 'eipalloc-1', 'InstanceId': lab.secondary.id},
+            'stop_instances': {'InstanceIds': [instance]}, 'start_instances': {'InstanceIds': [instance]},
+            'describe_route_tables': {}, 'describe_instance_status': {}}.items():
+        assert ask(action, **parameters, DryRun=True) == 'DryRunOperation'
+    assert lab.holds(lab.primary)
+    assert lab.primary.state == 'running'
+    assert lab.ec2.calls() == []
+    assert {call.result for call in lab.ec2.calls(dry_run=True)} == {'DryRunOperation'}
+
+
+def test_a_call_has_the_errors_of_ec2(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    table = lab.ec2.tables[0]
+    route = {**ROUTE, 'RouteTableId': table, 'InstanceId': lab.secondary.id}
+    assert ask('create_route', **route) == 'RouteAlreadyExists'
+    assert ask('replace_route', **{**route, 'RouteTableId': 'rtb-0'}) == 'InvalidRouteTableID.NotFound'
+    assert ask('replace_route', **{**route, 'InstanceId': 'i-0'}) == 'InvalidInstanceID.NotFound'
+    assert ask('describe_instance_status', InstanceIds=['i-0', lab.primary.id]) == 'InvalidInstanceID.NotFound'
+    lab.ec2.set_route(None)
+    assert ask('replace_route', **route) == 'InvalidParameterValue'
+    assert ask('create_route', **route)['Return']
+    assert lab.holder().routes == ['secondary']
+    assert [call.result for call in lab.ec2.calls('*Route', 'secondary')] == [
+        'RouteAlreadyExists', 'InvalidRouteTableID.NotFound', 'InvalidInstanceID.NotFound', 'InvalidParameterValue',
+        'ok']
+
+
+def test_an_instance_stops_and_boots_with_a_fresh_run_and_its_job(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    lab.primary.run('touch', '/run/left', check=True)
+    states(lab, lab.primary, 'running', 'stopping', 'stopped',
+           then=lambda: ask('stop_instances', InstanceIds=[lab.primary.id]))
+    [route] = [route for route in ask('describe_route_tables', RouteTableIds=lab.ec2.tables)['RouteTables'][0]['Routes']
+               if route['DestinationCidrBlock'] == '0.0.0.0/0']
+    assert (route['State'], route['InstanceId']) == ('blackhole', lab.primary.id)
+    assert lab.primary.log == 'running\nterminated\n'
+    assert not pings(lab.secondary, lab.primary)
+    states(lab, lab.primary, 'stopped', 'pending', 'running',
+           then=lambda: ask('start_instances', InstanceIds=[lab.primary.id]))
+    assert ask('describe_instance_status', InstanceIds=[lab.primary.id])['InstanceStatuses'][0]['InstanceStatus'][
+        'Status'] == 'initializing'
+    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\nrunning\n', 5, 'the job runs again')
+    assert lab.primary.run('ls', '/run').stdout == ''
+    serves(lab, ELASTIC_IP)
+
+
+def test_states_forbid_what_ec2_forbids(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    [address] = ask('describe_addresses')['Addresses']
+    lab.times.stop, lab.times.pending = 60, 60
+    lab.primary.crash(ignores_stop=True)
+    ask('stop_instances', InstanceIds=[lab.primary.id])
+    assert ask('start_instances', InstanceIds=[lab.primary.id]) == 'IncorrectInstanceState'
+    lab.times.stop = 0.1
+    states(lab, lab.primary, 'stopping', 'stopped',
+           then=lambda: ask('stop_instances', InstanceIds=[lab.primary.id], Force=True))
+    states(lab, lab.primary, 'stopped', 'pending',
+           then=lambda: ask('start_instances', InstanceIds=[lab.primary.id]))
+    assert ask('associate_address', AllocationId=address['AllocationId'], InstanceId=lab.primary.id,
+               AllowReassociation=True) == 'InvalidInstanceID'
+    assert ask('stop_instances', InstanceIds=[lab.primary.id]) == 'IncorrectInstanceState'
+
+
+def test_a_terminated_instance_never_comes_back(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    states(lab, lab.primary, 'running', 'shutting-down', 'terminated', then=lambda: lab.ec2.terminate('primary'))
+    assert ask('start_instances', InstanceIds=[lab.primary.id]) == 'IncorrectInstanceState'
+    assert lab.holder().address is None
+    assert ask('describe_instance_status', InstanceIds=[lab.primary.id], IncludeAllInstances=True)[
+        'InstanceStatuses'][0]['InstanceState']['Name'] == 'terminated'
+
+
+@pytest.mark.parametrize('kind, answer, effect', [
+    ('Unavailable', 'Unavailable', False), ('RequestLimitExceeded', 'RequestLimitExceeded', False),
+    ('UnauthorizedOperation', 'UnauthorizedOperation', False), ('silent', 'ReadTimeoutError', False),
+    ('lost', 'ReadTimeoutError', True)])
+def test_a_call_can_go_wrong(lab: Lab, kind: str, answer: str, effect: bool) -> None:
+    ask = Asker(lab.secondary)
+    route = {**ROUTE, 'RouteTableId': lab.ec2.tables[0], 'InstanceId': lab.secondary.id}
+    with lab.ec2.injected(kind, 'ReplaceRoute', 'secondary'):
+        assert ask('replace_route', **route) == answer
+        assert (lab.holder().routes == ['secondary']) is effect
+        assert 'Reservations' in ask('describe_instances')
+    assert 'ResponseMetadata' in ask('replace_route', **route)
+    lab.ec2.inject(kind, times=1)
+    assert ask('describe_instances') == answer
+    assert 'Reservations' in ask('describe_instances')
+
+
+def test_a_call_takes_its_time_before_and_after_its_effect(lab: Lab) -> None:
+    lab.ec2.inject('slow', 'ReplaceRoute', extra=0.8)
+    ask = Asker(lab.secondary)
+    ask('describe_instances')
+    started = time.monotonic()
+    asking = threading.Thread(target=ask, args=('replace_route',), kwargs={
+        **ROUTE, 'RouteTableId': lab.ec2.tables[0], 'InstanceId': lab.secondary.id})
+    asking.start()
+    lab.wait_until(lambda: lab.holder().routes == ['secondary'], 5, 'the route has moved')
+    assert 0.4 <= time.monotonic() - started < 0.8
+    asking.join()
+    assert time.monotonic() - started >= 0.8
+    [call] = lab.ec2.calls('ReplaceRoute')
+    assert (call.instance, call.result, call.dry_run) == ('secondary', 'ok', False)
+    assert call.seconds >= 0.8
+
+
+def test_no_capacity_leaves_the_instance_stopped(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    states(lab, lab.primary, 'running', 'stopping', 'stopped', then=lambda: lab.ec2.stop('primary'))
+    with lab.ec2.injected('InsufficientInstanceCapacity', 'StartInstances'):
+        assert ask('start_instances', InstanceIds=[lab.primary.id], DryRun=True) == 'DryRunOperation'
+        assert ask('start_instances', InstanceIds=[lab.primary.id]) == 'InsufficientInstanceCapacity'
+    assert lab.primary.state == 'stopped'
+
+
+def test_forced_checks_are_what_ec2_says(lab: Lab) -> None:
+    ask = Asker(lab.secondary)
+    for status in 'insufficient-data', 'impaired', 'ok':
+        lab.primary.life.forced_checks = status
+        [answer] = ask('describe_instance_status', InstanceIds=[lab.primary.id])['InstanceStatuses']
+        assert (answer['InstanceStatus']['Status'], answer['SystemStatus']['Status']) == (status, status)
+
+
+def test_tables_and_address_can_be_changed_by_hand(lab: Lab) -> None:
+    gateway = lab.ec2.set_route_to_nat_gateway()
+    assert lab.holder().routes == [gateway]
+    restore = lab.ec2.delete_table(0)
+    assert Asker(lab.secondary)('describe_route_tables', RouteTableIds=lab.ec2.tables) == 'InvalidRouteTableID.NotFound'
+    restore()
+    assert lab.holder().routes == [None]
+    lab.ec2.set_address(None)
+    assert lab.holder().address is None
+    assert lab.ec2.calls('*Route') == []
+
+
+def test_every_table_has_a_host_of_its_own(stand_in: Path) -> None:
+    from tests.lab import Traffic
+    with Lab(monitor=stand_in, tables=3, elastic_ip=False, start=False) as lab:
+        second = Traffic(lab.network, 1, serve=False)
+        with contextlib.closing(second):
+            lab.wait_until(lambda: lab.traffic.egress() and lab.traffic.egress() == second.egress(), 5, 'both served')
+            lab.ec2.set_route('secondary', 1)
+            lab.wait_until(lambda: second.egress() not in (None, lab.traffic.egress()), 5, 'served by two')
+            assert lab.holder().routes == ['primary', 'secondary', 'primary']
+
+
+# ---- what an instance has
+
+METADATA = '''
+import requests
+base = 'http://169.254.169.254/latest/'
+print(requests.get(base + 'meta-data/instance-id').status_code)
+token = requests.put(base + 'api/token', headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'}).text
+for item in 'instance-id', 'placement/region', 'iam/security-credentials/', 'nothing':
+    answer = requests.get(base + 'meta-data/' + item, headers={'X-aws-ec2-metadata-token': token})
+    print(answer.status_code, answer.text)
+'''
+
+
+def test_the_metadata_service_wants_a_token_and_gives_credentials_when_it_has_them(lab: Lab) -> None:
+    def asked() -> List[str]:
+        return lab.primary.run(sys.executable, '-c', METADATA, check=True).stdout.splitlines()
+
+    assert asked() == ['401', f'200 {lab.primary.id}', '200 us-east-1', '200 NAT_Monitor', '404 ']
+    lab.metadata['primary'].has_credentials = False
+    assert asked()[3] == '404 '
+    lab.metadata['primary'].status = 403
+    assert asked() == ['403', '403 ', '403 ', '403 ', '403 ']
+
+
+def test_names_resolve_at_once_or_hang(stand_in: Path) -> None:
+    resolve = 'import socket; print(socket.gethostbyname("ec2.lab.example"))'
+    with Lab(monitor=stand_in, start=False, by_name=True) as lab:
+        assert lab.primary.run(sys.executable, '-c', resolve).stdout == f'{ENDPOINT}\n'
+        lab.primary.names_hang()
+        with pytest.raises(subprocess.TimeoutExpired):
+            lab.primary.run(sys.executable, '-c', resolve, timeout=1.5)
+        assert lab.secondary.run(sys.executable, '-c', resolve).stdout == f'{ENDPOINT}\n'
+
+
+def test_processes_are_seen_by_their_own_instance_only(lab: Lab) -> None:
+    lab.primary.run('killall', 'nat_monitor.py', check=True)
+    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\n', 5, 'it has ended')
+    assert lab.secondary.log == 'running\n'
+    assert lab.primary.monitor_pid is None
+    lab.secondary.kill_monitor(signal.SIGTERM)
+    lab.wait_until(lambda: lab.secondary.log == 'running\nterminated\n', 5, 'it has ended')
+
+
+def test_a_terminal_has_job_control(lab: Lab) -> None:
+    terminal = lab.primary.terminal()
+    terminal.type('echo r$((1))ady; sleep 60\n')
+    lab.wait_until(lambda: 'r1ady' in terminal.output, 5, 'the shell runs')
+    terminal.type('\x03')
+    terminal.type('exit 7\n')
+    lab.wait_until(lambda: terminal.exit_code == 7, 5, 'the shell has ended')
+
+
+def test_the_time_line_has_logs_calls_states_and_what_the_test_did(lab: Lab) -> None:
+    lab.wait_until(lambda: ('secondary', 'running') in [event[1:] for event in lab.timeline()], 5, 'the log is read')
+    Asker(lab.secondary)('stop_instances', InstanceIds=[lab.primary.id])
+    lab.wait_until(lambda: lab.primary.state == 'stopped', 5, 'it has stopped')
+    report = lab.report()
+    for words in 'secondary: StopInstances', 'is stopping', 'is stopped', 'default route of', 'dead = True':
+        assert words in report
+
+
+def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match='not within 0.1 s: pigs fly'):
+        with Lab(monitor=stand_in, start=False) as lab:
+            lab.wait_until(lambda: False, 0.1, 'pigs fly')
+    assert '198.51.100.7 to primary' in capsys.readouterr().out
+
+
+# ---- what is left behind
+
+def processes(namespaces: List[str]) -> List[str]:
+    """Return the command lines of the processes in these PID namespaces."""
+    found = []
+    for directory in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            if os.readlink(directory / 'ns/pid') in namespaces:
+                found.append((directory / 'cmdline').read_text().replace('\0', ' '))
+    return found
+
+
+OPEN_LAB = '''
+import os, sys, time
+from pathlib import Path
+from tests.lab import Lab
+with Lab(monitor=Path(sys.argv[1])) as lab:
+    lab.primary.popen('sleep', '1000')
+    lab.secondary.hang()
+    lab.wait_until(lambda: lab.traffic.egress(), 10, 'served')
+    nodes = [lab.network.router, *lab.network.nodes.values()]
+    print(os.getuid(), *(os.readlink(f'/proc/{node.pid}/ns/pid') for node in nodes), flush=True)
+    time.sleep(float(sys.argv[2]))
+'''
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None],
+                         ids=['kill -9', 'Ctrl-C', 'SIGTERM', 'at its end'])
+def test_nothing_is_left_behind(stand_in: Path, how: Any) -> None:
+    root = Path(__file__).parents[2]
+    mounts = Path('/proc/mounts').read_text()
+    opened = subprocess.Popen([sys.executable, '-c', OPEN_LAB, str(stand_in), '0' if how is None else '100'], cwd=root,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert opened.stdout
+    namespaces = opened.stdout.readline().split()[1:]
+    assert len(processes(namespaces)) > 5 or how is None
+    if how is not None:
+        opened.send_signal(how)
+    opened.wait(10)
+    opened.stdout.close()
+    until = time.monotonic() + 10
+    while left := processes(namespaces):
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+    assert Path('/proc/mounts').read_text() == mounts
+
+
+def test_it_needs_no_root() -> None:
+    # Through env, as setpriv itself can still execute what nobody may not.
+    nobody = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', 'env'] if os.getuid() == 0 else []
+    same_python = f'import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})'
+    pythons = [python for python in (sys.executable, '/usr/bin/python3')
+               if subprocess.run([*nobody, python, '-c', same_python], capture_output=True).returncode == 0]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'PYTHONDONTWRITEBYTECODE': '1'}
+    root = Path(__file__).parents[2]
+    if not pythons or subprocess.run([*nobody, pythons[0], '-c', 'import tests.lab'], cwd=root, env=environment,
+                                     capture_output=True).returncode:
+        pytest.skip('who is not root may not read the Python that runs this test')
+    if subprocess.run([*nobody, 'unshare', '--user', '--map-root-user', 'true'], capture_output=True).returncode:
+        pytest.skip('user namespaces are not allowed to everybody on this machine')
+    result = subprocess.run([*nobody, pythons[0], '-c', OPEN_LAB, '/dev/null', '0'], cwd=root, env=environment, text=True,
+                            capture_output=True)
+    assert (result.stderr, result.returncode) == ('', 0)
+    assert result.stdout.split()[0] != '0'

@@ -1,0 +1,171 @@
+"""The private host's traffic: a datagram every 10 ms to an echo server on the internet.
+
+The echo server returns each datagram with the address that it came from, so that every answer tells through whom the
+private host reached the internet. Both ends are processes of their own (this file, run as a program): what the lab
+does meanwhile does not delay them.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import List, Optional, Tuple
+
+INTERVAL = 0.01  # s
+PORT = 7  # the echo service
+LATE = 1.0  # s after which a datagram without an answer counts as lost
+
+
+def echo(address: str) -> None:
+    """Answer each datagram with itself and the address that it came from."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((address, PORT))
+        print('ready', flush=True)
+        while True:
+            data, sender = server.recvfrom(64)
+            with contextlib.suppress(OSError):
+                server.sendto(data + socket.inet_aton(sender[0]), sender)
+
+
+def probe(source: str, server: str) -> None:
+    """Send datagrams; write a line for each one sent (number, time) and received (number, time, egress address)."""
+    with contextlib.suppress(OSError):
+        os.nice(-10)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((source, 0))
+        client.connect((server, PORT))
+        client.setblocking(False)
+        print('ready', flush=True)
+        number, due = 0, time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= due:
+                with contextlib.suppress(OSError):
+                    client.send(struct.pack('!Q', number))
+                print('S', number, now, flush=True)
+                number += 1
+                due = max(due + INTERVAL, now)
+            if select.select([client], [], [], max(0.0, due - time.monotonic()))[0]:
+                with contextlib.suppress(OSError):
+                    data = client.recv(64)
+                    print('R', struct.unpack('!Q', data[:8])[0], time.monotonic(), socket.inet_ntoa(data[8:12]),
+                          flush=True)
+
+
+@dataclass
+class Packet:
+    """One datagram; times are monotonic."""
+
+    sent_at: float
+    received_at: Optional[float] = None
+    egress: Optional[str] = None  # the address that the internet saw
+
+    @property
+    def served(self) -> bool:
+        return self.received_at is not None
+
+
+if __name__ == '__main__':
+    echo(*sys.argv[2:]) if sys.argv[1] == 'echo' else probe(*sys.argv[2:])
+    sys.exit()
+
+
+from .network import ECHO, Network, private_address  # noqa: E402 - not needed by the program
+
+
+class Traffic:
+    """The datagrams of the private host in the subnet of one route table, from when it is made until `close()`."""
+
+    def __init__(self, network: Network, table: int = 0, serve: bool = True) -> None:
+        """Start the probe and, with *serve*, the echo server (one is enough)."""
+        self._packets: List[Packet] = []
+        self._processes = [self._start(network, 'internet', 'echo', ECHO)] if serve else []
+        probing = self._start(network, 'private', 'probe', private_address(table), ECHO)
+        self._processes.append(probing)
+        threading.Thread(target=self._read, args=(probing,), daemon=True, name='traffic').start()
+
+    def _start(self, network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str]':
+        process = subprocess.Popen([*network.nodes[node].enter(), sys.executable, '-IS', __file__, *arguments],
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                   text=True)
+        assert process.stdout and process.stdout.readline() == 'ready\n'
+        return process
+
+    def _read(self, probing: 'subprocess.Popen[str]') -> None:
+        assert probing.stdout
+        with contextlib.suppress(ValueError):  # closed
+            for line in probing.stdout:
+                kind, number, at, *rest = line.split()
+                if kind == 'S':
+                    self._packets.append(Packet(float(at)))
+                else:
+                    packet = self._packets[int(number)]
+                    packet.egress = rest[0]
+                    packet.received_at = float(at)
+
+    def packets(self, since: float = 0.0, until: float = float('inf')) -> List[Packet]:
+        """Return the datagrams sent between two times; the last ones may still be on their way."""
+        packets = self._packets
+        end = len(packets)
+        start = end
+        while start and packets[start - 1].sent_at >= since:
+            start -= 1
+        return [packet for packet in packets[start:end] if packet.sent_at <= until]
+
+    def outages(self, since: float = 0.0, until: float = float('inf')) -> List[Tuple[float, float]]:
+        """Return when nothing was served: from the last datagram before to the first one after; the longest first.
+
+        An outage that has not ended lasts until now, or until *until*.
+        """
+        now = time.monotonic()
+        found = []
+        last, lost = since or None, False
+        for packet in self.packets(since, until):
+            if packet.served:
+                if lost and last is not None:
+                    found.append((last, packet.sent_at))
+                last, lost = packet.sent_at, False
+            else:
+                last = packet.sent_at if last is None else last
+                lost = True
+        if lost and last is not None and now - last > LATE:
+            found.append((last, min(now, until)))
+        return sorted(found, key=lambda outage: outage[0] - outage[1])
+
+    def outage(self, since: float = 0.0, until: float = float('inf')) -> float:
+        """Return the seconds of the longest outage; 0 if no datagram was lost."""
+        return next((end - start for start, end in self.outages(since, until)), 0.0)
+
+    def lost(self, since: float = 0.0, until: float = float('inf')) -> int:
+        """Return how many datagrams were lost."""
+        now = time.monotonic()
+        return sum(not packet.served and now - packet.sent_at > LATE for packet in self.packets(since, until))
+
+    def egress(self) -> Optional[str]:
+        """Return the address through which the private host reaches the internet now; None while it does not."""
+        for packet in reversed(self.packets(time.monotonic() - 0.3)):
+            if packet.served:
+                return packet.egress
+        return None
+
+    def egresses(self, since: float = 0.0) -> List[Tuple[float, str]]:
+        """Return the egress addresses in order, each with the time from which it was seen."""
+        found: List[Tuple[float, str]] = []
+        for packet in self.packets(since):
+            if packet.egress and (not found or found[-1][1] != packet.egress):
+                found.append((packet.sent_at, packet.egress))
+        return found
+
+    def close(self) -> None:
+        """End the probe."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()

@@ -1,0 +1,322 @@
+"""EC2 in memory: instances with their states, routes, the address; reads lag, calls travel and get lost."""
+from __future__ import annotations
+
+import bisect
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
+                                 ReadTimeoutError)
+
+from nat_monitor import CONNECT_TIMEOUT, READ_TIMEOUT
+
+from .hub import Hub, Process
+
+ENDPOINT = 'https://ec2.eu-central-1.amazonaws.com'
+ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
+EVERYWHERE = '0.0.0.0/0'
+BUCKET, REFILL = 40.0, 4.0        # calls of one kind at once, and a second, before EC2 throttles
+FORGOTTEN_AFTER = 120.0           # s after which EC2 does not know a terminated instance any more
+
+
+class Conditions(NamedTuple):
+    """How long things take in one run, in seconds; what the monitor has to live with."""
+
+    tables: int = 1
+    address: bool = True
+    latency: float = 0.1          # of a call, there and back
+    read_lag: int = 0             # a read may show what was true so long ago
+    effect_lag: int = 0           # a write may take effect so late
+    check_lag: int = 60           # from a failure to 'impaired', from a repair to 'ok'
+    stop_takes: int = 10
+    boot_takes: int = 20          # from 'running' until the instance answers pings
+    monitor_starts: int = 5       # after that
+    public_back: int = 0          # who loses the address reaches EC2 again after so long
+
+
+class Instance:
+    """One of the pair: what EC2 says of it, and what is true of the guest."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = name
+        self.id = f'i-0000000000000000{number}'
+        self.address = f'10.0.0.{number}'
+        self.state = 'running'
+        self.up = True                # the guest runs: it answers pings and routes packets
+        self.dead = False             # it has crashed, and only a new boot helps
+        self.stubborn = False         # it ignores a graceful stop
+        self.forwarding = True
+        self.checks = 'ok'
+        self.health = 0               # counts the changes that the checks will show after a while
+        self.life = 0                 # counts boots and stops: what belonged to an earlier life is void
+        self.public = 0               # counts the changes of its public address: older connections are dead
+        self.public_at = 0.0          # it reaches EC2 from then on
+        self.metadata_at = self.credentials_at = 0.0
+        self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
+        self.terminated_at = float('inf')
+        self.process: Optional[Process] = None
+        self.monitor: Any = None
+
+
+def refusal(code: str, message: str = '') -> ClientError:
+    return ClientError({'Error': {'Code': code, 'Message': message or code}}, 'Call')
+
+
+class Cloud:
+    """The API, one method for each call, run at the moment at which the call takes effect."""
+
+    def __init__(self, hub: Hub, conditions: Conditions, instances: Tuple[Instance, Instance]) -> None:
+        self.hub = hub
+        self.conditions = conditions
+        self.instances = {one.id: one for one in instances}
+        self.routes: Dict[str, Optional[str]] = {f'rtb-0000000{n}': instances[0].id for n in range(conditions.tables)}
+        self.owner: Optional[str] = instances[0].id
+        self.buckets: Dict[str, Tuple[float, float]] = {}
+        self.no_data = lambda: False
+        self.no_capacity = lambda: False
+        self.times: List[float] = []
+        self.pasts: List[Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]] = []
+        self.booted: Callable[[Instance], None] = lambda one: None
+        self.went_down: Callable[[Instance], None] = lambda one: None
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep what is true now for reads that lag."""
+        self.times.append(self.hub.now)
+        self.pasts.append(({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.routes),
+                           self.owner))
+
+    def seen(self, lag: float) -> Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]:
+        return self.pasts[max(0, bisect.bisect_right(self.times, self.hub.now - lag) - 1)]
+
+    def throttled(self, action: str, scarce: bool) -> bool:
+        size, refill = (2.0, 0.1) if scarce else (BUCKET, REFILL)
+        tokens, at = self.buckets.get(action, (size, self.hub.now))
+        tokens = min(size, tokens + (self.hub.now - at) * refill)
+        self.buckets[action] = (max(0.0, tokens - 1.0), self.hub.now)
+        return tokens < 1.0
+
+    def forgotten(self, one: Instance) -> bool:
+        return self.hub.now > one.terminated_at + FORGOTTEN_AFTER
+
+    def known(self, *ids: str) -> List[Instance]:
+        found = [self.instances[i] for i in ids]
+        for one in found:
+            if self.forgotten(one):
+                raise refusal('InvalidInstanceID.NotFound', f'The instance ID {one.id} does not exist')
+        return found
+
+    # The life of an instance
+
+    def change_health(self, one: Instance, well: bool) -> None:
+        """Let the status checks show after a while how the guest is."""
+        one.health += 1
+        health = one.health
+
+        def show() -> None:
+            if one.health == health:
+                one.checks = 'ok' if well else 'impaired'
+                self.keep()
+        self.hub.at(self.conditions.check_lag, show)
+
+    def later(self, delay: float, one: Instance, function: Callable[[Instance], None]) -> None:
+        """Call the function with the instance, if it still lives the same life then."""
+        life = one.life
+
+        def call() -> None:
+            if one.life == life:
+                function(one)
+        self.hub.at(delay, call)
+
+    def boot(self, one: Instance) -> None:
+        """Begin the boot of a running instance, or begin it again."""
+        one.life += 1
+        one.up, one.dead, one.stubborn = False, False, False
+        self.later(self.conditions.boot_takes, one, self.come_up)
+
+    def come_up(self, one: Instance) -> None:
+        one.up = True
+        self.change_health(one, True)
+        self.booted(one)
+
+    def crash(self, one: Instance) -> None:
+        one.life += 1
+        one.dead = True
+        self.go_down(one)
+        if one.state in ('stopping', 'shutting-down'):
+            self.later(self.conditions.stop_takes, one, self.end)
+        elif one.state == 'pending':
+            self.later(self.conditions.boot_takes, one, self.call_running)
+        else:
+            self.change_health(one, False)
+
+    def go_down(self, one: Instance) -> None:
+        one.up = False
+        self.went_down(one)
+
+    def call_running(self, one: Instance) -> None:
+        one.state, one.checks = 'running', 'initializing'
+        self.keep()
+        if one.dead:
+            self.change_health(one, False)
+        else:
+            self.boot(one)
+
+    def stop(self, one: Instance, force: bool, by: Optional[Instance]) -> None:
+        if one.state == 'running':
+            one.state, one.stopped_by = 'stopping', by
+            one.life += 1
+            one.health += 1
+            one.checks = 'not-applicable'
+            if not one.stubborn or force:
+                self.later(3.0, one, self.go_down)
+                self.later(3.0 if force else self.conditions.stop_takes, one, self.end)
+        elif one.state == 'stopping' and force:
+            self.later(5.0, one, self.end)
+        self.keep()
+
+    def end(self, one: Instance) -> None:
+        one.state = 'terminated' if one.state == 'shutting-down' else 'stopped'
+        one.life += 1
+        one.dead, one.stubborn, one.checks = False, False, 'not-applicable'
+        self.go_down(one)
+        if one.state == 'terminated':
+            one.terminated_at = self.hub.now
+            if self.owner == one.id:
+                self.owner = None
+        self.keep()
+
+    def start(self, one: Instance) -> None:
+        if one.state == 'stopped':
+            one.state, one.checks, one.stopped_by = 'pending', 'initializing', None
+            one.life += 1
+            self.later(self.conditions.boot_takes / 2, one, self.call_running)
+            self.keep()
+
+    def terminate(self, one: Instance) -> None:
+        one.state, one.checks = 'shutting-down', 'not-applicable'
+        one.life += 1
+        one.health += 1
+        self.later(3.0, one, self.go_down)
+        self.later(self.conditions.stop_takes, one, self.end)
+        self.keep()
+
+    def give_address(self, taker: Optional[Instance]) -> None:
+        """Give the address away: both sides' connections break, and the loser is cut off from EC2 for a while."""
+        loser = self.instances.get(self.owner or '')
+        self.owner = taker.id if taker else None
+        if loser is not taker:
+            for one in (loser, taker):
+                if one:
+                    one.public += 1
+                    one.public_at = self.hub.now + (self.conditions.public_back if one is loser else 0.0)
+                    self.hub.at(one.public_at - self.hub.now, lambda: None)
+        self.keep()
+
+    # The calls
+
+    def describe_instance_status(self, by: Instance, lag: float, InstanceIds: List[str], **_: Any) -> Any:
+        states = self.seen(lag)[0]
+        bad = 'insufficient-data' if self.no_data() else ''
+        return {'InstanceStatuses': [
+            {'InstanceId': one.id, 'InstanceState': {'Name': states[one.id][0]},
+             'InstanceStatus': {'Status': bad or states[one.id][1]},
+             'SystemStatus': {'Status': bad or ('ok' if states[one.id][1] == 'impaired' else states[one.id][1])}}
+            for one in self.known(*InstanceIds)]}
+
+    def describe_instances(self, by: Instance, lag: float, InstanceIds: List[str]) -> Any:
+        one, = self.known(*InstanceIds)
+        return {'Reservations': [{'Instances': [
+            {} if one.state == 'terminated' else {'PrivateIpAddress': one.address}]}]}
+
+    def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
+        states, routes, _ = self.seen(lag)
+        return {'RouteTables': [
+            {'RouteTableId': table, 'Routes': [{'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local'}] + (
+                [{'DestinationCidrBlock': EVERYWHERE, 'InstanceId': target, 'State': 'blackhole' if states.get(
+                    target, ('',))[0] in ('stopped', 'terminated') else 'active'}] if target else [])}
+            for table, target in routes.items()]}
+
+    def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
+        owner = self.seen(lag)[2]
+        return {'Addresses': [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
+            {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {})}]}
+
+    def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
+        if self.routes[RouteTableId] is None:
+            raise refusal('InvalidParameterValue', 'There is no route defined for 0.0.0.0/0')
+        self.routes[RouteTableId] = self.known(InstanceId)[0].id
+        self.keep()
+
+    def create_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
+        if self.routes[RouteTableId] is not None:
+            raise refusal('RouteAlreadyExists')
+        self.routes[RouteTableId] = self.known(InstanceId)[0].id
+        self.keep()
+
+    def associate_address(self, by: Instance, lag: float, InstanceId: str, **_: Any) -> Any:
+        one, = self.known(InstanceId)
+        if one.state not in ('running', 'stopping', 'stopped'):
+            raise refusal('InvalidInstanceID', f'{one.id} is {one.state}')
+        self.give_address(one)
+
+    def stop_instances(self, by: Instance, lag: float, InstanceIds: List[str], Force: bool = False) -> Any:
+        one, = self.known(*InstanceIds)
+        if one.state not in ('running', 'stopping', 'stopped'):
+            raise refusal('IncorrectInstanceState', f'{one.id} is {one.state}')
+        self.stop(one, Force, by)
+
+    def start_instances(self, by: Instance, lag: float, InstanceIds: List[str]) -> Any:
+        one, = self.known(*InstanceIds)
+        if one.state not in ('stopped', 'pending', 'running'):
+            raise refusal('IncorrectInstanceState', f'{one.id} is {one.state}')
+        if one.state == 'stopped' and self.no_capacity():
+            raise refusal('InsufficientInstanceCapacity')
+        self.start(one)
+
+
+class Client:
+    """What boto3 gives the monitor: a call travels to EC2, takes effect there, and its answer travels back."""
+
+    def __init__(self, world: Any, one: Instance) -> None:
+        self.world = world
+        self.one = one
+        self.void = world.hub.now < one.credentials_at  # made too early, it never gets any
+        self.connected: Optional[int] = None            # by which public address
+
+    def close(self) -> None:
+        self.connected = None
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda **how: self.call(name, how)
+
+    def call(self, name: str, how: Dict[str, Any]) -> Any:
+        world, one, hub = self.world, self.one, self.world.hub
+        if self.void:
+            raise NoCredentialsError()
+        sent_at = hub.now
+        public = one.public
+        fault = world.fault('cut EC2', one) or world.fault('cut off', one)
+        if fault or hub.now < one.public_at:
+            hub.sleep(0.05 if fault and fault.how % 2 else CONNECT_TIMEOUT)
+            raise (EndpointConnectionError if fault and fault.how % 2 else ConnectTimeoutError)(endpoint_url=ENDPOINT)
+        stale = self.connected not in (None, public)
+        there, back = world.travel(one, name, how)
+        reply: List[Any] = []
+        world.sends(one, name, how)
+        if not stale:
+            self.connected = public
+            if there is not None:
+                hub.at(there, world.arrives, one, name, how, reply)
+        else:
+            self.connected = None
+        if stale or there is None or back is None or there + back > READ_TIMEOUT:
+            hub.sleep(READ_TIMEOUT)
+            raise ReadTimeoutError(endpoint_url=ENDPOINT)
+        hub.sleep(there + back)
+        if one.public != public or world.fault('cut EC2', one) or world.fault('cut off', one):
+            hub.sleep(max(0.0, sent_at + READ_TIMEOUT - hub.now))
+            raise ReadTimeoutError(endpoint_url=ENDPOINT)
+        world.answers(one, name, reply[0])
+        if isinstance(reply[0], Exception):
+            raise reply[0]
+        return reply[0]

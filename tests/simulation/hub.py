@@ -1,0 +1,154 @@
+"""Virtual time: greenlets that run one after the other, in an order that depends on nothing but the schedule."""
+from __future__ import annotations
+
+import heapq
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+import greenlet
+
+
+class Process:
+    """A running monitor: the greenlet of its loop, and one for each call under way."""
+
+    def __init__(self) -> None:
+        self.threads: Set[Thread] = set()
+        self.alive = True
+        self.suspended = 0
+        self.frozen: List[Tuple[Thread, int, Any]] = []  # what would have woken a thread meanwhile
+        self.nap: Optional[Tuple[float, Thread, int]] = None  # asleep between two pings that are both answered
+
+
+class Thread(greenlet.greenlet):
+    """A thread of a process; `ticket` counts its waits, so that a late wake-up finds nobody."""
+
+    def __init__(self, process: Process, function: Callable[[], Any], parent: greenlet.greenlet) -> None:
+        super().__init__(function, parent)
+        self.process = process
+        self.ticket = 0
+
+
+class Hub:
+    """The clock and the queue of what is to come."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.queue: List[Tuple[float, int, Callable[..., None], Tuple[Any, ...]]] = []
+        self.count = 0
+        self.main = greenlet.getcurrent()
+        self.processes: List[Process] = []
+        self.skip: Callable[[float], None] = lambda horizon: None
+        self.changed: Callable[[], None] = lambda: None
+
+    def at(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call the function `delay` seconds from now."""
+        self.count += 1
+        heapq.heappush(self.queue, (self.now + delay, self.count, function, arguments))
+
+    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
+        """Let things happen until then, or until `done`, which is asked after each event; tell whether it was."""
+        while True:
+            naps = [p for p in self.processes if p.nap]
+            first = self.queue[0][0] if self.queue else until
+            if naps:
+                self.skip(min(first, until))
+            nap = min((p.nap[0] for p in naps if p.nap), default=until + 1.0)
+            if min(nap, first) >= until:
+                self.now = until
+                return False
+            if nap < first:
+                process = next(p for p in naps if p.nap and p.nap[0] == nap)
+                assert process.nap
+                self.now, thread, ticket = process.nap
+                process.nap = None
+                self.resume(thread, ticket)
+                continue
+            self.now, _, function, arguments = heapq.heappop(self.queue)
+            function(*arguments)
+            if function != self.resume:
+                self.changed()
+            if done():
+                return True
+
+    def resume(self, thread: Thread, ticket: int, value: Any = None) -> None:
+        """Let a thread go on that still waits with this ticket; one of a suspended process has to wait."""
+        if thread.process.suspended:
+            thread.process.frozen.append((thread, ticket, value))
+        elif not thread.dead and thread.ticket == ticket:
+            thread.switch(value)
+
+    def wait(self) -> Any:
+        """Switch to other threads until somebody resumes this one; return what they hand over."""
+        return self.main.switch()
+
+    def ticket(self) -> Tuple[Thread, int]:
+        """Return this thread and the ticket of its next wait."""
+        thread = greenlet.getcurrent()
+        assert isinstance(thread, Thread)
+        thread.ticket += 1
+        return thread, thread.ticket
+
+    def sleep(self, delay: float) -> None:
+        self.at(delay, self.resume, *self.ticket())
+        self.wait()
+
+    def spawn(self, process: Process, function: Callable[[], Any]) -> None:
+        def body(_: Any) -> None:
+            try:
+                function()
+            finally:
+                process.threads.discard(thread)
+        thread = Thread(process, lambda value=None: body(value), self.main)
+        process.threads.add(thread)
+        self.at(0.0, self.resume, thread, 0)
+
+    def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
+                     meanwhile: Optional[Callable[[], None]], no_answer: Exception) -> Dict[str, Any]:
+        """Do what the monitor's run_together does with threads: a late call goes on, and its result is dropped."""
+        done: Dict[str, Any] = {}
+        deadline = self.now + timeout
+        waiting: List[Tuple[Thread, int]] = []
+        thread = greenlet.getcurrent()
+        assert isinstance(thread, Thread)
+
+        def make(name: str, call: Callable[[], Any]) -> None:
+            try:
+                done[name] = call()
+            except Exception as error:
+                done[name] = error
+            if waiting and len(done) == len(calls):
+                self.at(0.0, self.resume, *waiting[0])
+
+        for name, call in calls.items():
+            self.spawn(thread.process, lambda name=name, call=call: make(name, call))
+        if meanwhile:
+            meanwhile()
+        if len(done) < len(calls) and self.now < deadline:
+            waiting.append(self.ticket())
+            self.at(deadline - self.now, self.resume, *waiting[0])
+            self.wait()
+        return {name: done.get(name, no_answer) for name in calls}
+
+    def kill(self, process: Process) -> None:
+        """End a process at whatever point it is, as SIGKILL does; what it has sent is under way all the same."""
+        if process.alive:
+            process.alive = False
+            process.nap = None
+            self.processes.remove(process)
+            for thread in list(process.threads):
+                if greenlet.getcurrent() is not thread:
+                    thread.throw()
+
+    def suspend(self, process: Process, seconds: float) -> None:
+        process.suspended += 1
+        if process.nap:
+            due, thread, ticket = process.nap
+            process.nap = None
+            self.at(due - self.now, self.resume, thread, ticket)
+        self.at(seconds, self.go_on, process)
+
+    def go_on(self, process: Process) -> None:
+        process.suspended -= 1
+        if not process.suspended:
+            frozen, process.frozen = process.frozen, []
+            for thread, ticket, value in frozen:
+                self.at(0.0, self.resume, thread, ticket, value)

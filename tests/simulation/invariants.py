@@ -1,0 +1,159 @@
+"""What must hold in every run: one function for each invariant, with the bound it states and the worst value seen."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, Optional
+
+if TYPE_CHECKING:
+    from .cloud import Instance
+    from .pair import World
+
+CLAIMS = ('replace_route', 'create_route', 'associate_address')
+LOOKS = ('describe_route_tables', 'describe_addresses')
+CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
+CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
+SERVED_WITHIN = 480.0             # s, whatever came before
+SERVED_AGAIN_WITHIN = 90.0        # s, from the death of the serving instance of a settled pair
+
+
+class Watch:
+    """What the invariants remember of a run."""
+
+    def __init__(self) -> None:
+        self.seen: Dict[str, float] = {}
+        self.unserved_at: Optional[float] = None
+        self.able_at: Dict[str, Optional[float]] = {}
+        self.split_at = -1e9
+        self.killed = False                        # the serving instance of the settled pair
+        self.final_at: Optional[float] = None      # when, as long as nobody has taken over
+
+    def worst(self, what: str, value: float) -> None:
+        if value > self.seen.get(what, -1.0):
+            self.seen[what] = value
+
+
+def at_every_change(world: World) -> None:
+    never_both_stopped(world)
+    is_served(world)
+
+
+def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
+    calls_are_few(world, one, name, 'DryRun' in how)
+    if how.get('DryRun') or name.startswith('describe'):
+        return
+    has_effect = not (name in CLAIMS and one.id == (
+        world.cloud.routes[how['RouteTableId']] if 'RouteTableId' in how else world.cloud.owner))
+    if has_effect:
+        never_against_an_answering_peer(world, one, name)
+        decides_only_with_ec2(world, one, name)
+    if name in CLAIMS:
+        world.records[one.name].claim_at = world.hub.now
+
+
+def broken(text: str) -> None:
+    from .pair import Broken
+    raise Broken(text)
+
+
+def never_both_stopped(world: World) -> None:
+    """1. Never are both instances stopping or stopped through the monitors' doing."""
+    if all(one.state in ('stopping', 'stopped') and one.stopped_by for one in world.instances):
+        broken('1: both instances are stopped by the monitors')
+
+
+def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
+    """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
+    record = world.records[one.name]
+    return name in CLAIMS and (one is world.instances[0] and not record.held
+                               or world.hub.now - world.watch.split_at < 30.0)
+
+
+def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
+    """2. No take-over and no stop while the peer has answered within NUM_PINGS x PING_TIMEOUT."""
+    silence = world.settings.num_pings * world.settings.ping_timeout
+    if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
+            name == 'stop_instances' and world.peer(one).state != 'running'):
+        since = world.hub.now - world.records[one.name].answered_at
+        if since < silence - 0.001:
+            broken(f'2: {one.name} calls {name} {since:.2f} s after its peer answered')
+
+
+def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
+    """3. Nothing is begun without EC2's answer, in isolation, or by an instance that EC2 does not call running."""
+    record, now = world.records[one.name], world.hub.now
+    if name in CLAIMS and (is_claim_of_its_own(world, one, name) or now - record.claim_at < 30.0):
+        return  # of a claim that has begun
+    lifetime = 5.0 + 6.0
+    if now - record.status_at > lifetime:
+        broken(f'3: {one.name} calls {name} {now - record.status_at:.1f} s after EC2 told the states')
+    if record.own_state != 'running' and not (name in CLAIMS and record.own_state == 'not known'):
+        broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')
+    if name == 'start_instances':
+        return
+    if record.miss_at != record.ping_at or not record.ping_left:
+        broken(f'3: {one.name} calls {name}, and its latest ping was no miss')
+    if record.miss_at - record.status_before_miss > lifetime:
+        broken(f'3: {one.name} calls {name}, and no miss was sent after EC2 answered')
+
+
+def is_served(world: World) -> None:
+    """4. While one is able to serve, route and address soon point to one that works."""
+    watch, now = world.watch, world.hub.now
+    holder = world.holder()
+    for one in world.instances:
+        if world.has_everything(one) and one.name in world.records:
+            world.records[one.name].held = True
+        if not world.is_able(one):
+            watch.able_at[one.name] = None
+        elif watch.able_at.get(one.name) is None:
+            watch.able_at[one.name] = now
+    parts = world.parts()
+    if len(set(parts)) > 1 or None in parts or any(
+            world.cloud.instances[i].state in ('stopped', 'terminated') for i in parts if i):
+        watch.split_at = now
+    # One that answers pings is left alone though it does not forward, as invariant 2 stands above this one.
+    if not parts or holder and (world.works(holder) or world.hears(world.peer(holder))):
+        if watch.final_at is not None and watch.unserved_at is not None:
+            watch.worst('4: served again after the death of a settled pair\'s holder', now - watch.final_at)
+            watch.final_at = None
+        watch.unserved_at = None
+        return
+    if watch.unserved_at is None:
+        watch.unserved_at = now
+    for name, since in watch.able_at.items():
+        if since is not None:
+            unserved = now - max(since, watch.unserved_at)
+            watch.worst('4: not served', unserved)
+            if unserved > SERVED_WITHIN:
+                broken(f'4: not served for {unserved:.0f} s while {name} is able to')
+    if watch.final_at is not None and now - watch.final_at > SERVED_AGAIN_WITHIN:
+        broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder')
+
+
+def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
+    """5. Nothing but looks while all is well; never more calls a minute than stated; no stop for mere ping loss."""
+    record, now = world.records[one.name], world.hub.now
+    record.calls.append(now)
+    while record.calls[0] <= now - 60.0:
+        record.calls.popleft()
+    world.watch.worst('5: calls of one monitor in a minute', len(record.calls))
+    if len(record.calls) > CALLS_A_MINUTE + CALLS_A_MINUTE_OF_A_PART * len(world.settings.parts):
+        broken(f'5: {one.name} makes {len(record.calls)} calls in a minute')
+    if name in LOOKS:
+        return
+    world.quiet_at = now
+    if name == 'stop_instances' and not dry and not world.watch.killed and all(f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
+        broken(f'5: {one.name} stops its peer for mere ping loss')
+
+
+def settles_within(world: World) -> float:
+    """6. When all faults have ended, the pair settles within this."""
+    return 3000.0
+
+
+def nothing_unforeseen(world: World, one: Instance, words: str) -> None:
+    """7. No exception reaches the border of the loop."""
+    record = world.records[one.name]
+    if words.startswith('Traceback') or record.error:
+        record.error.append(words)
+        if len(record.error) > 1 and not words.startswith(' '):
+            broken('7: ' + '\n'.join(record.error))

@@ -1,0 +1,413 @@
+"""The pair under test: two real monitors, the network between them, and the faults of a schedule."""
+from __future__ import annotations
+
+import collections
+import random
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+
+import requests
+
+import nat_monitor
+
+from . import invariants
+from .cloud import ADDRESS, Client, Cloud, Conditions, Instance, refusal
+from .hub import Hub, Process
+
+LATEST_EFFECT = 6.0               # s from the sending of a call to its effect, at most: what invariant 1 stands on
+LATEST_READ = 3                   # s by which a read may lag
+
+# Faults that begin at a moment; `lasts` says for how long where it matters, `how` which way.
+ACTIONS = ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'describe_instances',
+           'replace_route', 'associate_address', 'stop_instances', 'start_instances', 'create_route')
+GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate')
+BOOT = ('late metadata', 'late credentials', 'no forwarding')
+MONITOR = ('kill', 'suspend')
+NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
+EC2 = ('EC2 down', 'slow', 'lossy', 'throttle', 'forbid', 'no data', 'no capacity')
+SOMEBODY = ('move route', 'move address')
+KINDS = GUEST + BOOT + MONITOR + NETWORK + EC2 + SOMEBODY
+
+
+class Fault(NamedTuple):
+    at: int
+    kind: str
+    who: str = 'primary'          # primary, secondary, both
+    lasts: int = 0
+    how: int = 0
+
+
+class Schedule(NamedTuple):
+    faults: Tuple[Fault, ...] = ()
+    conditions: Conditions = Conditions()
+    seed: int = 0
+
+    def __str__(self) -> str:
+        usual = Conditions()._asdict()
+        unusual = ', '.join(f'{k}={v}' for k, v in self.conditions._asdict().items() if v != usual[k])
+        return f'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
+            f'), Conditions({unusual}), {self.seed})')
+
+
+class Broken(BaseException):
+    """An invariant does not hold; no monitor may catch it."""
+
+
+class Record:
+    """What the invariants have to know of one process."""
+
+    def __init__(self, now: float) -> None:
+        self.started_at = now
+        self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
+        self.ping_left = True                      # the latest ping left this host
+        self.ec2_at = self.status_at = -1e9        # EC2's latest answer, and the latest about the instances
+        self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
+        self.own_state = ''
+        self.held = False                          # it has once held everything
+        self.calls: Deque[float] = collections.deque()
+        self.error: List[str] = []
+
+
+class Log:
+    """The monitor's log; a traceback breaks invariant 7."""
+
+    def __init__(self, world: World, one: Instance) -> None:
+        self.world, self.one = world, one
+
+    def log(self, level: int, words: str) -> None:
+        self.world.note(self.one.name, words)
+
+    def info(self, words: str) -> None:
+        self.world.note(self.one.name, words)
+
+    warning = info
+
+    def error(self, words: str) -> None:
+        self.info(words)
+        invariants.nothing_unforeseen(self.world, self.one, words)
+
+
+class World:
+    """One run: `hub` is its time, `cloud` its EC2; the rest is network, doors and faults."""
+
+    def __init__(self, schedule: Schedule, module: Any = nat_monitor, traced: bool = False) -> None:
+        self.schedule, self.module = schedule, module
+        self.timeline: Optional[List[str]] = [] if traced else None
+        self.chance = random.Random(schedule.seed)
+        self.hub = Hub()
+        self.instances = Instance('primary', 1), Instance('secondary', 2)
+        self.cloud = Cloud(self.hub, schedule.conditions, self.instances)
+        self.cloud.no_data = lambda: bool(self.fault('no data'))
+        self.cloud.no_capacity = lambda: bool(self.fault('no capacity'))
+        self.cloud.booted = lambda one: self.cloud.later(schedule.conditions.monitor_starts, one, self.start_monitor)
+        self.cloud.went_down = self.end_monitor
+        self.hub.skip = self.skip
+        self.hub.changed = lambda: invariants.at_every_change(self)
+        self.settings = module.Settings(
+            self.instances[0].id, self.instances[1].id, tuple(self.cloud.routes),
+            ADDRESS if schedule.conditions.address else None)
+        self.active: Dict[Tuple[str, str], List[Fault]] = {}
+        self.records: Dict[str, Record] = {}
+        self.watch = invariants.Watch()
+        self.over = False         # all faults have ended
+        self.quiet_at = 0.0       # the latest call that is not a look
+        for fault in schedule.faults:
+            self.hub.at(fault.at, self.begin, fault)
+        for one in self.instances:
+            self.start_monitor(one)
+
+    def note(self, who: str, words: str) -> None:
+        if self.timeline is not None:
+            self.timeline.append(f'{self.hub.now:8.2f}  {who:9}  {words}')
+
+    def peer(self, one: Instance) -> Instance:
+        return self.instances[1] if one is self.instances[0] else self.instances[0]
+
+    # Faults
+
+    def fault(self, kind: str, one: Optional[Instance] = None) -> Optional[Fault]:
+        """Return the fault of this kind that lasts now, if any."""
+        if not self.active:
+            return None
+        found = self.active.get((kind, one.name if one else 'primary'))
+        return found[-1] if found else None
+
+    def begin(self, fault: Fault) -> None:
+        self.note('FAULT', f'{fault.kind} {fault.who} for {fault.lasts} s ({fault.how})')
+        for one in self.instances:
+            if fault.who in (one.name, 'both') or fault.kind in ('cut peer', 'no data', 'no capacity'):
+                if fault.kind in NETWORK + EC2:
+                    self.active.setdefault((fault.kind, one.name), []).append(fault)
+                    self.hub.at(fault.lasts, self.end, fault, one)
+                    if fault.kind == 'cut off' and one.up:
+                        self.cloud.change_health(one, False)
+                else:
+                    self.strike(fault, one)
+        if fault.kind in SOMEBODY:
+            self.move(fault)
+
+    def end(self, fault: Fault, one: Instance) -> None:
+        self.note('FAULT', f'{fault.kind} {one.name} ends')
+        self.active[fault.kind, one.name].remove(fault)
+        if not self.active[fault.kind, one.name]:
+            del self.active[fault.kind, one.name]
+        if fault.kind == 'cut off' and one.up and one.state == 'running':
+            self.cloud.change_health(one, True)
+
+    def strike(self, fault: Fault, one: Instance) -> None:
+        """What happens to an instance or to its monitor."""
+        kind, now = fault.kind, self.hub.now
+        if kind == 'stop':
+            self.cloud.stop(one, False, None)
+            self.cloud.later(200.0, one, lambda one: self.cloud.stop(one, True, None))
+        elif kind == 'terminate' and one.state not in ('shutting-down', 'terminated') and (
+                self.peer(one).state not in ('shutting-down', 'terminated')):
+            self.cloud.terminate(one)
+        elif one.up and kind in ('crash', 'hang'):
+            one.stubborn = one.stubborn or kind == 'hang'
+            self.cloud.crash(one)
+        elif one.up and kind == 'stubborn':
+            one.stubborn = True
+        elif one.up and kind in ('reboot', *BOOT) and one.state == 'running':
+            if kind == 'late metadata':
+                one.metadata_at = now + self.schedule.conditions.boot_takes + fault.lasts
+            if kind == 'late credentials':
+                one.credentials_at = now + self.schedule.conditions.boot_takes + fault.lasts
+            if kind == 'no forwarding':
+                one.forwarding = False
+                self.hub.at(self.schedule.conditions.boot_takes + fault.lasts, setattr, one, 'forwarding', True)
+            self.end_monitor(one)
+            self.cloud.boot(one)
+        elif kind == 'kill' and one.process:
+            self.end_monitor(one)
+            self.cloud.later(fault.lasts, one, self.start_monitor)
+        elif kind == 'suspend' and one.process:
+            self.hub.suspend(one.process, fault.lasts)
+
+    def move(self, fault: Fault) -> None:
+        """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
+        target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]
+        if fault.kind == 'move route':
+            self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
+        elif self.schedule.conditions.address:
+            self.cloud.give_address(self.cloud.instances.get(target or ''))
+        self.cloud.keep()
+
+    # Monitors
+
+    def start_monitor(self, one: Instance) -> None:
+        """Start the monitor afresh, as @reboot does, or somebody after it was killed."""
+        if one.process or not one.up:
+            return
+        process = Process()
+        one.process = process
+        self.records[one.name] = Record(self.hub.now)
+        self.hub.processes.append(process)
+        self.note('WORLD', f'the monitor of {one.name} starts')
+        clock, metadata = collections.namedtuple('clock', 'monotonic sleep'), collections.namedtuple('metadata', 'get')
+
+        def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
+                         meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
+            return self.hub.run_together(calls, timeout, meanwhile, self.module.NoAnswer('no answer in time'))
+
+        one.monitor = self.module.Monitor(
+            self.settings, clock=clock(lambda: self.hub.now, lambda delay: self.sleep(one, delay)),
+            ping=lambda address: self.ping(one), metadata=metadata(lambda item: self.get_metadata(one, item)),
+            connect=lambda region, connections: Client(self, one), run_together=run_together,
+            forwards=lambda: one.forwarding, chance=self.chance, log=Log(self, one))
+
+        def run() -> None:
+            one.monitor.run()
+            raise Broken(f'the monitor of {one.name} has ended by itself')
+        self.hub.spawn(process, run)
+
+    def end_monitor(self, one: Instance) -> None:
+        if one.process:
+            self.note('WORLD', f'the monitor of {one.name} is dead')
+            self.hub.kill(one.process)
+            one.process = None
+
+    def get_metadata(self, one: Instance, item: str) -> str:
+        if self.hub.now < one.metadata_at:
+            self.hub.sleep(0.5)
+            raise requests.ConnectionError('no route to host')
+        return one.id if item == 'instance-id' else 'eu-central-1'
+
+    # Network
+
+    def hears(self, one: Instance) -> bool:
+        """Tell whether a request sent now by one to its peer is answered, loss aside."""
+        peer = self.peer(one)
+        return peer.up and not (self.active and (
+            self.fault('block ping', one) or self.fault('cut peer') or self.fault('cut off', one)
+            or self.fault('cut off', peer)))
+
+    def ping(self, one: Instance) -> bool:
+        record, timeout = self.records[one.name], self.settings.ping_timeout
+        record.ping_at, status_at = self.hub.now, record.status_at
+        for _ in range(nat_monitor.REQUESTS_PER_PING):
+            fault = self.fault('cut off', one)
+            record.ping_left = not (fault and fault.how % 2)
+            if not record.ping_left:
+                raise self.module.OwnFault('Network is unreachable')
+            loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
+            if self.hears(one) and not (loss and self.chance.random() < loss.how / 100):
+                record.answered_at = self.hub.now
+                return True
+            self.hub.sleep(timeout / nat_monitor.REQUESTS_PER_PING)
+        record.miss_at, record.status_before_miss = record.ping_at, status_at
+        return False
+
+    def travel(self, one: Instance, name: str, how: Dict[str, Any]) -> Tuple[Optional[float], Optional[float]]:
+        """Return the seconds that a call takes to its effect, and its answer from there; None: it is lost."""
+        there = back = self.schedule.conditions.latency * self.chance.uniform(0.2, 1.0) / 2
+        if not name.startswith('describe') and self.schedule.conditions.effect_lag:
+            there += self.chance.uniform(0.0, self.schedule.conditions.effect_lag)
+        slow, lossy, down = self.fault('slow', one), self.fault('lossy', one), self.fault('EC2 down', one)
+        if slow:
+            late = self.chance.uniform(0.0, min(LATEST_EFFECT, 1 + slow.how * 0.3))
+            there, back = there + late, back + 1 + slow.how * 0.3 - late
+        there = min(there, LATEST_EFFECT)
+        if down and down.how % 2 or lossy and self.chance.random() < lossy.how / 200:
+            return None, None
+        return there, None if lossy and self.chance.random() < lossy.how / 200 else back
+
+    def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
+        """A call leaves the instance."""
+        if self.timeline is not None:
+            self.note(one.name, f'-> {name} {"dry" if "DryRun" in how else ""}')
+        invariants.at_every_call(self, one, name, how)
+
+    def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
+        """A call takes effect at EC2."""
+        forbidden, lag = self.fault('forbid', one), self.chance.uniform(0.0, self.schedule.conditions.read_lag)
+        try:
+            if self.fault('EC2 down', one):
+                raise refusal('Unavailable', 'The service is unavailable. Please try again shortly.')
+            if self.cloud.throttled(name, bool(self.fault('throttle'))):
+                raise refusal('RequestLimitExceeded')
+            if forbidden and ACTIONS[forbidden.how % len(ACTIONS)] == name:
+                raise refusal('UnauthorizedOperation')
+            if how.get('DryRun'):
+                raise refusal('DryRunOperation')
+            reply.append(getattr(self.cloud, name)(one, lag, **how))
+            if not name.startswith('describe'):
+                self.note('EC2', f'{name} by {one.name} takes effect')
+        except self.module.ClientError as error:
+            reply.append(error)
+
+    def answers(self, one: Instance, name: str, result: Any) -> None:
+        """An answer comes back to the instance."""
+        record = self.records[one.name]
+        record.ec2_at = self.hub.now
+        if self.timeline is not None and isinstance(result, Exception):
+            self.note(one.name, f'<- {name}: {result}')
+        if name == 'describe_instance_status':
+            record.status_at, record.own_state = self.hub.now, 'not known'
+            if not isinstance(result, Exception):
+                for found in result['InstanceStatuses']:
+                    if found['InstanceId'] == one.id:
+                        record.own_state = found['InstanceState']['Name']
+
+    # Time that need not be lived through
+
+    def sleep(self, one: Instance, delay: float) -> None:
+        monitor, process = one.monitor, one.process
+        if process and self.is_calm(monitor) and abs(self.hub.now + delay - monitor.next_ping_at) < 0.01:
+            process.nap = (self.hub.now + delay, *self.hub.ticket())
+            self.hub.wait()
+        else:
+            self.hub.sleep(delay)
+
+    def is_calm(self, monitor: Any) -> bool:
+        return bool(monitor.replied) and monitor.claim is None and not monitor.misses and not monitor.left_stopped
+
+    def skip(self, horizon: float) -> None:
+        """Leave out the pings of a stretch in which both are answered and nothing falls due before the horizon."""
+        naps = []
+        for one in self.instances:
+            if one.process and not one.process.suspended:
+                if not one.process.nap or not self.hears(one) or self.fault('loss', one):
+                    return
+                if self.fault('cut off', one):
+                    return
+                naps.append(one)
+                horizon = min([horizon] + [due for name, due in vars(one.monitor).items() if name.endswith('_at')
+                                           and name != 'next_ping_at' and due is not None and due > self.hub.now])
+        for one in naps:
+            assert one.process and one.process.nap
+            due, thread, ticket = one.process.nap
+            pings = int((horizon - due) / self.settings.wait_between_pings)
+            if pings > 0:
+                one.process.nap = (due + pings * self.settings.wait_between_pings, thread, ticket)
+
+    # What is true
+
+    def parts(self) -> List[Optional[str]]:
+        """Return who has each part, those aside that somebody gave to something outside the pair."""
+        found = list(self.cloud.routes.values()) + ([self.cloud.owner] if self.schedule.conditions.address else [])
+        return [i for i in found if i is None or i in self.cloud.instances]
+
+    def holder(self) -> Optional[Instance]:
+        """Return the instance that has every part."""
+        parts = set(self.parts())
+        return self.cloud.instances.get(next(iter(parts)) or '') if len(parts) == 1 else None
+
+    def has_everything(self, one: Instance) -> bool:
+        return set(self.cloud.routes.values()) | ({self.cloud.owner} if self.schedule.conditions.address else set()
+                                                  ) == {one.id}
+
+    def works(self, one: Instance) -> bool:
+        return one.up and one.forwarding and one.state in ('running', 'stopping') and not self.fault('cut off', one)
+
+    def is_able(self, one: Instance) -> bool:
+        """Tell whether this monitor has all it needs to take over."""
+        return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
+                and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
+                and not (self.active and any(self.fault(kind, one) for kind in EC2 + ('cut EC2',))))
+
+    def is_settled(self) -> bool:
+        """Tell whether both run, one holds everything, and nothing but looks has been called for two minutes."""
+        holder = self.holder()
+        if (self.parts() and not (holder and self.works(holder))) or self.active or not self.over:
+            return False
+        if any(one.state == 'terminated' for one in self.instances):
+            return any(one.process for one in self.instances)
+        return self.hub.now - self.quiet_at >= 120.0 and all(
+            self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at for one in self.instances)
+
+    # A run
+
+    def run(self) -> invariants.Watch:
+        """Live through the schedule, let the pair settle, kill the serving instance; raise Broken."""
+        boot = self.schedule.conditions.boot_takes
+        until = max([fault.at + fault.lasts + (boot if fault.kind in BOOT else 0) for fault in self.schedule.faults]
+                    + [60.0])
+        try:
+            self.hub.run(until + 0.01)
+            self.over = True
+            self.note('WORLD', 'all faults have ended')
+            self.see_to_it()
+            if not self.hub.run(self.hub.now + invariants.settles_within(self), self.is_settled):
+                raise Broken(f'6: not settled {invariants.settles_within(self):.0f} s after the last fault')
+            self.watch.worst('6: settled after the last fault', self.hub.now - until - 120.0)
+            holder = self.holder()
+            if holder and all(one.process for one in self.instances):
+                self.note('WORLD', f'settled; the serving {holder.name} is killed')
+                self.watch.final_at, self.watch.killed = self.hub.now, True
+                self.cloud.crash(holder)
+                self.hub.run(self.hub.now + invariants.SERVED_AGAIN_WITHIN + 30.0)
+        finally:
+            for process in list(self.hub.processes):
+                self.hub.kill(process)
+        return self.watch
+
+    def see_to_it(self) -> None:
+        """An operator, after the last fault: starts one instance where neither is up nor coming up."""
+        first = next(one for one in self.instances if one.state not in ('terminated', 'shutting-down'))
+        coming = any(one.up or one.state == 'pending' or one.state == 'running' and not one.dead
+                     for one in self.instances)
+        if not coming and first.state == 'stopped':
+            self.cloud.start(first)
+        elif not coming and first.state == 'running':
+            self.cloud.boot(first)
+        self.hub.at(30.0, self.see_to_it)

@@ -1,0 +1,482 @@
+"""--check: a healthy pair, then each fault alone, in moto's EC2 and with the real monitors of the lab."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any, Iterator
+
+import pytest
+import requests
+from moto import mock_aws
+
+import nat_monitor
+from tests.cloud_pair import AS_ROOT, REGION, Pair
+
+
+@pytest.fixture
+def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+        monkeypatch.setenv(name, 'test')
+    monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+    monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
+    with mock_aws():
+        yield Pair(str(tmp_path))
+
+
+def test_all_is_well_with_a_healthy_pair_and_nothing_is_changed(pair: Pair, capfd: Any) -> None:
+    started_at = time.monotonic()
+
+    code, lines = pair.check(capfd)
+
+    assert {line.verdict for line in lines} == {'ok'}, pair.text
+    assert code == 0
+    assert pair.mutations() == []
+    assert time.monotonic() - started_at < 5
+
+
+def test_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
+    _, lines = pair.check(capfd)
+
+    said = [(line.what, line.about) for line in lines]
+    assert len(set(said)) == len(said) or not AS_ROOT or [w for w, _ in said].count('file') == 2
+    for i in pair.instances:
+        for what in ('state', 'status checks', 'source/dest. check', 'network interface', 'public address',
+                     'instance profile', 'can be stopped', 'Auto Scaling group'):
+            assert (what, i) in said
+    for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses',
+                   'ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'):
+        assert ('permission', action) in said
+    for what in ('route table', 'subnets', 'default route'):
+        assert (what, pair.table) in said
+    assert ('Elastic IP', pair.address) in said and ('ping', pair.primary) in said
+    for what in ('settings', 'longest outage', 'forwarding', 'masquerading', 'cron job', 'monitor'):
+        assert (what, '') in said
+
+
+# Each fault, on a pair that is otherwise healthy: what is done to it; the line that tells; a word of its remedy.
+
+def stop_primary(pair: Pair) -> None:
+    pair.ec2.stop_instances(InstanceIds=[pair.primary])
+
+
+def check_source(pair: Pair) -> None:
+    pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True})
+
+
+def add_interface(pair: Pair) -> None:
+    interface = pair.ec2.create_network_interface(SubnetId=pair.public)['NetworkInterface']['NetworkInterfaceId']
+    pair.ec2.attach_network_interface(NetworkInterfaceId=interface, InstanceId=pair.primary, DeviceIndex=1)
+
+
+def take_public_address(pair: Pair) -> None:
+    pair.record(pair.secondary).nics[0].public_ip = None
+    pair.record(pair.secondary).nics[0].public_ip_auto_assign = False
+    pair.record(pair.secondary).associate_public_ip = False
+
+
+def take_profile(pair: Pair) -> None:
+    found = pair.ec2.describe_iam_instance_profile_associations()['IamInstanceProfileAssociations']
+    for one in found:
+        if one['InstanceId'] == pair.primary:
+            pair.ec2.disassociate_iam_instance_profile(AssociationId=one['AssociationId'])
+
+
+def protect(pair: Pair) -> None:
+    pair.record(pair.primary).disable_api_stop = 'true'
+
+
+def keep_root_on_host(pair: Pair) -> None:
+    pair.record(pair.primary).root_device_type = 'instance-store'
+
+
+def make_spot(pair: Pair) -> None:
+    request = pair.ec2.request_spot_instances(InstanceCount=1, SpotPrice='1', LaunchSpecification={
+        'ImageId': 'ami-12345678'}, Type='one-time')['SpotInstanceRequests'][0]['SpotInstanceRequestId']
+    pair.record(pair.primary).spot_instance_request_id = request
+
+
+def put_into_group(pair: Pair) -> None:
+    pair.backend.create_tags([pair.primary], {'aws:autoscaling:groupName': 'nats'})
+
+
+def delete_table(pair: Pair) -> None:
+    pair.ec2.disassociate_route_table(AssociationId=pair.association)
+    pair.ec2.delete_route_table(RouteTableId=pair.table)
+
+
+def use_foreign_table(pair: Pair) -> None:
+    vpc = pair.ec2.create_vpc(CidrBlock='10.9.0.0/16')['Vpc']['VpcId']
+    table = pair.ec2.create_route_table(VpcId=vpc)['RouteTable']['RouteTableId']
+    subnet = pair.ec2.create_subnet(VpcId=vpc, CidrBlock='10.9.0.0/24')['Subnet']['SubnetId']
+    pair.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)
+    use_table(pair, table)
+
+
+def use_table(pair: Pair, table: str) -> None:
+    path = os.path.join(pair.root, 'nat_config.py')
+    with open(path) as file:
+        text = file.read().replace(pair.table, table)
+    pair.file('nat_config.py', text)
+    pair.table = table
+    pair.ec2.create_tags(Resources=[table], Tags=[{'Key': 'nat_monitor', 'Value': 'true'}])
+
+
+def serve_nobody(pair: Pair) -> None:
+    pair.ec2.disassociate_route_table(AssociationId=pair.association)
+
+
+def use_own_table(pair: Pair) -> None:
+    use_table(pair, pair.public_table)
+
+
+def use_main_table(pair: Pair) -> None:
+    """Leave the pair's subnet without a table of its own, so that it uses the main one."""
+    tables = pair.ec2.describe_route_tables(Filters=[{'Name': 'vpc-id', 'Values': [pair.vpc]}])['RouteTables']
+    for table in tables:
+        for link in table['Associations']:
+            if link.get('SubnetId') == pair.public:
+                pair.ec2.disassociate_route_table(AssociationId=link['RouteTableAssociationId'])
+    use_table(pair, next(t['RouteTableId'] for t in tables if any(a.get('Main') for a in t['Associations'])))
+
+
+def route_elsewhere(pair: Pair) -> None:
+    pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0', GatewayId=pair.gateway)
+
+
+def release_address(pair: Pair) -> None:
+    pair.ec2.disassociate_address(AssociationId=pair.ec2.describe_addresses()['Addresses'][0]['AssociationId'])
+    pair.ec2.release_address(AllocationId=pair.allocation)
+
+
+def give_address_away(pair: Pair) -> None:
+    other = pair.ec2.run_instances(ImageId='ami-12345678', MinCount=1, MaxCount=1)['Instances'][0]['InstanceId']
+    pair.ec2.associate_address(AllocationId=pair.allocation, InstanceId=other, AllowReassociation=True)
+
+
+def block_ping(pair: Pair) -> None:
+    pair.deaf.add(pair.instances[pair.primary]['PrivateIpAddress'])
+
+
+def forward_nothing(pair: Pair) -> None:
+    pair.forwards = False
+
+
+def drop_rules(pair: Pair) -> None:
+    pair.firewall(nft='table inet filter {\n}', iptables='-P POSTROUTING ACCEPT')
+
+
+def drop_cron_job(pair: Pair) -> None:
+    os.remove(os.path.join(pair.root, 'etc/cron.d/nat_monitor'))
+
+
+def end_monitor(pair: Pair) -> None:
+    os.remove(os.path.join(pair.root, f'proc/{os.getpid()}/comm'))
+
+
+def switch_metadata_off(pair: Pair) -> None:
+    error = requests.HTTPError('403 Client Error: Forbidden')
+    pair.metadata.update(dict.fromkeys(pair.metadata, error))
+
+
+def take_role(pair: Pair) -> None:
+    pair.metadata['iam/security-credentials/'] = requests.HTTPError('404 Client Error: Not Found')
+
+
+@pytest.mark.parametrize('spoil, verdict, what, remedy', [
+    (stop_primary, 'FAIL', 'state', 'aws ec2 start-instances --instance-ids {primary}'),
+    (check_source, 'FAIL', 'source/dest. check',
+     'aws ec2 modify-instance-attribute --instance-id {primary} --no-source-dest-check'),
+    (add_interface, 'FAIL', 'network interface', 'aws ec2 detach-network-interface --attachment-id eni-attach-'),
+    (take_public_address, 'warn', 'public address', '--associate-public-ip-address --network-interface-id eni-'),
+    (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile '
+     'Name=NAT_Monitor --instance-id {primary}'),
+    (protect, 'FAIL', 'can be stopped', '--instance-id {primary} --no-disable-api-stop'),
+    (keep_root_on_host, 'FAIL', 'can be stopped', 'launch another one'),
+    (make_spot, 'FAIL', 'can be stopped', 'launch another one'),
+    (put_into_group, 'FAIL', 'Auto Scaling group', 'aws autoscaling detach-instances --instance-ids {primary} '
+     '--auto-scaling-group-name nats'),
+    (delete_table, 'FAIL', 'route table', 'nano '),
+    (use_foreign_table, 'FAIL', 'route table', 'nano '),
+    (serve_nobody, 'FAIL', 'subnets', 'aws ec2 associate-route-table --route-table-id {table}'),
+    (use_own_table, 'FAIL', 'subnets', 'aws ec2 associate-route-table'),
+    (use_main_table, 'FAIL', 'subnets', '--subnet-id {public}'),
+    (route_elsewhere, 'warn', 'default route', 'describe-route-tables --route-table-ids {table}'),
+    (release_address, 'FAIL', 'Elastic IP', 'aws ec2 describe-addresses'),
+    (give_address_away, 'warn', 'Elastic IP', 'aws ec2 describe-addresses --public-ips {address}'),
+    (block_ping, 'FAIL', 'ping', 'aws ec2 authorize-security-group-ingress --group-id sg-'),
+    (forward_nothing, 'FAIL', 'forwarding', 'sysctl'),
+    (drop_rules, 'FAIL', 'masquerading', 'nft '),
+    (drop_cron_job, 'FAIL', 'cron job', 'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'),
+    (end_monitor, 'warn', 'monitor', 'nohup '),
+    (switch_metadata_off, 'FAIL', 'metadata', '--http-endpoint enabled'),
+    (take_role, 'FAIL', 'role', 'associate-iam-instance-profile'),
+], ids=lambda value: getattr(value, '__name__', None))
+def test_each_fault_is_told_by_its_own_line(pair: Pair, capfd: Any, spoil: Any, verdict: str, what: str, remedy: str
+                                            ) -> None:
+    spoil(pair)
+
+    code, lines = pair.check(capfd)
+
+    told = [line for line in lines if line.verdict == verdict]
+    assert {line.what for line in told} == {what}, pair.text
+    assert any(remedy.format(**vars(pair)) in line.words for line in told), pair.text
+    assert all(line.words.rpartition('; ')[2] for line in lines if line.verdict != 'ok')
+    assert code == (1 if verdict == 'FAIL' else 0)
+    assert pair.mutations() == []
+
+
+@pytest.mark.parametrize('action, remedy', [
+    ('DescribeInstances', 'put-role-policy'), ('DescribeInstanceStatus', 'put-role-policy'),
+    ('DescribeRouteTables', 'put-role-policy'), ('DescribeAddresses', 'put-role-policy'),
+    ('ReplaceRoute', 'put-role-policy'), ('CreateRoute', 'put-role-policy'),
+    ('AssociateAddress', 'create-tags --resources {allocation} eni-'),
+    ('StopInstances', 'put-role-policy'), ('StartInstances', 'put-role-policy')])
+def test_each_missing_permission_is_told(pair: Pair, capfd: Any, action: str, remedy: str) -> None:
+    pair.errors[action] = 'UnauthorizedOperation'
+
+    code, lines = pair.check(capfd)
+
+    told = [line for line in lines if line.verdict == 'FAIL']
+    assert [(line.what, line.about) for line in told] == [('permission', action)], pair.text
+    assert remedy.format(**vars(pair)) in told[0].words
+    assert code == 1
+    assert pair.mutations() == []
+
+
+@pytest.mark.parametrize('action', ['DescribeInstanceAttribute', 'DescribeSpotInstanceRequests'])
+def test_what_only_the_check_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str) -> None:
+    make_spot(pair)
+    pair.errors['DescribeSpotInstanceRequests'] = pair.errors[action] = 'UnauthorizedOperation'
+
+    code, lines = pair.check(capfd)
+
+    told = [line for line in lines if line.verdict != 'ok']
+    assert {(line.verdict, line.what) for line in told} == {('unknown', 'can be stopped')}, pair.text
+    assert code == 0
+
+
+def test_a_missing_tag_is_told_with_the_command_that_sets_it(pair: Pair, capfd: Any) -> None:
+    pair.ec2.delete_tags(Resources=[pair.table, pair.allocation], Tags=[{'Key': 'nat_monitor'}])
+    pair.errors.update(dict.fromkeys(('ReplaceRoute', 'CreateRoute', 'AssociateAddress'), 'UnauthorizedOperation'))
+
+    _, lines = pair.check(capfd)
+
+    words = {line.about: line.words for line in lines if line.verdict == 'FAIL'}
+    for action in ('ReplaceRoute', 'CreateRoute'):
+        assert words[action].endswith(f'run: aws ec2 create-tags --resources {pair.table} --tags '
+                                      'Key=nat_monitor,Value=true')
+    assert re.search(f'run: aws ec2 create-tags --resources {pair.allocation} eni-[0-9a-f]+ --tags '
+                     'Key=nat_monitor,Value=true$', words['AssociateAddress'])
+
+
+def test_a_missing_profile_is_told_with_the_command_that_gives_it(pair: Pair, capfd: Any) -> None:
+    take_profile(pair)
+    pair.errors['StopInstances'] = 'UnauthorizedOperation'
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.about == 'StopInstances']
+    assert line.words.endswith('aws ec2 associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor '
+                               f'--instance-id {pair.primary}')
+
+
+@pytest.mark.parametrize('code', ['RequestLimitExceeded', 'OperationNotPermitted', 'no answer'])
+def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any, code: str) -> None:
+    pair.errors['StopInstances'] = code
+
+    exit_code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert (line.verdict, line.about) == ('unknown', 'StopInstances')
+    assert code in line.words or 'BotoCoreError' in line.words
+    assert exit_code == 0
+
+
+def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
+    pair.errors.update(dict.fromkeys(
+        ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
+         'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'), 'no answer'))
+
+    code, lines = pair.check(capfd)
+
+    assert code == 0  # nothing is known to be wrong
+    assert {line.what for line in lines if line.verdict == 'unknown'} == {
+        'permission', 'instance', 'route table', 'Elastic IP', 'ping', 'longest outage'}
+    assert any(line.what == 'cron job' for line in lines)
+
+
+def test_an_instance_that_does_not_exist_is_told_and_the_rest_goes_on(pair: Pair, capfd: Any) -> None:
+    with open(os.path.join(pair.root, 'nat_config.py')) as file:
+        pair.file('nat_config.py', file.read().replace(pair.primary, 'i-0123456789abcdef0'))
+
+    code, lines = pair.check(capfd)
+
+    assert ('FAIL', 'instance', 'i-0123456789abcdef0') in [line[:3] for line in lines]
+    assert ('ok', 'state', pair.secondary) in [line[:3] for line in lines]
+    assert ('unknown', 'ping') in [line[:2] for line in lines]
+    assert code == 1
+
+
+def test_bad_settings_are_told_first_and_the_host_is_checked_all_the_same(pair: Pair, capfd: Any) -> None:
+    pair.file('nat_config.py', "PRIMARY_INSTANCE_ID = ''\nSECONDARY_INSTANCE_ID = ''\nROUTE_TABLE_IDS = []\n"
+              'NUM_PINGS = 1\n')
+
+    code, lines = pair.check(capfd)
+
+    assert code == 2
+    assert [line.what for line in lines if line.verdict == 'FAIL'] == ['settings', 'settings']
+    assert [line.what for line in lines if line.verdict == 'unknown'] == ['EC2']
+    assert ('ok', 'forwarding') in [line[:2] for line in lines]
+    assert pair.calls == []
+
+
+def test_an_instance_outside_the_pair_is_a_bad_setting(pair: Pair, capfd: Any) -> None:
+    pair.metadata['instance-id'] = 'i-0123456789abcdef0'
+
+    code, lines = pair.check(capfd)
+
+    assert code == 2
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line[:3] == ('FAIL', 'this instance', 'i-0123456789abcdef0')
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files to root')
+@pytest.mark.parametrize('name, mode, what', [('nat_config.py', 0o664, 'file'), ('nat_monitor.py', 0o757, 'file'),
+                                              ('.', 0o777, 'directory')])
+def test_what_others_can_write_is_told(pair: Pair, capfd: Any, name: str, mode: int, what: str) -> None:
+    path = os.path.normpath(os.path.join(pair.root, name))
+    os.chmod(path, mode)
+
+    code, lines = pair.check(capfd)
+
+    told = [line for line in lines if line.verdict == 'FAIL']
+    assert {line.what for line in told} == {what} and code == 1
+    assert f'run: chown root:root {path} && chmod go-w {path}' in told[0].words
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+def test_files_of_another_user_are_told(pair: Pair, capfd: Any) -> None:
+    os.chown(os.path.join(pair.root, 'nat_config.py'), 65534, 65534)
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line.what == 'file' and 'belongs to user 65534' in line.words
+
+
+JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
+
+
+@pytest.mark.parametrize('name, text, mode, words', [
+    ('etc/cron.d/nat_monitor', JOB, 0o664, 'has mode 664'),
+    ('etc/cron.d/nat_monitor', JOB, 0o755, 'has mode 755'),
+    ('etc/cron.d/nat_monitor', JOB.strip(), 0o644, 'does not end with a newline'),
+    ('etc/cron.d/nat_monitor.cron', JOB, 0o644, 'has a name that cron ignores'),
+    ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644, 'none starts the monitor'),
+    ('etc/cron.d/nat_monitor', '#' + JOB, 0o644, 'none starts the monitor'),
+    ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644, 'cannot be executed'),
+])
+def test_a_cron_job_that_cron_would_not_start_is_told(pair: Pair, capfd: Any, name: str, text: str, mode: int,
+                                                      words: str) -> None:
+    drop_cron_job(pair)
+    pair.file(name, text.format(root=pair.root), mode)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict == 'FAIL' and line.what == 'cron job']
+    assert words in line.words and code == 1
+
+
+def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
+    drop_cron_job(pair)
+    pair.file('var/spool/cron/crontabs/root', JOB.replace('root ', '').format(root=pair.root), 0o600)
+
+    _, lines = pair.check(capfd)
+
+    assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
+
+
+def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
+    pair.firewall(nft='', iptables='-P POSTROUTING ACCEPT\n-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4')
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'masquerading']
+    assert line.verdict == 'ok' and line.words == 'iptables: -A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'
+
+
+def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
+    for tool in ('nft', 'iptables'):
+        pair.file(f'bin/{tool}', '#!/bin/sh\nexit 1\n', 0o755)
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'masquerading']
+    assert line.verdict == 'unknown'
+
+
+@pytest.mark.skipif(not shutil.which('sleep'), reason='needs sleep')
+def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
+    with subprocess.Popen(['sleep', '60']) as process:
+        try:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            pair.file('run/nat_monitor.lock', f'{process.pid}\n')
+            pair.file(f'proc/{process.pid}/comm', 'nat_monitor.py\n')
+
+            code, lines = pair.check(capfd)
+        finally:
+            process.kill()
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}')
+    assert code == 1
+
+
+@pytest.mark.parametrize('call, pings, seconds', [(0.15, 3, 5.35), (0.15, 6, 8.35), (1.5, 3, 7.2)])
+def test_the_longest_outage_is_wait_and_misses_and_calls(call: float, pings: int, seconds: float) -> None:
+    settings = nat_monitor.Settings('i-1', 'i-2', ('rtb-1',))
+
+    assert nat_monitor.longest_outage(settings, pings, call) == pytest.approx(seconds)
+
+
+def test_nothing_secret_is_told(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'verysecret')
+
+    pair.check(capfd)
+
+    assert 'verysecret' not in pair.text
+
+
+def test_no_elastic_ip_is_nothing_to_move(pair: Pair, capfd: Any) -> None:
+    with open(os.path.join(pair.root, 'nat_config.py')) as file:
+        pair.file('nat_config.py', file.read().replace(repr(pair.address), 'None'))
+
+    code, lines = pair.check(capfd)
+
+    assert {line.verdict for line in lines} == {'ok'}, pair.text
+    assert code == 0
+
+
+def test_no_default_route_yet_is_no_fault(pair: Pair, capfd: Any) -> None:
+    pair.ec2.delete_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0')
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'default route']
+    assert line.verdict == 'ok' and 'nobody' in line.words
+
+
+def test_a_blackhole_is_told(pair: Pair, capfd: Any) -> None:
+    for route in pair.backend.route_tables[pair.table].routes:
+        if route.destination_cidr_block == '0.0.0.0/0':
+            route.__class__ = type('Blackhole', (type(route),), {'state': 'blackhole'})
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'default route']
+    assert line.verdict == 'warn' and 'blackhole' in line.words

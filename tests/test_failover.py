@@ -1,0 +1,426 @@
+"""Failures with real packets: what the pair must survive, each case in a lab of its own.
+
+Times are shorter than the default settings', so that a case takes seconds; the rules are the same.
+"""
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import time
+from typing import Any, Callable, Dict, Iterator, List
+
+import pytest
+
+from tests.lab.lab import Instance, Lab
+from tests.lab.network import ELASTIC_IP
+
+SETTINGS: Dict[str, Any] = {'NUM_PINGS': 3, 'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4,
+                            'WAIT_FOR_INSTANCE_STOP': 8, 'WAIT_FOR_INSTANCE_START': 30}
+MUTATING = ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances')
+
+
+@pytest.fixture
+def python(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption('--monitor-python'))
+
+
+@contextlib.contextmanager
+def serving_pair(python: str, **how: Any) -> Iterator[Lab]:
+    """Open a lab in which both monitors run, hear each other, and the primary serves."""
+    settings = {**SETTINGS, **how.pop('settings', {})}
+    with Lab(settings, python=python, holder=None, **how) as lab:
+        serves(lab, lab.primary)
+        lab.wait_until(lambda: f'{ELASTIC_IP} is at' in lab.primary.log, 10, 'the primary knows that it serves')
+        for instance in (lab.primary, lab.secondary):
+            lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
+        yield lab
+
+
+def serves(lab: Lab, instance: Instance, timeout: float = 30.0) -> None:
+    """Wait until the instance has all tables and the address, and the internet sees the private host through it."""
+    lab.wait_until(lambda: lab.holds(instance), timeout, f'the {instance.name} holds tables and address')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, timeout, 'the private host has its egress address')
+
+
+def start_both(lab: Lab) -> None:
+    lab.primary.start_monitor()
+    lab.secondary.start_monitor()
+
+
+@contextlib.contextmanager
+def during(begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
+    begin()
+    try:
+        yield
+    finally:
+        end()
+
+
+def called(lab: Lab, instance: Instance, since: float = 0.0, *, actions: Any = MUTATING) -> List[str]:
+    """Return the changes that the instance asked EC2 for, in order."""
+    return [call.action for call in lab.ec2.calls(instance=instance.name, since=since) if call.action in actions]
+
+
+def nobody_was_stopped(lab: Lab, since: float = 0.0) -> bool:
+    return not lab.ec2.calls('StopInstances', since=since)
+
+
+def restarted(lab: Lab, instance: Instance, timeout: float = 60.0) -> None:
+    """Wait until the instance has been stopped, started, and its monitor runs again."""
+    lab.wait_until(lambda: lab.ec2.calls('StartInstances'), timeout, f'the {instance.name} is started')
+    lab.wait_until(lambda: instance.state == 'running' and instance.monitor_pid, timeout,
+                   f'the monitor of the {instance.name} runs again')
+
+
+def failed_over(lab: Lab) -> None:
+    """Crash the primary and wait for the end of it all: the secondary took over, the primary is back and serves."""
+    since = time.monotonic()
+    lab.primary.crash()
+    serves(lab, lab.secondary)
+    lab.wait_until(lambda: lab.ec2.calls('StartInstances', since=since), 60, 'the primary is started')
+    serves(lab, lab.primary, 60)
+
+
+# 1
+
+@pytest.mark.core
+def test_a_crashed_primary_is_replaced_restarted_and_claims_again_at_boot(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+        restarted(lab, lab.primary)
+        serves(lab, lab.primary)
+        assert called(lab, lab.secondary, since)[:4] == [
+            'ReplaceRoute', 'AssociateAddress', 'StopInstances', 'ReplaceRoute']
+        assert lab.traffic.outage(since) < 3 * 0.4 + 0.4 + 2.0
+
+
+@pytest.mark.core
+def test_a_primary_that_was_only_frozen_is_not_stopped(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        with during(lab.primary.hang, lab.primary.thaw):
+            serves(lab, lab.secondary)
+
+        lab.wait_until(lambda: 'answers again' in lab.secondary.log, 10, 'the secondary hears the primary again')
+        lab.stays(lambda: nobody_was_stopped(lab), 14, 'nobody is stopped')
+        assert lab.holds(lab.secondary)
+        assert 'restart the monitor of the primary' in lab.secondary.log
+        assert called(lab, lab.primary, since) == []
+
+
+# 2
+
+@pytest.mark.core
+def test_a_crashed_secondary_is_restarted_and_the_network_is_not_touched(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        lab.secondary.crash()
+
+        restarted(lab, lab.secondary)
+        lab.wait_until(lambda: lab.primary.log.count('answers') >= 2, 30, 'the primary hears the secondary again')
+        assert called(lab, lab.primary, since) == ['StopInstances', 'StartInstances']
+        assert called(lab, lab.secondary, since) == []
+        assert lab.traffic.lost(since) == 0
+
+
+# 3, 4
+
+def test_blocked_ping_between_healthy_instances_never_stops_both(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        lab.primary.block_ping()
+
+        lab.wait_until(lambda: lab.ec2.calls('StartInstances'), 60, 'one is restarted')
+        lab.wait_until(lambda: lab.primary.state == 'running' and lab.holds(lab.primary), 60, 'it claims again')
+        lab.stays(lambda: len(lab.ec2.calls('StopInstances')) == 1, 25, 'no second stop')
+        assert lab.traffic.outage(since) < 4.0
+        assert {call.instance for call in lab.ec2.calls('StopInstances')} == {'secondary'}
+
+
+def test_ping_blocked_from_the_start_moves_and_stops_nobody_and_says_what_to_look_at(python: str) -> None:
+    with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
+        lab.primary.block_ping()
+
+        start_both(lab)
+
+        for instance in (lab.primary, lab.secondary):
+            lab.wait_until(lambda: 'security groups' in instance.log, 20, 'the log says what to look at')
+        serves(lab, lab.primary)
+        lab.stays(lambda: lab.holds(lab.primary) and nobody_was_stopped(lab), 10, 'nothing happens')
+        assert called(lab, lab.secondary) == []
+
+
+# 5, 6
+
+@pytest.mark.parametrize('how', ['packets vanish', 'interface down'])
+def test_a_secondary_that_was_cut_off_does_nothing_and_takes_over_later(python: str, how: str) -> None:
+    with serving_pair(python) as lab:
+        begin, end = (lab.secondary.cut_off, lab.secondary.reconnect) if how == 'packets vanish' else (
+            lab.secondary.interface_down, lab.secondary.interface_up)
+        with during(begin, end):
+            lab.stays(lambda: lab.holds(lab.primary), 20, 'the primary serves')
+        back = re.compile(r'answers again|leave this host again|answers\n.*answers$', re.S)
+        lab.wait_until(lambda: back.search(lab.secondary.log), 60, 'the secondary, perhaps restarted, hears the primary again')
+        assert called(lab, lab.secondary) == []
+
+        failed_over(lab)
+
+
+def test_a_primary_that_is_cut_off_is_replaced_and_restarted(python: str) -> None:
+    with serving_pair(python) as lab:
+        with during(lab.primary.cut_off, lab.primary.reconnect):
+            lab.stays(lambda: lab.secondary.state == 'running', 60, 'nobody stops the one that serves')
+            assert lab.ec2.calls('StopInstances', 'secondary')
+            lab.wait_until(lambda: lab.holds(lab.secondary), 1, 'the secondary serves')
+
+        serves(lab, lab.primary, 60)
+        assert {call.instance for call in lab.ec2.calls('StopInstances')} == {'secondary'}
+
+
+# 7, 8
+
+@pytest.mark.parametrize('kind', ['Unavailable', 'RequestLimitExceeded', 'UnauthorizedOperation', 'silent'])
+def test_a_take_over_is_done_soon_after_the_api_returns(python: str, kind: str) -> None:
+    with serving_pair(python) as lab:
+        fault = lab.ec2.inject(kind, 'ReplaceRoute')
+        address_fault = lab.ec2.inject(kind, 'AssociateAddress')
+        lab.primary.crash()
+        lab.wait_until(lambda: lab.ec2.calls('ReplaceRoute', 'secondary'), 15, 'the secondary takes over')
+        if kind == 'silent':
+            lab.ec2.inject(kind, 'Describe*', seconds=12)
+        lab.stays(lambda: lab.holds(lab.primary), 12, 'the API does nothing')
+
+        fault.remove()
+        address_fault.remove()
+
+        serves(lab, lab.secondary, 5 + (4 if kind == 'silent' else 0) + 1)
+
+
+def test_a_lost_answer_to_the_move_of_the_address_costs_no_second_move(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+        lab.ec2.inject('lost', 'AssociateAddress', 'secondary')
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+        restarted(lab, lab.primary)
+        before_the_start = [call.action for call in lab.ec2.calls(instance='secondary', since=since)
+                            if call.action in ('AssociateAddress', 'StopInstances')]
+        assert before_the_start[:2] == ['AssociateAddress', 'StopInstances']
+
+
+# 9, 10, 11
+
+def test_a_dead_primary_that_ignores_a_graceful_stop_is_forced(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        lab.primary.crash(ignores_stop=True)
+
+        lab.wait_until(lambda: len(lab.ec2.calls('StopInstances')) == 2, 60, 'it is forced')
+        first, second = lab.ec2.calls('StopInstances')
+        assert 'Force' not in first.parameters and second.parameters['Force'] == 'true'
+        assert second.at - first.at >= SETTINGS['WAIT_FOR_INSTANCE_STOP']
+        restarted(lab, lab.primary)
+        serves(lab, lab.primary)
+        assert lab.traffic.outage(since) < 4.0
+
+
+def test_a_terminated_primary_is_replaced_for_good_with_few_calls(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.terminate('primary')
+
+        serves(lab, lab.secondary)
+        lab.wait_until(lambda: 'is gone' in lab.secondary.log, 20, 'the secondary says so')
+        lab.wait_until(lambda: time.monotonic() - lab.ec2.calls('AssociateAddress')[-1].at > 16, 30, 'the look is over')
+        since = time.monotonic()
+        lab.stays(lambda: lab.holds(lab.secondary), 20, 'the secondary serves on')
+        assert len(lab.ec2.calls(since=since)) <= 3
+        assert lab.secondary.log.count('is gone') == 1
+        assert nobody_was_stopped(lab)
+
+
+def test_both_boot_at_once_and_the_slower_primary_serves_in_the_end(python: str) -> None:
+    with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
+        lab.secondary.start_monitor()
+        lab.ec2.later(6, lab.primary.start_monitor)
+
+        lab.wait_until(lambda: lab.holds(lab.secondary) or lab.holds(lab.primary), 20, 'somebody serves')
+        serves(lab, lab.primary)
+        lab.stays(lambda: lab.holds(lab.primary) and nobody_was_stopped(lab), 15, 'it settles')
+
+
+# 12, 13, 14
+
+@pytest.mark.core
+def test_a_missing_default_route_is_created(python: str) -> None:
+    with serving_pair(python) as lab:
+        assert called(lab, lab.primary) == ['ReplaceRoute', 'CreateRoute', 'AssociateAddress']
+
+
+@pytest.mark.core
+def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
+    with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
+        lab.metadata['primary'].status = 503
+        lab.metadata['primary'].has_credentials = False
+        api = lab.ec2.inject('silent')
+        start_both(lab)
+        lab.wait_until(lambda: 'metadata' in lab.primary.log, 15, 'the primary says what it waits for')
+        lab.metadata['primary'].status = None
+        lab.wait_until(lambda: 'NoCredentials' in lab.primary.log, 15, 'credentials are missing')
+        lab.metadata['primary'].has_credentials = True
+        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 15, 'EC2 is asked')
+
+        api.remove()
+
+        serves(lab, lab.primary)
+
+
+def test_lost_packets_do_not_look_like_a_dead_peer(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+        lab.secondary.lose_packets(20)
+
+        lab.stays(lambda: lab.holds(lab.primary), 60, 'nothing happens')
+
+        assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
+
+
+def test_a_primary_that_does_not_forward_does_not_claim(python: str) -> None:
+    with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
+        lab.primary.forwarding(False)
+        start_both(lab)
+        lab.wait_until(lambda: 'does not forward' in lab.primary.log, 15, 'the primary says so')
+        lab.stays(lambda: called(lab, lab.primary) == [], 5, 'it claims nothing')
+
+        lab.primary.forwarding(True)
+
+        serves(lab, lab.primary)
+
+
+# 16
+
+@pytest.mark.parametrize('action', ['ReplaceRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'])
+def test_a_monitor_killed_in_the_middle_finishes_the_work_when_started_again(python: str, action: str) -> None:
+    with serving_pair(python) as lab:
+        # After StopInstances EC2's checks, not memory, tell the new monitor that a silent peer is dead.
+        lab.ec2.times.impaired = 5.0
+        lab.primary.crash()
+        lab.wait_until(lambda: lab.ec2.calls(action, 'secondary'), 60, f'{action} is called')
+
+        lab.secondary.kill_monitor(signal.SIGKILL)
+        lab.secondary.start_monitor()
+
+        serves(lab, lab.secondary, 90)
+        serves(lab, lab.primary, 90)
+
+
+# 17
+
+def test_a_table_that_is_missing_holds_up_nothing_and_is_claimed_when_it_is_back(python: str) -> None:
+    with serving_pair(python, tables=2) as lab:
+        restore = lab.ec2.delete_table(1)
+
+        lab.primary.crash()
+
+        lab.wait_until(lambda: lab.ec2.route_target(0) == lab.ec2.address_owner() == 'secondary', 20, 'the rest moves')
+        lab.wait_until(lambda: lab.ec2.calls('StopInstances', 'secondary'), 30, 'the primary is restarted')
+        restore()
+        lab.wait_until(lambda: lab.ec2.route_target(1) in ('primary', 'secondary'), 30, 'the table is claimed')
+        serves(lab, lab.primary, 60)
+
+
+# 18, 19, 20
+
+def test_a_second_crash_does_not_wait_for_a_connection_that_died_when_the_address_left(python: str) -> None:
+    with serving_pair(python) as lab:
+        failed_over(lab)
+        lab.wait_until(lambda: ' answers' in lab.primary.log.rpartition('watching')[2], 30, 'the primary hears')
+        since = time.monotonic()
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+        assert lab.traffic.outage(since) < 3 * 0.4 + 0.4 + 2.0
+
+
+def test_an_instance_without_a_public_address_is_blind_says_so_and_decides_nothing(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.secondary.lose_public_address_for(30)
+        since = time.monotonic()
+        with during(lab.primary.block_ping, lab.primary.allow_ping):
+            lab.wait_until(lambda: 'EC2 does not answer' in lab.secondary.log, 20, 'it says so')
+            lab.stays(lambda: called(lab, lab.secondary, since) == [], 5, 'it decides nothing')
+        lab.wait_until(lambda: lab.secondary.link.public, 40, 'it has an address again')
+
+        failed_over(lab)
+
+
+@pytest.mark.core
+def test_a_hanging_name_resolution_holds_up_no_ping_beyond_the_deadline(python: str) -> None:
+    with serving_pair(python, by_name=True) as lab:
+        lab.secondary.names_hang()
+        lab.stays(lambda: lab.holds(lab.primary), 6, 'the connections of the start are idle')
+        with during(lab.primary.block_ping, lab.primary.allow_ping):
+            lab.wait_until(lambda: 'missed 3 pings' in lab.secondary.log, 30, 'pinging goes on')
+
+        lab.wait_until(lambda: 'answers again' in lab.secondary.log, 9, 'the next ping follows within the deadline')
+        assert called(lab, lab.secondary) == []
+
+
+# 22, 23
+
+def test_a_role_without_a_permission_is_said_at_the_start_by_both(python: str) -> None:
+    with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
+        lab.ec2.inject('UnauthorizedOperation', 'AssociateAddress')
+
+        start_both(lab)
+
+        for instance in (lab.primary, lab.secondary):
+            lab.wait_until(lambda: f'does not allow AssociateAddress on {ELASTIC_IP}' in instance.log, 20, 'it is said')
+        assert ' ERROR ' in lab.secondary.log
+
+
+def test_route_and_address_that_lie_apart_come_together_again(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.set_address('secondary')
+        lab.primary.kill_monitor(signal.SIGTERM)
+        lab.primary.start_monitor()
+
+        serves(lab, lab.primary, 40)
+
+
+def test_a_secondary_killed_between_table_and_address_leaves_nothing_apart(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.inject('slow', 'AssociateAddress', 'secondary', extra=3)
+        with during(lab.primary.hang, lab.primary.thaw):
+            lab.wait_until(lambda: lab.ec2.route_target() == 'secondary', 20, 'the table is moved')
+            lab.secondary.kill_monitor(signal.SIGKILL)
+        lab.secondary.start_monitor()
+
+        lab.wait_until(lambda: lab.holds(lab.primary) or lab.holds(lab.secondary), 60, 'table and address are together')
+
+
+def test_a_route_to_something_outside_the_pair_is_left_alone_and_warned_about(python: str) -> None:
+    with serving_pair(python) as lab:
+        gateway = lab.ec2.set_route_to_nat_gateway()
+
+        lab.wait_until(lambda: 'outside the pair' in lab.secondary.log, 30, 'a look warns')
+
+        lab.stays(lambda: lab.ec2.route_target() == gateway, 5, 'it is left alone')
+
+
+def test_a_deleted_route_is_back_after_a_look(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.set_route(None)
+
+        lab.wait_until(lambda: lab.ec2.route_target() in ('primary', 'secondary'), 40, 'it is back')

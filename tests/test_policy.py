@@ -1,0 +1,319 @@
+"""iam_policy.json: what it allows, how narrowly, and that the monitor needs all of it and nothing else."""
+from __future__ import annotations
+
+import ast
+import http.server
+import json
+import os
+import threading
+import time
+import warnings
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
+
+import boto3
+import pytest
+from moto import mock_aws
+from moto.core.authorization import enable_iam_authentication
+
+import nat_monitor
+from tests.cloud_pair import ACCOUNT, REGION, Pair
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+with open(os.path.join(REPOSITORY, 'iam_policy.json')) as policy_file:
+    POLICY: Dict[str, Any] = json.load(policy_file)
+
+
+def actions(statement: Dict[str, Any]) -> List[str]:
+    found = statement['Action']
+    return [found] if isinstance(found, str) else list(found)
+
+
+ALLOWED = sorted({action for statement in POLICY['Statement'] for action in actions(statement)})
+
+
+# Scope
+
+PROFILE = ('ArnLike', 'ec2:InstanceProfile', 'arn:*:iam::*:instance-profile/NAT_Monitor')
+TAG = ('StringEquals', 'aws:ResourceTag/nat_monitor', 'true')
+ALL, INSTANCES, TABLES = '*', 'arn:*:ec2:*:*:instance/*', 'arn:*:ec2:*:*:route-table/*'
+
+# (action, resource, condition): why it is needed, and why no narrower.
+SCOPES: Dict[Tuple[str, str, Any], str] = {
+    ('DescribeAddresses', ALL, None): 'who holds the address, and its allocation id; IAM has no scope for Describe',
+    ('DescribeInstances', ALL, None): 'the private address of the peer; no scope',
+    ('DescribeInstanceStatus', ALL, None): 'state and checks of both; no scope',
+    ('DescribeRouteTables', ALL, None): 'who holds the default route; no scope',
+    ('DescribeSpotInstanceRequests', ALL, None): '--check: is a Spot instance a one-time one; no scope',
+    ('DescribeInstanceAttribute', INSTANCES, PROFILE): '--check: stop protection of the pair',
+    ('StartInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
+    ('StopInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
+    ('CreateRoute', TABLES, TAG): 'to claim a table without a default route; IAM knows no condition on the route',
+    ('ReplaceRoute', TABLES, TAG): 'to claim a table; IAM knows no condition on the route',
+    ('AssociateAddress', 'arn:*:ec2:*:*:elastic-ip/*', TAG): 'to claim the egress address and no other one',
+    ('AssociateAddress', INSTANCES, PROFILE): 'for one of the pair',
+    ('AssociateAddress', 'arn:*:ec2:*:*:network-interface/*', TAG): 'the interface has no profile, so it has the tag',
+}
+
+
+def test_each_action_has_the_narrowest_scope() -> None:
+    found: Set[Tuple[str, str, Any]] = set()
+    for statement in POLICY['Statement']:
+        assert statement['Effect'] == 'Allow' and isinstance(statement['Resource'], str)
+        conditions = [(operator, key, value) for operator, tests in statement.get('Condition', {}).items()
+                      for key, value in tests.items()]
+        assert len(conditions) <= 1
+        for action in actions(statement):
+            service, _, name = action.partition(':')
+            assert service == 'ec2'
+            entry = (name, statement['Resource'], conditions[0] if conditions else None)
+            assert entry not in found, f'{entry} is allowed twice'
+            found.add(entry)
+
+    assert found == set(SCOPES)
+
+
+def test_nothing_is_left_for_a_user_to_fill_in() -> None:
+    text = json.dumps(POLICY)
+    assert not any(sign in text for sign in ('<', '$', '123456789012', 'ACCOUNT', 'REGION', 'arn:aws:'))
+
+
+def test_each_statement_says_what_it_is_for() -> None:
+    sids = [statement['Sid'] for statement in POLICY['Statement']]
+    assert len(set(sids)) == len(sids)
+    assert all(sid.isalnum() and len(sid) > 8 for sid in sids)
+
+
+def test_the_policy_allows_what_the_monitor_calls_and_nothing_else() -> None:
+    with mock_aws():
+        api: Dict[str, str] = dict(boto3.client('ec2', REGION).meta.method_to_api_mapping)
+    with open(os.path.join(REPOSITORY, 'nat_monitor.py')) as file:
+        tree = ast.parse(file.read())
+    named = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+    called = {f'ec2:{api[name]}' for name in named & set(api)}
+
+    assert called == set(ALLOWED)
+
+
+# Lint
+
+def findings(policy: Dict[str, Any]) -> List[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        parliament = pytest.importorskip('parliament', reason='parliament judges the policy')
+    return [finding.issue for finding in parliament.analyze_policy_string(json.dumps(policy)).findings]
+
+
+def statement_of(policy: Dict[str, Any], sid: str) -> Dict[str, Any]:
+    return next(statement for statement in policy['Statement'] if statement['Sid'] == sid)
+
+
+def test_parliament_finds_nothing() -> None:
+    assert findings(POLICY) == []
+
+
+def misspell(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'RestartPeer')['Action'] = ['ec2:StopInstance', 'ec2:StartInstances']
+
+
+def stop_tables(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'RestartPeer')['Resource'] = TABLES
+
+
+def ask_an_address_for_its_profile(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'ClaimAddress')['Condition'] = {'ArnLike': {PROFILE[1]: PROFILE[2]}}
+
+
+def share_a_statement(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'ClaimAddressForInstance')['Resource'] = [INSTANCES, 'arn:*:ec2:*:*:elastic-ip/*']
+
+
+def narrow_a_describe(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'SeePairTablesAndAddress')['Resource'] = INSTANCES
+
+
+def compare_an_arn_as_a_number(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'RestartPeer')['Condition'] = {'NumericEquals': {PROFILE[1]: PROFILE[2]}}
+
+
+def forget_the_resource(policy: Dict[str, Any]) -> None:
+    del statement_of(policy, 'RestartPeer')['Resource']
+
+
+@pytest.mark.parametrize('spoil', [misspell, stop_tables, ask_an_address_for_its_profile, share_a_statement,
+                                   narrow_a_describe, compare_an_arn_as_a_number, forget_the_resource])
+def test_parliament_finds_a_planted_mistake(spoil: Callable[[Dict[str, Any]], None]) -> None:
+    policy = json.loads(json.dumps(POLICY))
+
+    spoil(policy)
+
+    assert findings(policy) != []
+
+
+# In force
+
+class Imds(http.server.BaseHTTPRequestHandler):
+    """A metadata service that gives the role's credentials."""
+
+    items: Dict[str, str]
+
+    def do_PUT(self) -> None:
+        self.reply('token')
+
+    def do_GET(self) -> None:
+        self.reply(self.items.get(self.path.partition('/latest/meta-data/')[2], ''))
+
+    def reply(self, text: str) -> None:
+        self.send_response(200 if text else 404)
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    """Yield a pair whose secondary gets all its credentials from the metadata service."""
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'test')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'test')
+    monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+    monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
+    monkeypatch.setattr(boto3, 'DEFAULT_SESSION', None)
+    with mock_aws():
+        pair = Pair(str(tmp_path))
+        handler = type('ImdsOfPair', (Imds,), {'items': pair.metadata})
+        with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+            yield pair
+            server.shutdown()
+
+
+def assume(pair: Pair, policy: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the instances a role with this policy alone; its credentials come from the metadata service only."""
+    iam, role = boto3.client('iam'), 'NAT_Monitor'
+    iam.create_role(RoleName=role, AssumeRolePolicyDocument='{}')
+    iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=json.dumps(policy))
+    got = boto3.client('sts').assume_role(RoleArn=f'arn:aws:iam::{ACCOUNT}:role/{role}', RoleSessionName='test')[
+        'Credentials']
+    pair.metadata[f'iam/security-credentials/{role}'] = json.dumps({
+        'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': got['AccessKeyId'], 'Token': got['SessionToken'],
+        'SecretAccessKey': got['SecretAccessKey'], 'Expiration': '2099-01-01T00:00:00Z'})
+    for name in list(os.environ):
+        if name.startswith('AWS_') and name != 'AWS_EC2_METADATA_SERVICE_ENDPOINT':
+            monkeypatch.delenv(name)
+
+
+class Done(BaseException):
+    """The monitor has done all that it was watched for."""
+
+
+class FastClock:
+    """Time that passes twenty times as fast."""
+
+    speed = 20.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() * self.speed
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds / self.speed)
+
+
+class Watched:
+    """The doors of a secondary whose peer dies and comes back, and what EC2 answered to each of its calls."""
+
+    def __init__(self, pair: Pair, connect: Callable[[str, int], Any]) -> None:
+        self.pair, self.clock = pair, FastClock()
+        self.connect_really = connect
+        self.allowed: Set[str] = set()
+        self.refused: Set[str] = set()
+        self.began_at = self.clock.monotonic()
+        self.answered_again = 0
+
+    def connect(self, region: str, connections: int) -> Any:
+        client = self.connect_really(region, connections)
+        client.meta.events.register('after-call.ec2', self.note)
+        return client
+
+    def note(self, model: Any, parsed: Dict[str, Any], **_: Any) -> None:
+        code = parsed.get('Error', {}).get('Code', '')
+        if code in nat_monitor.DENIED:
+            self.refused.add(f'ec2:{model.name}')
+        elif code != 'DryRunOperation':
+            self.allowed.add(f'ec2:{model.name}')
+
+    def ping(self, address: str) -> bool:
+        if self.refused or self.answered_again > 3 or self.clock.monotonic() - self.began_at > 400:
+            raise Done
+        back = 'ec2:StartInstances' in self.allowed
+        self.answered_again += back
+        self.clock.sleep(1.0)
+        return back or self.clock.monotonic() - self.began_at < 10
+
+
+def fail_over(pair: Pair) -> Watched:
+    """Let the secondary's monitor take over from a primary that dies, and restart it."""
+    settings = nat_monitor.read_settings(os.path.join(pair.root, 'nat_config.py'))
+    watched = Watched(pair, pair.connect)
+    with pytest.raises(Done):
+        nat_monitor.Monitor(settings, clock=watched.clock, ping=watched.ping, connect=watched.connect,
+                            forwards=lambda: True).run()
+    return watched
+
+
+def check(pair: Pair) -> Watched:
+    watched = Watched(pair, nat_monitor.connect)
+    nat_monitor.Check(settings_file=os.path.join(pair.root, 'nat_config.py'), ping=pair.ping, forwards=lambda: True,
+                      connect=watched.connect, root=pair.root).run()
+    return watched
+
+
+@pytest.fixture
+def two_tables(pair: Pair) -> Pair:
+    """The second table has no default route yet, and the peer is a persistent Spot instance."""
+    table = pair.ec2.create_route_table(VpcId=pair.vpc)['RouteTable']['RouteTableId']
+    with open(os.path.join(pair.root, 'nat_config.py')) as file:
+        pair.file('nat_config.py', file.read().replace(f'{pair.table!r}]', f'{pair.table!r}, {table!r}]'))
+    pair.record(pair.primary).spot_instance_request_id = pair.ec2.request_spot_instances(
+        InstanceCount=1, SpotPrice='1', Type='persistent', LaunchSpecification={'ImageId': 'ami-12345678'})[
+            'SpotInstanceRequests'][0]['SpotInstanceRequestId']
+    return pair
+
+
+ONLY_CHECK = {'ec2:DescribeInstanceAttribute', 'ec2:DescribeSpotInstanceRequests'}
+
+
+def test_monitor_and_check_can_do_all_their_work_with_the_policy(two_tables: Pair, monkeypatch: pytest.MonkeyPatch
+                                                                 ) -> None:
+    assume(two_tables, POLICY, monkeypatch)
+
+    with enable_iam_authentication():
+        monitor, checked = fail_over(two_tables), check(two_tables)
+
+    assert monitor.refused == checked.refused == set()
+    assert monitor.allowed == set(ALLOWED) - ONLY_CHECK
+    assert ONLY_CHECK < checked.allowed
+    assert two_tables.backend.route_tables  # the moves were real
+    assert nat_monitor.describe_address(two_tables.ec2, two_tables.address, two_tables.secondary, two_tables.primary
+                                        )[0] == nat_monitor.SELF
+
+
+@pytest.mark.parametrize('action', ALLOWED)
+def test_without_any_one_action_something_fails(two_tables: Pair, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    policy = json.loads(json.dumps(POLICY))
+    for statement in policy['Statement']:
+        statement['Action'] = [one for one in actions(statement) if one != action]
+    policy['Statement'] = [statement for statement in policy['Statement'] if statement['Action']]
+    assume(two_tables, policy, monkeypatch)
+
+    with enable_iam_authentication():
+        checked = check(two_tables)
+        monitor = None if action in ONLY_CHECK else fail_over(two_tables)
+
+    assert checked.refused == {action}
+    assert monitor is None or monitor.refused == {action}

@@ -1,0 +1,167 @@
+"""The program in an instance: signals, a terminal, its log, a second monitor, and what EC2 does not know."""
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any, List
+
+import pytest
+
+from tests.lab.lab import Instance, Lab
+from tests.test_failover import SETTINGS, serves, serving_pair
+
+LOG = '/var/log/nat_monitor.log'
+
+
+@pytest.fixture
+def python(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption('--monitor-python'))
+
+
+def quiet_lab(python: str, **how: Any) -> Lab:
+    """Return a lab in which no monitor runs yet."""
+    return Lab(SETTINGS, python=python, start=False, **how)
+
+
+def ended(lab: Lab, instance: Instance) -> None:
+    lab.wait_until(lambda: instance.monitor_pid is None, 10, 'the monitor ends')
+
+
+@pytest.mark.core
+def test_killall_finds_the_monitor_and_ends_it_without_a_call(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        done = lab.secondary.run('killall', 'nat_monitor.py')
+
+        assert done.returncode == 0, done.stderr
+        ended(lab, lab.secondary)
+        assert lab.ec2.calls(instance='secondary', since=since, dry_run=None) == []
+        assert lab.secondary.log.splitlines()[-1].endswith('INFO ended by SIGTERM')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str, number: int) -> None:
+    with quiet_lab(python) as lab:
+        lab.ec2.inject('silent')
+        process = lab.primary.popen(*lab.primary.monitor_command)
+        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 20, 'a call is under way')
+        since = time.monotonic()
+
+        lab.primary.kill_monitor(number)
+
+        assert process.wait(10) == 0
+        assert lab.ec2.calls(since=since, dry_run=None) == []
+
+
+def test_ctrl_c_in_a_terminal_ends_it_with_exit_code_0(python: str) -> None:
+    with quiet_lab(python) as lab:
+        terminal = lab.primary.terminal(*lab.primary.monitor_command)
+        lab.wait_until(lambda: ' answers' in terminal.output or 'is at' in terminal.output, 20, 'it works')
+        since = time.monotonic()
+
+        terminal.type('\x03')
+
+        lab.wait_until(lambda: terminal.exit_code is not None, 10, 'it ends')
+        assert terminal.exit_code == 0
+        assert 'ended by SIGINT' in terminal.output and 'Traceback' not in terminal.output
+        assert lab.ec2.calls(since=since, dry_run=None) == []
+
+
+def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
+    with quiet_lab(python) as lab:
+        terminal = lab.primary.terminal()
+        terminal.type(' '.join(lab.primary.monitor_command) + '\n')
+        lab.wait_until(lambda: 'is at' in terminal.output, 20, 'it works')
+        terminal.type('\x1a')
+        lab.wait_until(lambda: lab.primary.proc('stat').rpartition(')')[2].split()[0] == 'T', 10, 'it is suspended')
+        pid = lab.primary.monitor_pid
+
+        second = lab.primary.run(*lab.primary.monitor_command)
+        lab.primary.run('killall', 'nat_monitor.py', check=True)
+        since = time.monotonic()
+        lab.primary.run('kill', '-CONT', str(pid), check=True)
+
+        assert second.returncode == 1 and f'already runs with pid {pid} (suspended)' in second.stdout
+        ended(lab, lab.primary)
+        assert lab.ec2.calls(since=since, dry_run=None) == []
+
+
+def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.times.stop = 20.0
+        lab.primary.crash()
+        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 40, 'the primary is being stopped')
+
+        lab.secondary.kill_monitor(signal.SIGTERM)
+
+        ended(lab, lab.secondary)
+        assert f'{lab.primary.id} was stopped by this monitor' in lab.secondary.log.splitlines()[-1]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize('output', ['>/dev/full', '| true', '>&-'])
+def test_a_log_that_cannot_be_written_stops_nothing(python: str, output: str) -> None:
+    with quiet_lab(python, holder=None) as lab:
+        lab.primary.start_monitor()
+        command = ' '.join(lab.secondary.monitor_command)
+        lab.secondary.popen('sh', '-c', f'{command} {output}')
+        serves(lab, lab.primary)
+        lab.wait_until(lambda: ' answers' in lab.primary.log, 20, 'the primary hears the secondary')
+        lab.wait_until(lambda: lab.ec2.calls('StartInstances', 'secondary', dry_run=True), 20, 'the secondary works')
+        lab.stays(lambda: lab.secondary.monitor_pid, 2, 'the secondary pings')
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+
+
+@pytest.mark.core
+def test_a_second_monitor_says_which_pid_runs_and_ends(python: str) -> None:
+    with serving_pair(python) as lab:
+        done = lab.primary.run(*lab.primary.monitor_command)
+
+        assert done.returncode == 1
+        assert f'a monitor already runs with pid {lab.primary.monitor_pid}:' in done.stdout
+
+
+def test_an_instance_that_is_neither_of_the_pair_is_refused(python: str) -> None:
+    with quiet_lab(python) as lab:
+        lab.primary.configure(PRIMARY_INSTANCE_ID='i-0123456789abcdef0')
+
+        done = lab.primary.run(*lab.primary.monitor_command)
+
+        assert done.returncode == 2
+        assert f'this instance is {lab.primary.id}, but' in done.stdout
+        assert lab.ec2.calls(dry_run=None) == []
+
+
+def test_a_table_and_an_address_that_do_not_exist_are_waited_for(python: str) -> None:
+    with quiet_lab(python, holder=None) as lab:
+        lab.primary.configure(ROUTE_TABLE_IDS=[*lab.ec2.tables, 'rtb-0123456789abcdef0'], ELASTIC_IP='198.51.100.200')
+
+        lab.primary.start_monitor()
+
+        for part in ('rtb-0123456789abcdef0', '198.51.100.200'):
+            lab.wait_until(lambda: f'{part} could not be moved' in lab.primary.log, 20, f'{part} is missed')
+        lab.wait_until(lambda: lab.ec2.route_target() == 'primary', 20, 'the rest is claimed')
+        lab.stays(lambda: lab.primary.monitor_pid, 3, 'it keeps trying')
+        assert 'Traceback' not in lab.primary.log
+
+
+def lines_about(instance: Instance) -> List[str]:
+    return [line for line in instance.log.splitlines() if line]
+
+
+def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
+    with serving_pair(python) as lab:
+        looked = ('holds tables and address', 'DescribeAddresses')
+        lab.wait_until(lambda: looked[0] in lab.secondary.log, 30, 'the secondary has looked')
+        lab.wait_until(lambda: len(lab.ec2.calls(looked[1], 'primary')) >= 3, 30, 'the primary has looked')
+        since, lines = time.monotonic(), [lines_about(i) for i in lab.instances.values()]
+
+        lab.stays(lambda: lab.holds(lab.primary), 20, 'all is well')
+
+        assert [lines_about(i) for i in lab.instances.values()] == lines
+        assert {c.action for c in lab.ec2.calls(since=since)} <= {'DescribeRouteTables', 'DescribeAddresses'}
+        assert len(lab.ec2.calls(since=since)) <= 4

@@ -1,0 +1,294 @@
+"""README.adoc: its commands are run in their order, and its tables say what the code says."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, List, Set
+
+import pytest
+
+import nat_monitor
+
+from .lab.host import TIMES, Console, OwnInstance, adopt, has_packages, owned, packages_of_this_python
+from .lab.lab import REPOSITORY, Lab
+from .lab.network import ELASTIC_IP, INSTANCE_ADDRESSES
+from .readme import README, Block, command_blocks
+
+NOT_EXECUTED = {
+    'Demo': 'starts tox',
+    'Everything that a change must pass': 'starts tox, which starts this test',
+    'Amazon Linux 2023': 'installs packages of another distribution; needs systemd',
+    'Debian 12, Ubuntu 24.04': 'installs packages; needs systemd (test_host.py looks at the packages)',
+}
+
+
+def test_every_command_block_has_a_title_and_is_run_or_listed_as_not_run() -> None:
+    blocks = command_blocks()
+
+    assert len(blocks) == README.count('[source,')
+    assert all(block.title for block in blocks)
+    assert {block.title for block in blocks if not block.run} == set(NOT_EXECUTED)
+    assert {block.run for block in blocks} <= {'', 'aws', 'host', 'primary'}
+
+
+# ---- the commands, in the lab
+
+class Shell:
+    """The shell in which the operator runs the AWS CLI; its variables last."""
+
+    def __init__(self, directory: Path, url: str, stand_ins: Path) -> None:
+        environment = {
+            'PATH': f'{stand_ins}:{Path(sys.executable).parent}:{os.environ["PATH"]}', 'HOME': str(directory),
+            'AWS_ENDPOINT_URL': url, 'AWS_DEFAULT_REGION': 'us-east-1', 'AWS_ACCESS_KEY_ID': 'AKIAEXAMPLE',
+            'AWS_SECRET_ACCESS_KEY': 'secret', 'NO_PROXY': '127.0.0.1', 'AWS_PAGER': ''}
+        self._process = subprocess.Popen(['sh', '-eu'], cwd=directory, env=environment, stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, script: str) -> str:
+        """Run commands to their end and return what they wrote; they must not fail."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f'{script}\necho; echo "== done =="\n')
+        self._process.stdin.flush()
+        lines: List[str] = []
+        for line in self._process.stdout:
+            if line == '== done ==\n':
+                return ''.join(lines).strip()
+            lines.append(line)
+        raise AssertionError(f'a command failed:\n{script}\n{"".join(lines)}')
+
+    def value(self, name: str) -> str:
+        return self.run(f'echo "${name}"')
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Operator:
+    """Somebody who does what the README says, block by block."""
+
+    def __init__(self, lab: Lab, console: Console, directory: Path) -> None:
+        self.lab = lab
+        self.instances = owned(lab)
+        self.primary, self.secondary = self.instances['primary'], self.instances['secondary']
+        self.directory = directory / 'checkout'
+        self.directory.mkdir()
+        for name in ('nat_monitor.py', 'nat_config.py', 'nat_monitor.cron', 'iam_policy.json'):
+            shutil.copy2(REPOSITORY / name, self.directory)
+        stand_ins = directory / 'bin'
+        stand_ins.mkdir()
+        self.hosts = directory
+        (stand_ins / 'scp').write_text(SCP.format(hosts=directory))
+        (stand_ins / 'scp').chmod(0o755)
+        self.shell = Shell(self.directory, console.url, stand_ins)
+        self.done: Set[str] = set()
+        self.blocks = command_blocks()
+
+    def follow(self, title: str) -> str:
+        """Run the block of that title, which must be the next one that is run; return what it wrote."""
+        block = next(block for block in self.blocks if block.run and block.title not in self.done)
+        assert block.title == title, f'the next block of the README is {block.title}'
+        self.done.add(title)
+        return self.run(block)
+
+    def run(self, block: Block) -> str:
+        if block.run == 'aws':
+            return self.shell.run(block.script)
+        chosen = self.instances.values() if block.run == 'host' else [self.instances[block.run]]
+        return '\n'.join(instance.as_root(block.script) for instance in chosen)
+
+    def repeat(self, title: str, instance: OwnInstance) -> str:
+        """Run a block, in whatever order, on one instance."""
+        [block] = [block for block in self.blocks if block.title == title]
+        self.done.add(title)
+        return instance.as_root(block.script)
+
+
+SCP = '''#!/bin/sh
+# scp -i KEY FILE... USER@HOST: copies into the directory that stands for that host.
+set -e
+test "$1" = -i && test -s "$2"; shift 2
+while [ $# -gt 1 ]; do files="$files $1"; shift; done
+host=${{1#*@}}
+exec cp $files {hosts}/"${{host%:}}"/
+'''
+
+AT = '''test "$*" = now
+exec setsid --fork sh -c "$(cat)" </dev/null >/dev/null 2>&1'''
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
+    monkeypatch.setattr('moto.ec2.models.elastic_ip_addresses.random_ip', lambda: ELASTIC_IP)
+    environment = packages_of_this_python() if not has_packages('/usr/bin/python3') else {}
+    with Lab(start=False, holder=None, environment=environment, **TIMES) as lab:
+        with Console(lab) as console:
+            operator = Operator(lab, console, tmp_path)
+            try:
+                yield operator
+            finally:
+                operator.shell.close()
+
+
+def tagged(operator: Operator) -> Set[str]:
+    """Return the ids of what carries the tag that iam_policy.json asks for."""
+    policy = (operator.directory / 'iam_policy.json').read_text()
+    [(key, value)] = set(re.findall(r'"aws:ResourceTag/(\w+)": "(\w+)"', policy))
+    tags = operator.lab.ec2.backend.describe_tags()
+    return {tag['resource_id'] for tag in tags if (tag['key'], tag['value']) == (key, value)}
+
+
+def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operator) -> None:
+    lab, primary, secondary, shell = operator.lab, operator.primary, operator.secondary, operator.shell
+    for instance in (primary, secondary):
+        instance.stand_in('at', AT)
+
+    # Preparation
+    for title in ('VPC', 'Public subnet', 'Private subnet', 'Elastic IP', 'Role and instance profile',
+                  'Security group', 'Key and image', 'Instances'):
+        operator.follow(title)
+    adopt(lab, {name: shell.value(name) for name in INSTANCE_ADDRESSES}, shell.value('private_table'))
+    operator.follow('Source/destination check')
+    operator.follow('Tags')
+    assert tagged(operator) >= {shell.value('private_table'), shell.value('allocation'),
+                                *(life.record.nics[0].id for life in lab.ec2.lives.values())}
+    operator.follow('Policy')
+    operator.follow('Interface endpoint')
+    operator.follow('Settings')
+
+    # Installation
+    for name, link in lab.network.links.items():
+        os.symlink(operator.instances[name].home, operator.hosts / str(link.public))
+    operator.follow('Copy')
+    operator.follow('Forwarding')
+    operator.follow('Masquerading')
+    operator.follow('Files')
+    operator.follow('Log rotation')
+    checked = operator.follow('Check')
+    assert 'FAIL' not in checked
+
+    operator.repeat('Start', primary)
+    lab.wait_until(lambda: lab.holds(primary), 15, 'the primary claims')
+    operator.repeat('Start', secondary)
+    lab.wait_until(lambda: secondary.logged('watching'), 15, 'the secondary watches')
+    assert 'watching' in operator.follow('Log')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 15, 'the private host is served')
+
+    # Operation: fail-back by hand, maintenance, upgrade
+    before = len(primary.log)
+    operator.follow('Fail-back')
+    lab.wait_until(lambda: primary.logged(f'{ELASTIC_IP} is at {primary.id} now', before), 15, 'it claims again')
+
+    operator.follow('Stop')
+    lab.wait_until(lambda: primary.monitor_pid is None and secondary.monitor_pid is None, 5, 'no monitor runs')
+    operator.follow('Move to the secondary')
+    assert lab.holds(secondary)
+    lab.ec2.stop('primary')
+    lab.wait_until(lambda: primary.state == 'stopped', 15, 'the primary can be worked on')
+    lab.ec2.start('primary')
+    lab.wait_until(lambda: lab.holds(primary), 20, 'the primary claims as it boots')
+    operator.repeat('Start', secondary)
+    lab.wait_until(lambda: secondary.monitor_pid, 15, 'the secondary watches')
+
+    for instance in (secondary, primary):
+        before = len(instance.log)
+        operator.repeat('Upgrade', instance)
+        lab.wait_until(lambda: instance.logged('watching', before), 15, 'the new monitor runs')
+    assert operator.done == {block.title for block in operator.blocks if block.run}
+
+    # At the end the pair fails over, and back.
+    lab.wait_until(lambda: secondary.logged('holds tables and address'), 30, 'the pair is settled')
+    primary.crash()
+    lab.wait_until(lambda: lab.holds(secondary), 15, 'the secondary takes over')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served again')
+    lab.wait_until(lambda: lab.holds(primary), 60, 'the primary is restarted and claims')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served by the primary')
+
+
+# ---- the tables and the sample
+
+def table(anchor: str) -> List[List[str]]:
+    """Return the cells of the table with that anchor, row by row, without its header."""
+    text = README.split(f'[#{anchor}]')[1].split('|===')[1]
+    cells = [cell.strip() for cell in re.split(r'(?:^|\s)(?:2\+)?\|\s', text)]
+    cells = [cell for cell in cells[1:] if not re.fullmatch(r'\*[^*]+\*', cell)]  # headings within the table
+    return [cells[i:i + 2] for i in range(2, len(cells), 2)]
+
+
+def sentences(*functions: str) -> List[str]:
+    """Return the texts in nat_monitor.py, or in some functions of it, with … for what is filled in."""
+    tree = ast.parse((REPOSITORY / 'nat_monitor.py').read_text())
+    chosen: List[ast.AST] = [node for node in ast.walk(tree)
+                             if isinstance(node, ast.FunctionDef) and node.name in functions]
+    nodes = [node for root in chosen or [tree] for node in ast.walk(root)]
+    parts_of_texts = [part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values]
+    docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    found = []
+    for node in nodes:
+        if isinstance(node, (ast.JoinedStr, ast.Constant)) and node not in parts_of_texts + docstrings:
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            text = ''.join(str(part.value) if isinstance(part, ast.Constant) else '…' for part in parts)
+            found.append(re.sub('…+', '…', text))
+    return found
+
+
+def said(words: str, texts: List[str]) -> bool:
+    """Tell whether one of the texts has these words, whatever their first letter."""
+    words = ' '.join(words.split()).strip('… ')
+    return any(words in text or words[0].lower() + words[1:] in text for text in texts)
+
+
+def test_the_settings_table_names_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r'`(\w+)`(?:, `(\w+)`)?', row[0])[0] for row in table('settings'))
+
+    fields = nat_monitor.Settings.__dataclass_fields__
+    assert list(rows) == [name.upper() for name in fields]
+    for name, default in rows.items():
+        if name in nat_monitor.REQUIRED:
+            assert default == ''
+        else:
+            assert float(default) == fields[name.lower()].default if default != 'None' else name == 'ELASTIC_IP'
+
+
+def words_of_the_log() -> List[str]:
+    """Return what stands in italics in the decision tables."""
+    cells = [cell for anchor in ('decisions', 'restart') for row in table(anchor) for cell in row]
+    return [' '.join(words.split()) for cell in cells for words in re.findall(r'(?<!\w)_([^_]+)_(?!\w)', cell)]
+
+
+def test_the_decision_tables_use_the_words_of_the_decisions() -> None:
+    texts = sentences('decide', 'decide_restart')
+
+    assert [words for words in words_of_the_log() if not said(words, texts)] == []
+
+
+def test_every_decision_is_in_the_decision_tables() -> None:
+    words = words_of_the_log()
+
+    texts = [text for text in sentences('decide', 'decide_restart') if ': ' in text]
+
+    assert len(texts) > 20
+    assert [text for text in texts if not any(said(each, [text]) for each in words)] == []
+
+
+def test_every_line_in_the_log_table_is_one_that_the_monitor_writes() -> None:
+    lines = [line for row in table('log') for line in re.findall('`([^`]+)`', row[0])]
+    lines.remove('Traceback (most recent call last)')
+
+    assert len(lines) > 20
+    assert [line for line in lines if not said(line, sentences())] == []
+
+
+def test_the_readme_renders_without_a_warning(tmp_path: Path) -> None:
+    if not shutil.which('asciidoctor'):
+        assert 'CI' not in os.environ, 'asciidoctor is missing'
+        pytest.skip('asciidoctor is missing')
+
+    result = subprocess.run(['asciidoctor', '-v', '--failure-level', 'INFO', '-o', str(tmp_path / 'readme.html'),
+                             str(REPOSITORY / 'README.adoc')], capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr) == (0, '')
