@@ -66,7 +66,6 @@ READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
 MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost: then EC2 is asked where it is
 IDLE_CONNECTION = 5.0      # s; an older connection may have died without a FIN when a public address moved
-ANSWER_LIFETIME = 5.0      # s that an answer of EC2 may serve a decision
 LOOK_INTERVAL = 300.0      # s between looks while all is well
 LOOK_AFTER_CHANGE = 15.0   # s from the start, or a claim, to the look that confirms it
 SOON, LATER = 5.0, 60.0    # s to the next question while something is on its way, and otherwise
@@ -391,8 +390,18 @@ def has_answered(result: Any) -> bool:
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
-    """Return by instance id EC2's state and its checks: 'ok', 'impaired', or why neither is known."""
-    answer = client.describe_instance_status(InstanceIds=list(instance_ids), IncludeAllInstances=True)
+    """Return by instance id EC2's state ('gone': no such instance) and its checks: 'ok', 'impaired' or EC2's words.
+
+    An unknown id fails the call for all of them, so each is asked for alone then.
+    """
+    try:
+        answer = client.describe_instance_status(InstanceIds=list(instance_ids), IncludeAllInstances=True)
+    except ClientError as error:
+        if code_of(error) != 'InvalidInstanceID.NotFound':
+            raise
+        if len(instance_ids) == 1:
+            return {instance_ids[0]: ('gone', '')}
+        return {i: state for each in instance_ids for i, state in describe_states(client, each).items()}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
         checks = {one[kind].get('Status', '') for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
@@ -484,6 +493,7 @@ DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
 class States(NamedTuple):
     """What EC2 answered when asked for both instances; a state is None where it answered with an error."""
 
+    asked_at: float
     received_at: float
     own: Optional[str]
     peer: Optional[str]           # 'gone' if EC2 knows no such instance
@@ -774,7 +784,7 @@ class Monitor:
             self.send_ping()
         now = self.clock.monotonic()
         if self.replied:
-            if not self.heard:
+            if not self.heard and not self.left_stopped:
                 self.log.info(f'{self.peer_id} answers')
             self.heard = True
             if self.misses >= self.settings.num_pings:
@@ -840,9 +850,12 @@ class Monitor:
                     meanwhile()
                 return dict.fromkeys(calls, made)
             self.client = made
+        asked_at = self.clock.monotonic()
         results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
                                     deadline, meanwhile)
         self.called_at = self.clock.monotonic()
+        if self.called_at - asked_at > deadline + self.settings.ping_timeout + 1.0:
+            results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
         silent = [r for r in results.values() if not has_answered(r)]
         if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
             self.client = None  # a client that was made without credentials never gets any
@@ -865,43 +878,25 @@ class Monitor:
         if meanwhile and (self.primary or self.remembered == SELF) and not (
                 self.states and self.states.peer in ('pending', 'shutting-down', 'terminated', 'gone')):
             calls.update(self.looks())
-        before = self.states
+        before, asked_at = self.states, self.clock.monotonic()
         results = self.ask_ec2(calls, meanwhile)
-        if code_of(results['states']) == 'InvalidInstanceID.NotFound':  # which of the two?
-            results.update(self.ask_ec2({self.own_id: lambda client: describe_states(client, self.own_id),
-                                         self.peer_id: lambda client: describe_states(client, self.peer_id)}))
         now = self.clock.monotonic()
-        self.states = self.read_states(results, now)
         self.holders = self.read_looks(results)
-        if self.states is None:
+        if not has_answered(results['states']):
+            self.states = None
             return
+        known: Dict[str, Any] = results['states'] if isinstance(results['states'], dict) else {}
+        own, peer = known.get(self.own_id, (None, '')), known.get(self.peer_id, (None, ''))
+        error = 'nothing about it' if known else in_words(results['states'])
+        self.states = States(asked_at, now, own[0], peer[0], peer[1], error)
         if self.states.peer not in (None, 'running'):
             self.heard = False
-            if self.states.peer == 'stopping' and self.stopping_at is None:
-                self.stopping_at = now
-        if self.states.peer != 'stopping' and self.states.peer is not None:
+        if self.states.peer == 'stopping':
+            self.stopping_at = now if self.stopping_at is None else self.stopping_at
+        elif self.states.peer is not None:
             self.stopping_at = None
         if before and before.peer != self.states.peer:
             self.said = ''
-
-    def read_states(self, results: Dict[str, Any], now: float) -> Optional[States]:
-        """Put EC2's answers, of one call or of one for each instance, into States; None if there was no answer."""
-        known: Dict[str, Tuple[str, str]] = {}
-        error = 'nothing about it'
-        answered = False
-        for name in ('states', self.own_id, self.peer_id):
-            result = results.get(name)
-            if isinstance(result, dict):
-                known.update(result)
-            elif code_of(result) == 'InvalidInstanceID.NotFound' and name != 'states':
-                known[name] = ('gone', '')
-            elif isinstance(result, Exception):
-                error = in_words(result)
-            answered = answered or result is not None and has_answered(result)
-        if not answered:
-            return None
-        own, peer = known.get(self.own_id), known.get(self.peer_id)
-        return States(now, own[0] if own else None, peer[0] if peer else None, peer[1] if peer else '', error)
 
     # Look
 
@@ -978,7 +973,7 @@ class Monitor:
 
     def may_claim(self) -> bool:
         """Tell whether this instance may claim while the peer may be well: EC2 calls it running, and it forwards."""
-        if not self.states or self.clock.monotonic() - self.states.received_at > ANSWER_LIFETIME:
+        if not self.is_fresh():
             self.ask_states()
         if self.states is None:
             return False
@@ -1057,7 +1052,7 @@ class Monitor:
         """Ask EC2 where the parts of an unfinished claim are; tell whether there is still something to claim."""
         holders = self.read_looks(self.ask_ec2(self.looks()))
         if holders is None:
-            return True
+            return self.misses > 0  # who answers may have it back by now
         if any(holders[part] == PEER for part in claim.moved):
             self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
             self.claim = None
@@ -1097,8 +1092,8 @@ class Monitor:
 
     def is_fresh(self, spare: float = 0.0) -> bool:
         """Tell whether EC2's latest answer can still serve a decision `spare` seconds from now."""
-        lifetime = max(ANSWER_LIFETIME, 3 * self.settings.ping_timeout)
-        return self.states is not None and self.clock.monotonic() + spare - self.states.received_at <= lifetime
+        lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout  # a slow answer, then the deciding ping
+        return self.states is not None and self.clock.monotonic() + spare - self.states.asked_at <= lifetime
 
     def can_judge(self) -> bool:
         """Tell whether EC2 has answered and, unless the peer answers, a ping sent after that was missed."""
@@ -1126,7 +1121,7 @@ class Monitor:
             primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
             error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
             holder=holder, complete=complete, lost=lost, claiming=self.claim is not None,
-            since_aside=now - self.aside_at, since_claim=now - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
+            since_aside=now - self.aside_at, since_claim=states.asked_at - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
             stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
             kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
             until_next_stop=spacing - (now - recent[-1]) if recent else 0.0)

@@ -70,9 +70,10 @@ class Pair:
         self.ec2.associate_route_table(RouteTableId=self.public_table, SubnetId=self.public)
         self.association = self.ec2.associate_route_table(
             RouteTableId=self.table, SubnetId=self.private)['AssociationId']
+        interface = {'DeviceIndex': 0, 'SubnetId': self.public, 'AssociatePublicIpAddress': True}
         self.instances = {one['InstanceId']: one for _ in range(2) for one in self.ec2.run_instances(
             ImageId='ami-12345678', MinCount=1, MaxCount=1, IamInstanceProfile={'Name': 'NAT_Monitor'},
-            NetworkInterfaces=[{'DeviceIndex': 0, 'SubnetId': self.public, 'AssociatePublicIpAddress': True}])['Instances']}
+            NetworkInterfaces=[interface])['Instances']}
         self.primary, self.secondary = self.instances
         for i in self.instances:
             self.ec2.modify_instance_attribute(InstanceId=i, SourceDestCheck={'Value': False})

@@ -196,7 +196,8 @@ def test_a_pair_fails_over_with_the_distributions_own_python_and_packages(pair: 
     for instance in (primary, secondary):
         instance.run_boot_job()
     pair.wait_until(lambda: pair.holds(primary) and secondary.logged(f'{primary.id} answers'), 20, 'the pair runs')
-    assert os.path.realpath(f'/proc/{primary.node.pid}/root/proc/{primary.monitor_pid}/exe').startswith('/usr/bin/python3')
+    program = primary.as_root(f'readlink /proc/{primary.monitor_pid}/exe')
+    assert program.startswith('/usr/bin/python3') and 'PYTHONPATH' not in pair.environment
 
     primary.crash()
 

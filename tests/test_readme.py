@@ -134,6 +134,11 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operat
                 operator.shell.close()
 
 
+def labels(checked: str) -> Set[str]:
+    """Return what has been checked, by the output of --check."""
+    return {line[8:30].strip() for line in checked.splitlines() if line.startswith(('ok ', 'warn ', 'FAIL '))}
+
+
 def tagged(operator: Operator) -> Set[str]:
     """Return the ids of what carries the tag that iam_policy.json asks for."""
     policy = (operator.directory / 'iam_policy.json').read_text()
@@ -170,6 +175,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     operator.follow('Log rotation')
     checked = operator.follow('Check')
     assert 'FAIL' not in checked
+    assert labels(README.split('[#sample]')[1].split('----')[1]) <= labels(checked)
 
     operator.repeat('Start', primary)
     lab.wait_until(lambda: lab.holds(primary), 15, 'the primary claims')
@@ -191,8 +197,9 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     lab.wait_until(lambda: primary.state == 'stopped', 15, 'the primary can be worked on')
     lab.ec2.start('primary')
     lab.wait_until(lambda: lab.holds(primary), 20, 'the primary claims as it boots')
+    before = len(secondary.log)
     operator.repeat('Start', secondary)
-    lab.wait_until(lambda: secondary.monitor_pid, 15, 'the secondary watches')
+    lab.wait_until(lambda: secondary.logged('watching', before), 15, 'the secondary watches')
 
     for instance in (secondary, primary):
         before = len(instance.log)
@@ -219,12 +226,9 @@ def table(anchor: str) -> List[List[str]]:
     return [cells[i:i + 2] for i in range(2, len(cells), 2)]
 
 
-def sentences(*functions: str) -> List[str]:
-    """Return the texts in nat_monitor.py, or in some functions of it, with … for what is filled in."""
-    tree = ast.parse((REPOSITORY / 'nat_monitor.py').read_text())
-    chosen: List[ast.AST] = [node for node in ast.walk(tree)
-                             if isinstance(node, ast.FunctionDef) and node.name in functions]
-    nodes = [node for root in chosen or [tree] for node in ast.walk(root)]
+def texts_of(root: ast.AST) -> List[str]:
+    """Return the texts in a piece of code, without docstrings, and with … for what is filled in."""
+    nodes = list(ast.walk(root))
     parts_of_texts = [part for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values]
     docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
     found = []
@@ -234,6 +238,14 @@ def sentences(*functions: str) -> List[str]:
             text = ''.join(str(part.value) if isinstance(part, ast.Constant) else '…' for part in parts)
             found.append(re.sub('…+', '…', text))
     return found
+
+
+def sentences(*functions: str) -> List[str]:
+    """Return the texts in nat_monitor.py, or in some functions of it."""
+    tree = ast.parse((REPOSITORY / 'nat_monitor.py').read_text())
+    chosen: List[ast.AST] = [node for node in ast.walk(tree)
+                             if isinstance(node, ast.FunctionDef) and node.name in functions]
+    return [text for root in chosen or [tree] for text in texts_of(root)]
 
 
 def said(words: str, texts: List[str]) -> bool:
@@ -275,12 +287,27 @@ def test_every_decision_is_in_the_decision_tables() -> None:
     assert [text for text in texts if not any(said(each, [text]) for each in words)] == []
 
 
-def test_every_line_in_the_log_table_is_one_that_the_monitor_writes() -> None:
+def lines_of_the_log_table() -> List[str]:
     lines = [line for row in table('log') for line in re.findall('`([^`]+)`', row[0])]
     lines.remove('Traceback (most recent call last)')
+    return lines
 
-    assert len(lines) > 20
-    assert [line for line in lines if not said(line, sentences())] == []
+
+def test_every_line_in_the_log_table_is_one_that_the_monitor_writes() -> None:
+    assert [line for line in lines_of_the_log_table() if not said(line, sentences())] == []
+
+
+def test_every_warning_and_error_of_the_monitor_is_in_one_of_the_tables() -> None:
+    known = lines_of_the_log_table() + words_of_the_log()
+    tree = ast.parse((REPOSITORY / 'nat_monitor.py').read_text())
+    [monitor] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == 'Monitor']
+    calls = [node for node in ast.walk(monitor) if isinstance(node, ast.Call)
+             and isinstance(node.func, ast.Attribute) and node.func.attr in ('warning', 'error', 'trouble', 'log')]
+
+    texts = [text for call in calls for text in texts_of(call.args[-1]) if len(text.strip('… ')) > 5]
+
+    assert len(texts) > 15
+    assert [text for text in texts if not any(said(line, [text]) for line in known)] == []
 
 
 def test_the_readme_renders_without_a_warning(tmp_path: Path) -> None:

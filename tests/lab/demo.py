@@ -125,7 +125,7 @@ class Demo:
 def main() -> int:
     """Run the demonstration; return the exit code."""
     try:
-        with Lab(holder=None, start=False, python=sys.executable, pending=1.0, boot=3.0, stop=3.0) as lab:
+        with Lab(start=False, python=sys.executable, pending=1.0, boot=3.0, stop=3.0) as lab:
             demo = Demo(lab, Screen())
             try:
                 demo.run()

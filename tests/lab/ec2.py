@@ -391,12 +391,13 @@ class Ec2:
                     self.later(life.no_public_before - now, self.sync)
             public = ELASTIC_IP if name == owner else life.automatic
             life.record.nics[0].public_ip = self.network.links[name].public = public
-        self._callers = {link.public: name for name, link in self.network.links.items() if link.public}
+        # Older addresses stay, as a call sent from one may just be arriving; only the Elastic IP changes its user.
+        self._callers.update({link.public: name for name, link in self.network.links.items() if link.public})
 
     # ---- answering
 
     def caller(self, address: str) -> str:
-        """Return the name of the instance that has the public *address* now; another address is its own name."""
+        """Return the name of the instance that calls from a public address; an unknown address is its own name."""
         return self._callers.get(address, address)
 
     def answer(self, caller: str, headers: Dict[str, str], body: bytes) -> Optional[Tuple[int, bytes]]:

@@ -16,7 +16,7 @@ from .lab import Instance, Lab
 
 CRON_FILE = '/etc/cron.d/nat_monitor'
 HOME = '/mnt/home'  # of the operator, in an instance
-TIMES = {'boot': 1.0, 'pending': 0.5, 'stop': 1.0}  # of a lab, shorter than usual
+TIMES: Dict[str, Any] = {'boot': 1.0, 'pending': 0.5, 'stop': 1.0}  # of a lab, shorter than usual
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
 # Directories of its own where the README's commands write; the rest is the host's. In a user namespace, root may not

@@ -53,6 +53,7 @@ class Instance:
         self.unreachable_at: Optional[float] = None
         self.forwards_at_boot = True
         self.runs_boot_job = True
+        self._interface_up = True
         self._popen: List['subprocess.Popen[Any]'] = []
 
     @property
@@ -138,13 +139,14 @@ class Instance:
 
     def boot(self) -> None:
         """Come up: an empty /run, a fresh network; programs are started by `run_boot_job()`."""
-        self.run('sh', '-ec', f'''
+        self.node.run('sh', '-ec', f'''
             umount -l /run; mount -t tmpfs -o mode=0755 tmpfs /run
             mkdir -p $(dirname $(readlink -f /etc/resolv.conf))
             echo nameserver {net.NAME_SERVER} >/etc/resolv.conf
-            echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''', check=True)
+            echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''')
         self.names_work()
         self.lab.network.bring_up(self.name)
+        self._interface_up = True
         self._set_link(dead=False)
 
     def run_boot_job(self) -> None:
@@ -154,12 +156,15 @@ class Instance:
     def shut_down(self) -> None:
         """Ask all programs to end, as an orderly shutdown does first."""
         if not self.link.dead:
-            self.run('sh', '-c', 'kill -TERM -1')
+            self._kill_all('TERM')
 
     def power_off(self) -> None:
         """End all programs and the network, at once."""
         self._set_link(dead=True)
-        self.run('sh', '-c', 'kill -KILL -1')
+        self._kill_all('KILL')
+
+    def _kill_all(self, name: str) -> None:
+        self.node.run('sh', '-c', f'kill -{name} -1', check=False)  # fails when there is no process
 
     # ---- what can happen to it
 
@@ -168,9 +173,9 @@ class Instance:
             self.lab.note('lab', f'{self.name}: ' + ', '.join(f'{key} = {value}' for key, value in values.items()))
         for name, value in values.items():
             setattr(self.link, name, value)
-        reachable = not (self.link.dead or self.link.cut_off)
-        self.unreachable_at = None if reachable else self.unreachable_at or time.monotonic()
         self.lab.network.apply()
+        reachable = self._interface_up and not (self.link.dead or self.link.cut_off)
+        self.unreachable_at = None if reachable else self.unreachable_at or time.monotonic()
 
     def crash(self, ignores_stop: bool = False) -> float:
         """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that.
@@ -185,14 +190,16 @@ class Instance:
     def hang(self, seconds: Optional[float] = None) -> None:
         """Freeze the machine, for *seconds* or until `thaw()`."""
         self._set_link(dead=True)
-        self.run('sh', '-c', 'kill -STOP -1')
+        self._kill_all('STOP')
         if seconds is not None:
             steps = self.life._steps
             self.lab.ec2.later(seconds, lambda: self.thaw() if self.life._steps == steps else None)
 
     def thaw(self) -> None:
         """End a hang."""
-        self.run('sh', '-c', 'kill -CONT -1')
+        self._kill_all('CONT')
+        for process in self._popen:  # nsenter stops with the program that it has started
+            process.send_signal(signal.SIGCONT)
         self._set_link(dead=False)
 
     def cut_off(self) -> None:
@@ -206,14 +213,16 @@ class Instance:
     def interface_down(self) -> None:
         """Take its interface down from inside, until `interface_up()` or a restart."""
         self.lab.note('lab', f'{self.name}: interface down')
-        self.run('ip', 'link', 'set', 'eth0', 'down', check=True)
-        self.unreachable_at = time.monotonic()
+        self.node.run('ip', 'link', 'set', 'eth0', 'down')
+        self._interface_up = False
+        self._set_link()
 
     def interface_up(self) -> None:
         """End `interface_down()`."""
         self.lab.note('lab', f'{self.name}: interface up')
         self.lab.network.bring_up(self.name)
-        self.unreachable_at = None
+        self._interface_up = True
+        self._set_link()
 
     def block_ping(self, *ways: str) -> None:
         """Drop echo requests to it ('in'), from it ('out'), or both (default)."""
@@ -231,7 +240,7 @@ class Instance:
         """Switch net.ipv4.ip_forward, now and at the next boot."""
         self.forwards_at_boot = on
         self.lab.note('lab', f'{self.name}: ip_forward = {int(on)}')
-        self.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward', check=True)
+        self.node.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward')
 
     def names_hang(self) -> None:
         """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
@@ -276,7 +285,10 @@ class Terminal:
                 self.output += data.decode(errors='replace')
 
     def type(self, text: str) -> None:
-        """Type *text*; '\\x03' is Ctrl-C, '\\x1a' Ctrl-Z, '\\n' the return key."""
+        """Type *text*; '\\x03' is Ctrl-C, '\\x1a' Ctrl-Z, '\\n' the return key.
+
+        What is typed before the program has dealt with a Ctrl-C may be lost with it, as in any terminal.
+        """
         self._stdin.write(text.encode())
         self._stdin.flush()
 

@@ -23,6 +23,9 @@ MAX_TABLES = 100
 
 METADATA = '169.254.169.254'
 
+# Who is not root often has no sbin in the path.
+ENVIRONMENT = {**os.environ, 'PATH': os.environ.get('PATH', '/usr/bin:/bin') + ':/usr/sbin:/sbin'}
+
 # The holder of a node's namespaces is the init process of its PID namespace. It ends with the pipe to the process
 # that made it, and everything in the namespace with it. Ignoring SIGCHLD, it leaves no zombies.
 HOLD = 'trap "" CHLD; echo ready; exec cat >/dev/null'
@@ -55,7 +58,7 @@ class Node:
         command = (parent.enter() if parent else []) + command + ([] if parent else self._user)
         script = f'set -e; hostname {name} || true; ip link set lo up\n{prepare}\n{HOLD}'
         self.holder = subprocess.Popen([*command, 'sh', '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.PIPE, text=True, start_new_session=True)
+                                       stderr=subprocess.PIPE, text=True, start_new_session=True, env=ENVIRONMENT)
         assert self.holder.stdout and self.holder.stderr
         if self.holder.stdout.readline() != 'ready\n':
             self.holder.kill()
@@ -82,8 +85,8 @@ class Node:
 
     def run(self, *command: str, check: bool = True, **options: Any) -> 'subprocess.CompletedProcess[str]':
         """Run *command* in the node; unless told otherwise, a failure raises NodeFailed."""
-        options = {'capture_output': True, 'text': True, 'stdin': None if 'input' in options else subprocess.DEVNULL,
-                   **options}
+        options = {'capture_output': True, 'text': True, 'env': ENVIRONMENT,
+                   'stdin': None if 'input' in options else subprocess.DEVNULL, **options}
         result: 'subprocess.CompletedProcess[str]' = subprocess.run([*self.enter(), *command], **options)
         if check and result.returncode:
             raise NodeFailed(f'{self.name}: {" ".join(command)}: exit {result.returncode}: {result.stderr}')
@@ -98,7 +101,7 @@ class Node:
         here, there = socket.socketpair()
         with here, there:
             subprocess.run([*self.enter(), sys.executable, '-IS', '-c', OPEN_SOCKET, str(there.fileno()),
-                            str(int(kind)), address, str(port)], pass_fds=[there.fileno()], check=True)
+                            str(int(kind)), address, str(port)], pass_fds=[there.fileno()], check=True, env=ENVIRONMENT)
             [descriptor] = socket.recv_fds(here, 1, 1)[1]
         return socket.socket(fileno=descriptor)
 
@@ -193,7 +196,7 @@ class Network:
         self.nodes[name] = node
         # Only the network namespace is entered, so that PIDs mean the same to `ip` as they do here.
         subprocess.run([*self.router.enter('net'), 'ip', 'link', 'add', name, 'type', 'veth',
-                        'peer', 'name', 'eth0', 'netns', str(node.pid)], check=True)
+                        'peer', 'name', 'eth0', 'netns', str(node.pid)], check=True, env=ENVIRONMENT)
         routes = ''.join(f'ip route add {address} dev {name}\n' for address in addresses)
         self.router.run('sh', '-ec', f'ip address add {GATEWAY}/32 dev {name}; ip link set {name} up; {routes}')
         node.run('sh', '-ec', '\n'.join(f'ip address add {address}/32 dev eth0' for address in addresses))
@@ -210,7 +213,7 @@ class Network:
             rules = self._rules()
             if rules != self._applied:
                 result = subprocess.run([*self.router.enter('net'), 'nft', '-f', '-'], input=rules, text=True,
-                                        capture_output=True)
+                                        capture_output=True, env=ENVIRONMENT)
                 if result.returncode:
                     raise NodeFailed(f'router: nft: {result.stderr}\n{rules}')
                 self._applied = rules

@@ -67,7 +67,6 @@ class Asker:
 
     def __call__(self, action: str, **parameters: Any) -> Any:
         """Return the answer, an error code, or the name of botocore's exception."""
-        import json
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps([action, parameters]) + '\n')
         self._process.stdin.flush()
@@ -392,9 +391,10 @@ def test_processes_are_seen_by_their_own_instance_only(lab: Lab) -> None:
 
 def test_a_terminal_has_job_control(lab: Lab) -> None:
     terminal = lab.primary.terminal()
-    terminal.type('echo r$((1))ady; sleep 60\n')
-    lab.wait_until(lambda: 'r1ady' in terminal.output, 5, 'the shell runs')
+    terminal.type('sh -c "echo r$((1))ady; exec sleep 60"\n')
+    lab.wait_until(lambda: 'r1ady' in terminal.output, 5, 'the program runs')
     terminal.type('\x03')
+    lab.wait_until(lambda: terminal.output.endswith('# '), 5, 'the shell asks again')
     terminal.type('exit 7\n')
     lab.wait_until(lambda: terminal.exit_code == 7, 5, 'the shell has ended')
 
@@ -418,11 +418,11 @@ def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.Captur
 # ---- what is left behind
 
 def processes(namespaces: List[str]) -> List[str]:
-    """Return the command lines of the processes in these PID namespaces."""
+    """Return the command lines of the processes that have one of these namespaces."""
     found = []
     for directory in Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(OSError):
-            if os.readlink(directory / 'ns/pid') in namespaces:
+            if {os.readlink(directory / 'ns' / kind) for kind in ('pid', 'net', 'mnt')} & set(namespaces):
                 found.append((directory / 'cmdline').read_text().replace('\0', ' '))
     return found
 
@@ -436,7 +436,8 @@ with Lab(monitor=Path(sys.argv[1])) as lab:
     lab.secondary.hang()
     lab.wait_until(lambda: lab.traffic.egress(), 10, 'served')
     nodes = [lab.network.router, *lab.network.nodes.values()]
-    print(os.getuid(), *(os.readlink(f'/proc/{node.pid}/ns/pid') for node in nodes), flush=True)
+    print(os.getuid(), *(os.readlink(f'/proc/{node.pid}/ns/{kind}')
+                         for node in nodes for kind in ('pid', 'net', 'mnt')), flush=True)
     time.sleep(float(sys.argv[2]))
 '''
 
@@ -475,7 +476,7 @@ def test_it_needs_no_root() -> None:
         pytest.skip('who is not root may not read the Python that runs this test')
     if subprocess.run([*nobody, 'unshare', '--user', '--map-root-user', 'true'], capture_output=True).returncode:
         pytest.skip('user namespaces are not allowed to everybody on this machine')
-    result = subprocess.run([*nobody, pythons[0], '-c', OPEN_LAB, '/dev/null', '0'], cwd=root, env=environment, text=True,
-                            capture_output=True)
+    result = subprocess.run([*nobody, pythons[0], '-c', OPEN_LAB, '/dev/null', '0'], cwd=root, env=environment,
+                            text=True, capture_output=True)
     assert (result.stderr, result.returncode) == ('', 0)
     assert result.stdout.split()[0] != '0'

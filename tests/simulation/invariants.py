@@ -3,6 +3,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
+from botocore.exceptions import BotoCoreError, ClientError
+from requests import RequestException
+from nat_monitor import CALL_DEADLINE
+
 if TYPE_CHECKING:
     from .cloud import Instance
     from .pair import World
@@ -82,12 +86,12 @@ def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
     record, now = world.records[one.name], world.hub.now
     if name in CLAIMS and (is_claim_of_its_own(world, one, name) or now - record.claim_at < 30.0):
         return  # of a claim that has begun
-    lifetime = 5.0 + 6.0
-    if now - record.status_at > lifetime:
+    lifetime = CALL_DEADLINE + 2 * world.settings.ping_timeout
+    if now - record.status_at > lifetime + (30.0 if name == 'start_instances' else 0.0):  # which comes after a claim
         broken(f'3: {one.name} calls {name} {now - record.status_at:.1f} s after EC2 told the states')
     if record.own_state != 'running' and not (name in CLAIMS and record.own_state == 'not known'):
         broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')
-    if name == 'start_instances':
+    if name == 'start_instances' or name == 'stop_instances' and world.peer(one).state != 'running':
         return
     if record.miss_at != record.ping_at or not record.ping_left:
         broken(f'3: {one.name} calls {name}, and its latest ping was no miss')
@@ -100,8 +104,9 @@ def is_served(world: World) -> None:
     watch, now = world.watch, world.hub.now
     holder = world.holder()
     for one in world.instances:
-        if world.has_everything(one) and one.name in world.records:
-            world.records[one.name].held = True
+        record = world.records.get(one.name)
+        if record and record.claim_at >= record.started_at and world.has_everything(one):
+            record.held = True
         if not world.is_able(one):
             watch.able_at[one.name] = None
         elif watch.able_at.get(one.name) is None:
@@ -157,3 +162,12 @@ def nothing_unforeseen(world: World, one: Instance, words: str) -> None:
         record.error.append(words)
         if len(record.error) > 1 and not words.startswith(' '):
             broken('7: ' + '\n'.join(record.error))
+
+
+def nothing_unforeseen_in_calls(results: Dict[str, Any]) -> Dict[str, Any]:
+    """7. The same of what runs beside the loop: the monitor would take it for EC2's silence."""
+    for result in results.values():
+        if isinstance(result, Exception) and not isinstance(
+                result, (ClientError, BotoCoreError, RequestException)) and type(result).__name__ != 'NoAnswer':
+            broken(f'7: {result!r}')
+    return results

@@ -207,7 +207,8 @@ class World:
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                          meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
-            return self.hub.run_together(calls, timeout, meanwhile, self.module.NoAnswer('no answer in time'))
+            return invariants.nothing_unforeseen_in_calls(self.hub.run_together(
+                calls, timeout, meanwhile, self.module.NoAnswer('no answer in time')))
 
         one.monitor = self.module.Monitor(
             self.settings, clock=clock(lambda: self.hub.now, lambda delay: self.sleep(one, delay)),
@@ -403,11 +404,13 @@ class World:
 
     def see_to_it(self) -> None:
         """An operator, after the last fault: starts one instance where neither is up nor coming up."""
-        first = next(one for one in self.instances if one.state not in ('terminated', 'shutting-down'))
-        coming = any(one.up or one.state == 'pending' or one.state == 'running' and not one.dead
-                     for one in self.instances)
-        if not coming and first.state == 'stopped':
-            self.cloud.start(first)
-        elif not coming and first.state == 'running':
-            self.cloud.boot(first)
+        if not any(one.state in ('running', 'pending') and not one.dead for one in self.instances):
+            first = next(one for one in self.instances if one.state not in ('terminated', 'shutting-down'))
+            self.note('WORLD', f'the operator sees to {first.name}')
+            if first.state == 'running':
+                self.cloud.boot(first)
+            elif first.state == 'stopping':
+                self.cloud.stop(first, True, None)
+            else:
+                self.cloud.start(first)
         self.hub.at(30.0, self.see_to_it)

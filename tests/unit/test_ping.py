@@ -47,7 +47,8 @@ def inside(setup: str, script: str) -> Any:
         lacking(f'no network namespaces here: {probe.stderr.strip()}')
     command = setup + 'exec "$0" -c "$1"'
     script = f'{SCRIPT}{script}\nprint(json.dumps(out))'
-    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT, text=True, timeout=60, stdout=subprocess.PIPE,
+    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT,
+                          text=True, timeout=60, stdout=subprocess.PIPE,
                           env={**os.environ, 'PATH': os.environ['PATH'] + ':/usr/sbin:/sbin'})
     assert done.returncode == 0
     return json.loads(done.stdout)

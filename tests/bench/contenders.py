@@ -1,0 +1,88 @@
+"""Who is measured: the monitor with several settings, and its rivals, each in a lab of its own."""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+from tests.lab import Lab
+from tests.lab.ec2 import REGION
+from tests.lab.lab import SBIN, Instance
+
+RIVALS = Path(__file__).parent / 'rivals'
+PATH = f'{os.path.dirname(sys.executable)}:/usr/bin:/bin:/usr/sbin'
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are measured; `ready` is what the secondary's log says once it watches the primary."""
+
+    name: str
+    words: str
+    ready: str = ' answers'
+    settings: Dict[str, Any] = field(default_factory=dict)
+    script: str = ''      # a rival's, in rivals/
+    cycle: float = 2.0    # s, at least the time from one ping to the next
+    restarts: bool = True  # the peer that failed
+    tools: Sequence[str] = ()
+
+    @property
+    def missing(self) -> str:
+        """What it needs and this machine lacks."""
+        return ' and '.join(tool for tool in self.tools if not shutil.which(tool, path=PATH))
+
+
+QUICK_SETTINGS = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2}
+CONTENDERS = {one.name: one for one in (
+    Contender('default', 'nat_monitor.py'),
+    Contender('quick', 'nat_monitor.py, PING_TIMEOUT = WAIT_BETWEEN_PINGS = 0.2', settings=QUICK_SETTINGS),
+    Contender('careful', 'nat_monitor.py, NUM_PINGS = 6', settings={'NUM_PINGS': 6}),
+    Contender('reference', "Amazon's nat_monitor.sh", 'watching it', script='reference.sh', cycle=4.0,
+              tools=('aws', 'ping')),
+    Contender('keepalived', 'keepalived', 'Entering BACKUP STATE', script='keepalived.sh', restarts=False,
+              tools=('aws', 'keepalived')))}
+
+
+@contextlib.contextmanager
+def pair(contender: Contender, **how: Any) -> Iterator[Lab]:
+    """Open a lab in which the contender is installed on both instances; it starts as their @reboot job."""
+    job = f'/{SBIN}/{contender.script} >> /var/log/nat_monitor.log 2>&1' if contender.script else None
+    with Lab(contender.settings, python=sys.executable, boot_job=job, start=False, **how) as lab:
+        for instance in lab.instances.values() if contender.script else ():
+            install_rival(lab, instance, contender.script)
+        yield lab
+
+
+def install_rival(lab: Lab, instance: Instance, script: str) -> None:
+    sbin = instance.node.root / SBIN
+    [peer] = [other for other in lab.instances.values() if other is not instance]
+    (sbin / 'rival.conf').write_text(f'''
+PRIMARY={'yes' if instance is lab.primary else ''} OWN_ID={instance.id} OWN_ADDRESS={instance.address}
+PEER_ID={peer.id} PEER_ADDRESS={peer.address} TABLES='{' '.join(lab.ec2.tables)}'
+ALLOCATION_ID={lab.ec2.backend.addresses[0].allocation_id} AWS={shutil.which('aws', path=PATH)}
+export AWS_DEFAULT_REGION={REGION} AWS_PAGER=
+''')
+    shutil.copy(RIVALS / script, sbin)
+
+
+def start(lab: Lab, contender: Contender) -> None:
+    """Start both and wait until they watch each other and all that they asked of EC2 at their start is answered."""
+    for instance in (lab.primary, lab.secondary):
+        instance.start_monitor()
+    lab.wait_until(lambda: watches(lab.secondary, contender), 60, 'the secondary watches the primary')
+    lab.wait_until(lambda: watches(lab.primary, contender), 60, 'the primary watches the secondary')
+    lab.wait_until(lambda: 'AssociateAddress' in answered(lab, 'primary'), 60, 'the primary has claimed')
+
+
+def watches(instance: Instance, contender: Contender, times: int = 1) -> bool:
+    """Tell whether the contender watches the peer, for the time of that number."""
+    words = 'Entering MASTER STATE' if not contender.restarts and instance.name == 'primary' else contender.ready
+    return instance.log.count(words) >= times
+
+
+def answered(lab: Lab, name: Optional[str] = None) -> List[str]:
+    return [call.action for call in lab.ec2.calls(instance=name) if call.seconds]

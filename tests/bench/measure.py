@@ -1,0 +1,200 @@
+"""The measurements, each a function of plain values that returns a plain record; each opens a lab of its own."""
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+from tests.lab import ELASTIC_IP, Lab
+from tests.lab.lab import Instance
+
+from .contenders import CONTENDERS, answered, pair, start, watches
+
+Record = Dict[str, Any]
+TICKS = os.sysconf('SC_CLK_TCK')
+DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 2}
+CHANGES = ('ReplaceRoute', 'CreateRoute', 'StopInstances')
+
+# Writes when the primary's answers to pings come by, as the router sees them.
+TAP = '''
+import socket, time
+with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as tap:
+    tap.bind(('primary', 0x0800))
+    print(flush=True)
+    while True:
+        packet = tap.recv(64)
+        if packet[9] == 1 and packet[20] == 0:
+            print(time.monotonic(), flush=True)
+'''
+
+
+@contextlib.contextmanager
+def answers_to_pings(lab: Lab) -> Iterator[List[float]]:
+    """Note when the primary answers a ping, as monotonic times, within a with statement."""
+    seen: List[float] = []
+    with subprocess.Popen([*lab.network.router.enter('net'), sys.executable, '-IS', '-c', TAP], text=True,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as tap:
+        assert tap.stdout
+        tap.stdout.readline()
+        reader = threading.Thread(target=lambda stream: seen.extend(map(float, stream)), args=(tap.stdout,), daemon=True)
+        reader.start()
+        try:
+            yield seen
+        finally:
+            tap.kill()
+            reader.join()
+
+
+def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record:
+    """Let the primary's kernel die at a random moment of the ping cycle; measure until the address is back."""
+    contender = CONTENDERS[who]
+    with pair(contender, latency=latency, tables=tables) as lab, answers_to_pings(lab) as replies:
+        start(lab, contender)
+        healthy_at = time.monotonic() + 0.2
+        time.sleep(0.5 + random.Random(seed).uniform(0, contender.cycle))
+        crashed_at = lab.primary.crash()
+        lab.wait_until(lambda: lab.holds(lab.secondary), 60, 'the secondary has taken over')
+        lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
+        time.sleep(0.5)
+        lost_at, served_at = lab.traffic.outages(crashed_at)[0]
+        egress_at = next(at for at, address in lab.traffic.egresses(served_at) if address == ELASTIC_IP)
+        calls = [call for call in lab.ec2.calls(instance='secondary', since=crashed_at)]
+        moves = [call for call in calls if call.action == 'ReplaceRoute']
+        times = [packet.received_at for packet in lab.traffic.packets(healthy_at, crashed_at) if packet.received_at]
+        record = {'what': 'crash', 'who': who, 'latency': latency, 'tables': tables, 'seed': seed,
+                  'outage': served_at - lost_at, 'egress': egress_at - lost_at,
+                  'calls_before': sum(call.at < moves[0].at for call in calls),
+                  'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
+                  'gap': max(b - a for a, b in zip(times, times[1:])), 'load': os.getloadavg()[0],
+                  'strip': strip(lab, lost_at)}
+    if not contender.script:
+        settings = {**DEFAULTS, **contender.settings}
+        rest = max(replies) + settings['WAIT_BETWEEN_PINGS'] - lost_at
+        record['silence'] = max(0.0, rest) + settings['NUM_PINGS'] * settings['PING_TIMEOUT']
+    return record
+
+
+def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
+    """Return the private host's packets as runs: from, to (s after the first loss), and by which address they went."""
+    runs: List[Tuple[float, float, str]] = []
+    for packet in lab.traffic.packets(lost_at - 3.0):
+        at, way = round(packet.sent_at - lost_at, 3), 'lost' if not packet.served else 'egress address' if (
+            packet.egress == ELASTIC_IP) else 'another address'
+        runs = runs[:-1] + [(runs[-1][0], at, way)] if runs and runs[-1][2] == way else runs + [(at, at, way)]
+    return runs
+
+
+def again(who: str, latency: float = 0.15) -> Record:
+    """Crash the primary and wait until both watch each other again; stop and boot take 30 s each."""
+    contender = CONTENDERS[who]
+    with pair(contender, latency=latency, stop=30.0, boot=30.0, pending=10.0) as lab:
+        start(lab, contender)
+        crashed_at = lab.primary.crash()
+        for instance in (lab.primary, lab.secondary):
+            lab.wait_until(lambda: watches(instance, contender, 2), 600, f'the {instance.name} watches its peer again')
+        lab.wait_until(lambda: lab.holds(lab.primary), 60, 'the primary serves again')
+        return {'what': 'again', 'who': who, 'latency': latency, 'seconds': time.monotonic() - crashed_at,
+                'calls': len(lab.ec2.calls(since=crashed_at))}
+
+
+def watch(who: str, loss: int, minutes: float) -> Record:
+    """Let packets between the two, who are both well, get lost at random, and count what they do about it.
+
+    After each false failover it begins anew in another lab, and after ten it ends. Without loss, count what the
+    contender costs.
+    """
+    contender = CONTENDERS[who]
+    record: Record = {'what': 'watch', 'who': who, 'loss': loss, 'seconds': 0.0, 'failovers': 0}
+    while record['seconds'] < 60 * minutes - 1 and record['failovers'] < 10:
+        with pair(contender) as lab:
+            start(lab, contender)
+            time.sleep(2.0 if loss else 20.0)  # the first look of the monitor
+            if loss:
+                lose_between(lab, loss)
+            begun_at, cpu = time.monotonic(), cpu_seconds(lab.secondary)
+            until = begun_at + 60 * minutes - record['seconds']
+            while time.monotonic() < until and not acted(lab, begun_at):
+                time.sleep(0.1)
+            seconds = time.monotonic() - begun_at
+            record['seconds'] += seconds
+            record['failovers'] += acted(lab, begun_at)
+            if not loss:
+                record.update(cpu=(cpu_seconds(lab.secondary) - cpu) / seconds, memory=megabytes(lab.secondary),
+                              calls=len(lab.ec2.calls(since=begun_at)),
+                              gap=max((b.sent_at - a.sent_at for a, b in neighbours(lab, begun_at)), default=0.0))
+    return record
+
+
+def neighbours(lab: Lab, since: float) -> Iterator[Tuple[Any, Any]]:
+    served = [packet for packet in lab.traffic.packets(since) if packet.served]
+    return zip(served, served[1:])
+
+
+def acted(lab: Lab, since: float) -> bool:
+    """Tell whether a route was moved or an instance stopped."""
+    return any(call.action in CHANGES for call in lab.ec2.calls(since=since))
+
+
+def lose_between(lab: Lab, percent: int) -> None:
+    """Lose that share of the packets between the two instances, each way, be they pings or VRRP; no others."""
+    a, b = lab.primary.address, lab.secondary.address
+    lab.network.router.run('nft', '-f', '-', input=f'''table ip loss {{ chain forward {{
+        type filter hook forward priority -1
+        ip saddr {{ {a}, {b} }} ip daddr {{ {a}, {b} }} numgen random mod 100 < {percent} drop }} }}''')
+
+
+def processes(instance: Instance) -> Iterator[str]:
+    """Yield the /proc directories of the programs in an instance: all but its first process, which the lab needs."""
+    for directory in (instance.node.root / 'proc').glob('[0-9]*'):
+        if directory.name != '1':
+            yield str(directory)
+
+
+def cpu_seconds(instance: Instance) -> float:
+    """Return the CPU time of what runs in an instance and of the children that it has waited for."""
+    total = 0
+    for directory in processes(instance):
+        with contextlib.suppress(OSError), open(f'{directory}/stat') as file:
+            total += sum(map(int, file.read().rpartition(')')[2].split()[11:15]))
+    return total / TICKS
+
+
+def megabytes(instance: Instance) -> float:
+    """Return the resident memory of what runs in an instance."""
+    total = 0
+    for directory in processes(instance):
+        with contextlib.suppress(OSError), open(f'{directory}/status') as file:
+            total += sum(int(line.split()[1]) for line in file if line.startswith('VmRSS'))
+    return total / 1024
+
+
+def begin(who: str) -> Record:
+    """Start the primary's job; measure until its first claim reaches EC2, and until it has claimed."""
+    with pair(CONTENDERS[who]) as lab:
+        started_at = time.monotonic()
+        lab.primary.start_monitor()
+        lab.wait_until(lambda: 'ReplaceRoute' in answered(lab), 60, 'the primary claims')
+        return {'what': 'begin', 'who': who, 'seconds': lab.ec2.calls('ReplaceRoute')[0].at - started_at}
+
+
+IMPORTS = '''
+import boto3
+boto3.session.Session(region_name='us-east-1').client('ec2')
+print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')][0])
+'''
+
+
+def imports() -> Record:
+    """Measure what `import boto3` and one EC2 client cost: the floor of memory and start-up."""
+    started_at = time.monotonic()
+    memory = subprocess.run([sys.executable, '-c', IMPORTS], check=True, capture_output=True, text=True).stdout
+    return {'what': 'imports', 'who': 'boto3', 'seconds': time.monotonic() - started_at, 'memory': int(memory) / 1024}
+
+
+MEASUREMENTS: Dict[str, Callable[..., Record]] = {
+    one.__name__: one for one in (crash, again, watch, begin, imports)}

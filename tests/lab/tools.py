@@ -1,0 +1,44 @@
+"""Install the system tools that the lab needs, or name the missing ones in one line: `python -m tests.lab.tools`.
+
+It installs only as root and where apt or dnf is there; what is there already is left as it is.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from typing import Dict, List
+
+# By tool: the package that brings it, with apt and with dnf.
+LAB = {'ip': ('iproute2', 'iproute'), 'nft': ('nftables', 'nftables'), 'killall': ('psmisc', 'psmisc'),
+       'unshare': ('util-linux', 'util-linux'), 'nsenter': ('util-linux', 'util-linux')}
+HOST = {'cron': ('cron', 'cronie'), 'at': ('at', 'at'), 'logrotate': ('logrotate', 'logrotate')}
+OTHER_NAMES = {'cron': ('cron', 'crond')}
+PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
+
+
+def missing(tools: Dict[str, 'tuple[str, str]']) -> List[str]:
+    """Return the tools that are not there."""
+    return [tool for tool in tools if not any(shutil.which(name, path=PATH) for name in OTHER_NAMES.get(tool, (tool,)))]
+
+
+def main() -> int:
+    tools = {**LAB, **HOST}
+    lacking = missing(tools)
+    manager = next((name for name in ('apt-get', 'dnf') if shutil.which(name, path=PATH)), None)
+    if lacking and os.geteuid() == 0 and manager:
+        packages = sorted({tools[tool][manager == 'dnf'] for tool in lacking})
+        print(f'installing {" ".join(packages)} with {manager}', flush=True)
+        environment = {**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'}
+        if manager == 'apt-get':
+            subprocess.run([manager, 'update', '-qq'], env=environment, check=False)
+        subprocess.run([manager, 'install', '-y', '-q', *packages], env=environment, check=False,
+                       stdout=subprocess.DEVNULL)
+        lacking = missing(tools)
+    if lacking:
+        print(f'these system tools are missing, and what needs them is skipped: {" ".join(lacking)}', file=sys.stderr)
+    return 1 if set(lacking) & set(LAB) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
