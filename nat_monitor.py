@@ -856,6 +856,7 @@ class Monitor:
         self.called_at = self.clock.monotonic()
         if self.called_at - asked_at > deadline + self.settings.ping_timeout + 1.0:
             results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
+            self.misses = 0
         silent = [r for r in results.values() if not has_answered(r)]
         if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
             self.client = None  # a client that was made without credentials never gets any
@@ -1149,8 +1150,10 @@ class Monitor:
             self.remembered = PEER
             self.misses = 0
             self.moved = set()
+            self.judge_at = -math.inf
         elif what == BACK:
             self.left_stopped = False
+            self.judge_at = -math.inf
         elif what in (STOP, FORCE):
             self.stop(force=what == FORCE)
         elif what == START:
@@ -1251,6 +1254,10 @@ def longest_outage(settings: Settings, pings: int, call: float) -> float:
             + call + OWN_WORK)
 
 
+def has_profile(instance: Dict[str, Any]) -> bool:
+    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+
+
 class Check:
     """One run of --check: look at all that a failover needs, a line for each thing, and change nothing.
 
@@ -1263,12 +1270,10 @@ class Check:
         self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
         self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
         self.verdicts: Set[str] = set()
-        self.edit = f'run: nano {settings_file}'
-        self.policy = (f'run: aws iam put-role-policy --role-name {PROFILE} --policy-name {PROFILE} '
-                       '--policy-document file://iam_policy.json')
+        self.edit, self.role = f'run: nano {settings_file}', PROFILE
         self.own_id = self.peer_id = self.region = ''
         self.got: Dict[str, Any] = {}                   # what came of each EC2 call
-        self.instances: Dict[str, Dict[str, Any]] = {}  # those of the pair that EC2 described
+        self.instances: Dict[str, Dict[str, Any]] = {}  # as EC2 describes them, by id
         self.tables: Dict[str, Dict[str, Any]] = {}
         self.address: Dict[str, Any] = {}
 
@@ -1281,18 +1286,15 @@ class Check:
         if settings and self.peer_id:
             self.check_ec2(settings)
         else:
-            self.say(UNKNOWN, 'EC2', '', 'permissions, instances, route tables, Elastic IP and ping are not looked at: '
-                     'that needs valid settings, instance id and region', AGAIN)
+            self.say(False, 'EC2', '', 'permissions, instances, tables, Elastic IP and ping are not looked at: this '
+                     'needs valid settings, instance id and region', AGAIN, UNKNOWN)
         self.check_host()
-        return 1 if valid and FAIL in self.verdicts else 0 if valid else 2
+        return 2 if not valid else 1 if FAIL in self.verdicts else 0
 
-    def say(self, verdict: str, what: str, about: str, found: str, remedy: str = '') -> None:
-        """Write a line: the verdict, what was looked at, its id, what was found and, unless it is ok, what to do."""
-        self.verdicts.add(verdict)
-        self.log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if verdict == FINE else "; " + remedy}')
-
-    def judge(self, fine: bool, what: str, about: str, found: str, remedy: str, otherwise: str = FAIL) -> bool:
-        self.say(FINE if fine else otherwise, what, about, found, remedy)
+    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> bool:
+        """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
+        self.verdicts.add(FINE if fine else otherwise)
+        self.log.info(f'{FINE if fine else otherwise:8}{what:22}{about:23}{found}{"" if fine else "; " + remedy}')
         return fine
 
     # This host
@@ -1302,49 +1304,49 @@ class Check:
             settings = read_settings(self.settings_file)
         except Refusal as refusal:
             for fault in refusal.faults:
-                self.say(FAIL, 'settings', '', fault, self.edit)
+                self.say(False, 'settings', '', fault, self.edit)
             return None
-        self.say(FINE, 'settings', '', f'{self.settings_file} is valid')
+        self.say(True, 'settings', '', f'{self.settings_file} is valid')
         return settings
 
     def check_files(self) -> None:
         """See that nobody but root can write what runs as root, or put something else in its place."""
-        for path in (os.path.realpath(__file__), os.path.realpath(self.settings_file)):
-            for one in (path, os.path.dirname(path)):
-                found = os.stat(one) if os.path.exists(one) else None
-                private = found is not None and found.st_uid == 0 and (
-                    not found.st_mode & 0o022 or bool(found.st_mode & stat.S_ISVTX and stat.S_ISDIR(found.st_mode)))
-                self.judge(private, 'file' if one == path else 'directory', '', one + (
-                    ' does not exist' if found is None else ' can be written by root alone' if private else
-                    f' belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):o}'),
-                    f'run: chown root:root {one} && chmod go-w {one}')
+        files = [os.path.realpath(path) for path in (__file__, self.settings_file)]
+        for path in dict.fromkeys([*map(os.path.dirname, files), *files]):
+            found = os.stat(path) if os.path.exists(path) else None
+            sticky = path not in files and found and found.st_mode & stat.S_ISVTX
+            self.say(found is not None and found.st_uid == 0 and bool(sticky or not found.st_mode & 0o022), 'file', '',
+                     f'{path} does not exist' if found is None else f'{path} belongs to '
+                     f'{"root" if found.st_uid == 0 else f"user {found.st_uid}"}, mode {stat.S_IMODE(found.st_mode):o}',
+                     f'run: chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:
         names = ('instance-id', 'placement/region', 'iam/security-credentials/')
         found = run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
         own_id, region, role = (found[n] for n in names)
-        failed = next((r for r in (own_id, region) if isinstance(r, Exception)), None)
-        if failed:
-            self.say(FAIL, 'metadata', '', in_words(failed), 'run: aws ec2 modify-instance-metadata-options '
-                     '--http-endpoint enabled --http-tokens required --instance-id <this instance>')
+        failed = next((in_words(r) for r in (own_id, region) if isinstance(r, Exception)), None)
+        if not self.say(not failed, 'metadata', '' if failed else own_id, failed or f'IMDSv2 answers; region {region}',
+                        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
+                        '--instance-id <this instance>'):
             return
         self.own_id, self.region = own_id, region
-        self.say(FINE, 'metadata', own_id, f'IMDSv2 answers; the region is {region}')
-        has_role = isinstance(role, str) and role != ''
-        if has_role:
-            self.policy = self.policy.replace(f'--role-name {PROFILE}', f'--role-name {role.split()[0]}')
-        self.judge(has_role, 'role', own_id, role.split()[0] if has_role else f'none ({role})', self.give_profile(own_id))
+        if isinstance(role, str) and role:
+            self.role = role.split()[0]
+            self.say(True, 'role', own_id, self.role)
+        else:
+            self.say(False, 'role', own_id, f'none ({in_words(role) if role else "empty"})', self.give_profile(own_id))
 
     def check_place(self, settings: Settings) -> bool:
         try:
             primary, self.peer_id = place_in_pair(settings, self.own_id)
         except Refusal as refusal:
-            return self.judge(False, 'this instance', self.own_id, str(refusal), self.edit)
-        return self.judge(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}', '')
+            return self.say(False, 'this instance', self.own_id, str(refusal), self.edit)
+        return self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
 
     def check_host(self) -> None:
-        self.judge(self.forwards(), 'forwarding', '', f'net.ipv4.ip_forward is {int(self.forwards())}',
-                   'run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
+        on = self.forwards()
+        self.say(on, 'forwarding', '', f'net.ipv4.ip_forward is {int(on)}',
+                 'run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
         self.check_masquerading()
         self.check_cron()
         try:
@@ -1355,10 +1357,10 @@ class Check:
         except OSError:
             runs = False
         if runs and is_suspended(pid):
-            self.say(FAIL, 'monitor', '', f'pid {pid} is suspended', f'run: kill -CONT {pid}')
+            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'run: kill -CONT {pid}')
         else:
-            self.judge(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run', 'run: nohup '
-                       f'{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1 &', WARN)
+            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run', 'run: nohup '
+                     f'{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1 &', WARN)
 
     def check_masquerading(self) -> None:
         """Look for a rule in nftables and, if there is none, in iptables: whichever is installed."""
@@ -1377,7 +1379,7 @@ class Check:
             rule = re.search(r'.*\b(masquerade|snat)\b.*', rules, re.IGNORECASE)
             remedy = remedy if verdict == FAIL else add
             verdict, found = (FINE, f'{tool}: {rule[0].strip()}') if rule else (FAIL, 'no masquerade or SNAT rule')
-        self.say(verdict, 'masquerading', '', found, remedy)
+        self.say(verdict == FINE, 'masquerading', '', found, remedy, verdict)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
@@ -1399,10 +1401,10 @@ class Check:
                      f'has mode {stat.S_IMODE(found.st_mode):o}' if found.st_mode & (0o133 if name in names else 0o022)
                      else f'starts {job[1]}, which cannot be executed' if not os.access(job[1], os.X_OK) else '')
             if not fault:
-                self.say(FINE, 'cron job', '', f'/{name}: {job[0].strip()}')
+                self.say(True, 'cron job', '', f'/{name}: {job[0].strip()}')
                 return
             faults.append(f'/{name} {fault}')
-        self.say(FAIL, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot',
+        self.say(False, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot',
                  'run: install -m 755 nat_monitor.py /usr/local/sbin/ && install -m 644 nat_monitor.cron '
                  '/etc/cron.d/nat_monitor')
 
@@ -1413,33 +1415,30 @@ class Check:
         pair, part = (self.own_id, self.peer_id), functools.partial
         client = run_together({'': part(self.connect, self.region, 2 * len(settings.parts) + 10)}, CALL_DEADLINE)['']
         if isinstance(client, Exception):
-            self.say(FAIL, 'EC2', '', f'no client can be made: {in_words(client)}', AGAIN)
+            self.say(False, 'EC2', '', f'no client can be made: {in_words(client)}', AGAIN)
             return
         self.ask({**{f'DescribeInstances {i}': part(client.describe_instances, InstanceIds=[i]) for i in pair},
                   **{f'DescribeInstanceStatus {i}': part(describe_states, client, i) for i in pair},
                   'DescribeRouteTables': part(client.describe_route_tables, Filters=[
                       {'Name': 'route-table-id', 'Values': list(settings.route_table_ids)}]),
-                  'DescribeAddresses': part(client.describe_addresses, Filters=[
-                      {'Name': 'public-ip', 'Values': [settings.elastic_ip or EVERYWHERE[:-2]]}])})
-        for i in pair:
-            if isinstance(self.got[f'DescribeInstances {i}'], dict):
-                self.instances[i] = self.got[f'DescribeInstances {i}']['Reservations'][0]['Instances'][0]
-        if isinstance(self.got['DescribeAddresses'], dict):
-            self.address = next(iter(self.got['DescribeAddresses']['Addresses']), {})
+                  **({'DescribeAddresses': part(client.describe_addresses, Filters=[
+                      {'Name': 'public-ip', 'Values': [settings.elastic_ip]}])} if settings.elastic_ip else {})})
+        self.instances = {one['InstanceId']: one for i in pair for reservation in self.answer(
+            f'DescribeInstances {i}', 'Reservations') for one in reservation['Instances']}
+        self.tables = {one['RouteTableId']: one for one in self.answer('DescribeRouteTables', 'RouteTables')}
+        self.address = next(iter(self.answer('DescribeAddresses', 'Addresses')), {})
         calls = rehearsal(settings, *pair, self.address.get('AllocationId', ''))
         subnets = sorted({one.get('SubnetId', '') for one in self.instances.values()})
-        spots = {i: one['SpotInstanceRequestId'] for i, one in self.instances.items() if 'SpotInstanceRequestId' in one}
         self.ask({**{name: part(call, client) for name, call in calls.items()},
                   **{f'protection {i}': part(client.describe_instance_attribute, InstanceId=i,
                                              Attribute='disableApiStop') for i in self.instances},
-                  **{f'spot {i}': part(client.describe_spot_instance_requests, SpotInstanceRequestIds=[spot])
-                     for i, spot in spots.items()},
+                  **{f'spot {i}': part(client.describe_spot_instance_requests, SpotInstanceRequestIds=[
+                      one['SpotInstanceRequestId']]) for i, one in self.instances.items()
+                     if one.get('SpotInstanceRequestId')},
                   'own tables': part(client.describe_route_tables, Filters=[
                       {'Name': 'association.subnet-id', 'Values': subnets}])})
         pings: List[float] = []
         self.ask({'one call': part(self.time_a_call, client)}, part(self.send_pings, settings, pings))
-        tables = self.got['DescribeRouteTables']
-        self.tables = {t['RouteTableId']: t for t in tables['RouteTables']} if isinstance(tables, dict) else {}
         self.check_permissions(settings, list(calls))
         for i in pair:
             self.check_instance(settings, i)
@@ -1452,6 +1451,10 @@ class Check:
     def ask(self, calls: Dict[str, Callable[[], Any]], meanwhile: Optional[Callable[[], None]] = None) -> None:
         self.got.update(run_together(calls, CALL_DEADLINE, meanwhile))
 
+    def answer(self, name: str, key: str) -> List[Any]:
+        """Return the list in EC2's answer to a call, empty if there was none."""
+        return list(self.got[name][key]) if isinstance(self.got.get(name), dict) else []
+
     def time_a_call(self, client: Any) -> float:
         started_at = self.clock.monotonic()
         describe_states(client, self.own_id)
@@ -1459,147 +1462,160 @@ class Check:
 
     def check_permissions(self, settings: Settings, rehearsed: List[str]) -> None:
         """Tell of each call of a failover whether the role may make it."""
-        for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses'):
+        for action in dict.fromkeys(name.split()[0] for name in self.got if name.startswith('Describe')):
             results = [result for name, result in self.got.items() if name.split()[0] == action]
             denied = [r for r in results if code_of(r) in DENIED]
             failed = denied + [r for r in results if not has_answered(r)]
-            self.say(FAIL if denied else UNKNOWN if failed else FINE, 'permission', action,
-                     in_words(failed[0]) if failed else 'allowed', self.policy if denied else
-                     f'run: curl -sS https://ec2.{self.region}.amazonaws.com/')
+            self.say(not failed, 'permission', action, in_words(failed[0]) if failed else 'allowed',
+                     self.allow if denied else f'run: curl -sS https://ec2.{self.region}.amazonaws.com/',
+                     FAIL if denied else UNKNOWN)
         for name in rehearsed:
-            action, _, about = name.partition(' on ')
-            result = self.got[name]
-            code = code_of(result)
-            self.say(FINE if code == 'DryRunOperation' else FAIL if code in DENIED else UNKNOWN, 'permission', action,
-                     f'allowed on {about}' if code == 'DryRunOperation' else f'not allowed on {about}' if code in DENIED
-                     else f'on {about}: {in_words(result) if isinstance(result, Exception) else "no dry run"}',
-                     self.permit(action, about) if code in DENIED else AGAIN)
+            (action, _, about), result = name.partition(' on '), self.got[name]
+            if code_of(result) in DENIED:
+                self.say(False, 'permission', action, f'not allowed on {about}', self.permit(action, about))
+            else:
+                fine = code_of(result) == 'DryRunOperation'
+                self.say(fine, 'permission', action, f'allowed on {about}' if fine else f'on {about}: ' + (
+                    in_words(result) if isinstance(result, Exception) else 'not a dry run'), AGAIN, UNKNOWN)
         if settings.elastic_ip and not self.address:
-            self.say(UNKNOWN, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, see there', AGAIN)
+            self.say(False, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, see there', AGAIN, UNKNOWN)
 
     def permit(self, action: str, about: str) -> str:
         """Return the command that allows the action: for the profile or tag that the policy asks for, or the policy."""
         instance = self.instances.get(about if action.endswith('Instances') else self.own_id, {})
         if not action.endswith('Route') and instance and not has_profile(instance):
             return self.give_profile(instance['InstanceId'])
-        resource = self.address if action == 'AssociateAddress' else self.tables.get(about, TAG)
-        if action.endswith('Instances') or action.endswith('Route') and TAG in resource.get('Tags', [TAG]):
-            return self.policy
-        ids = [resource.get('AllocationId', about)] + [  # whether the interface has the tag is not known here
-            n['NetworkInterfaceId'] for n in instance.get('NetworkInterfaces', []) if not action.endswith('Route')]
+        resource = self.address if action == 'AssociateAddress' else self.tables.get(about, {})
+        tagged, ids = not resource or TAG in resource.get('Tags', []), [resource.get('AllocationId', about)]
+        if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
+            ids += [n['NetworkInterfaceId'] for n in instance.get('NetworkInterfaces', [])]
+        elif tagged:
+            return self.allow
         command = f'run: aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG["Key"]},Value={TAG["Value"]}'
-        return f'{command} && {self.policy[5:]}' if TAG in resource['Tags'] else command
+        return f'{command} && {self.allow[5:]}' if tagged else command
 
-    def give_profile(self, instance_id: str) -> str:
-        if not self.instances.get(instance_id, {}).get('IamInstanceProfile'):
-            return ('run: aws ec2 associate-iam-instance-profile --iam-instance-profile '
-                    f'Name={PROFILE} --instance-id {instance_id}')
-        return ('run: aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values='
-                f'{instance_id}, then: aws ec2 replace-iam-instance-profile-association --iam-instance-profile '
-                f'Name={PROFILE} --association-id <of that association>')
+    @property
+    def allow(self) -> str:
+        return (f'run: aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} --policy-document '
+                'file://iam_policy.json')
+
+    def give_profile(self, i: str) -> str:
+        if not self.instances.get(i, {}).get('IamInstanceProfile'):
+            return (f'run: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={PROFILE} '
+                    f'--instance-id {i}')
+        return (f'run: aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values={i}, then: '
+                f'aws ec2 replace-iam-instance-profile-association --iam-instance-profile Name={PROFILE} '
+                '--association-id <of that association>')
 
     def check_instance(self, settings: Settings, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one, answer = self.instances.get(i, {}), self.got[f'DescribeInstances {i}']
         if not one:
-            unknown = not code_of(answer).startswith('InvalidInstanceID')
-            self.say(UNKNOWN if unknown else FAIL, 'instance', i, in_words(answer), AGAIN if unknown else self.edit)
+            missing = not isinstance(answer, Exception) or code_of(answer).startswith('InvalidInstanceID')
+            self.say(False, 'instance', i, in_words(answer) if isinstance(answer, Exception) else 'does not exist',
+                     self.edit if missing else AGAIN, FAIL if missing else UNKNOWN)
             return
         state, checks = one['State']['Name'], self.got[f'DescribeInstanceStatus {i}']
-        checks = checks.get(i, ('', 'unknown'))[1] if isinstance(checks, dict) else 'unknown'
-        self.judge(state == 'running', 'state', i, state, f'run: aws ec2 start-instances --instance-ids {i}')
-        if state == 'running':
-            self.judge(checks == 'ok', 'status checks', i, checks, f'run: aws ec2 reboot-instances --instance-ids {i}'
-                       if checks == 'impaired' else f'run: aws ec2 wait instance-status-ok --instance-ids {i}',
-                       {'impaired': FAIL, 'unknown': UNKNOWN}.get(checks, WARN))
-        self.judge(one.get('SourceDestCheck') is False, 'source/dest. check', i,
-                   'off' if one.get('SourceDestCheck') is False else 'on',
-                   f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
-        interfaces = [n['NetworkInterfaceId'] for n in one.get('NetworkInterfaces', [])]
-        self.judge(len(interfaces) == 1, 'network interface', i, ', '.join(interfaces) or 'none', 'EC2 takes an '
-                   'instance with one only as a target; run: aws ec2 detach-network-interface --attachment-id '
-                   + ' '.join(n['Attachment']['AttachmentId'] for n in one.get('NetworkInterfaces', [])[1:]))
+        if self.say(state == 'running', 'state', i, state, f'run: aws ec2 start-instances --instance-ids {i}'):
+            checks = checks.get(i, ('', 'unknown'))[1] if isinstance(checks, dict) else 'unknown'
+            self.say(checks == 'ok', 'status checks', i, checks, f'run: aws ec2 reboot-instances --instance-ids {i}'
+                     if checks == 'impaired' else f'run: aws ec2 wait instance-status-ok --instance-ids {i}',
+                     {'impaired': FAIL, 'unknown': UNKNOWN}.get(checks, WARN))
+        off = one.get('SourceDestCheck') is False
+        self.say(off, 'source/dest. check', i, 'off' if off else 'on',
+                 f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        interfaces = {n['NetworkInterfaceId']: n['Attachment'] for n in one.get('NetworkInterfaces', [])}
+        self.say(len(interfaces) == 1, 'network interface', i, ', '.join(interfaces) or 'none', 'EC2 moves nothing to '
+                 'an instance with several; ' + ' && '.join(
+                     f'run: aws ec2 detach-network-interface --attachment-id {a["AttachmentId"]}'
+                     for a in interfaces.values() if a.get('DeviceIndex')))
         public = one.get('PublicIpAddress', '')
-        self.judge(public != '', 'public address', i, public or 'none', 'unless EC2 has an endpoint in the VPC, run: '
-                   'aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-                   + ' '.join(interfaces[:1]), WARN if settings.elastic_ip else FAIL)
-        self.judge(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
-                   self.give_profile(i))
+        self.say(public != '', 'public address', i, public or 'none', 'unless the VPC has an endpoint for EC2, run: '
+                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
+                 f'{" ".join(list(interfaces)[:1])}', WARN if settings.elastic_ip else FAIL)
+        self.say(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
+                 self.give_profile(i))
         self.check_stoppable(one, i)
         group = next((t['Value'] for t in one.get('Tags', []) if t['Key'] == 'aws:autoscaling:groupName'), '')
-        self.judge(not group, 'Auto Scaling group', i, f'{group} would replace it when the peer stops it' if group else
-                   'none', f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name '
-                   f'{group} --should-decrement-desired-capacity')
+        self.say(not group, 'Auto Scaling group', i, f'{group} would replace it when the peer stops it' if group else
+                 'none', f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name {group} '
+                 '--should-decrement-desired-capacity')
 
     def check_stoppable(self, one: Dict[str, Any], i: str) -> None:
-        protection, spot = self.got[f'protection {i}'], self.got.get(f'spot {i}')
+        protection, spot = self.got[f'protection {i}'], self.got.get(f'spot {i}', {})
         failed = [r for r in (protection, spot) if isinstance(r, Exception)]
-        another = f'launch another one like it, see: aws ec2 describe-instances --instance-ids {i}'
+        remedy = f'launch another one like it, see: aws ec2 describe-instances --instance-ids {i}'
+        fault = ''
         if one.get('RootDeviceType') != 'ebs':
-            self.say(FAIL, 'can be stopped', i, 'no: its root device is not in EBS', another)
-        elif isinstance(spot, dict) and spot['SpotInstanceRequests'][0].get('Type') != 'persistent':
-            self.say(FAIL, 'can be stopped', i, 'no: it is a one-time Spot instance', another)
+            fault = 'its root device is not in EBS'
+        elif any(r.get('Type') != 'persistent' for r in self.answer(f'spot {i}', 'SpotInstanceRequests')):
+            fault = 'it is a one-time Spot instance'
         elif isinstance(protection, dict) and protection['DisableApiStop']['Value']:
-            self.say(FAIL, 'can be stopped', i, 'no: it is protected against being stopped',
-                     f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop')
+            fault = 'it is protected against it'
+            remedy = f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
+        if failed and not fault:
+            self.say(False, 'can be stopped', i, in_words(failed[0]), self.allow, UNKNOWN)
         else:
-            self.judge(not failed, 'can be stopped', i, in_words(failed[0]) if failed else
-                       'yes: root in EBS, no one-time Spot, no stop protection', self.policy, UNKNOWN)
+            self.say(not fault, 'can be stopped', i, f'no: {fault}' if fault else
+                     'yes: root in EBS, no one-time Spot, no stop protection', remedy)
 
     def check_table(self, table_id: str) -> None:
         """Tell of a table whether it exists, whom it serves, and what a claim would replace."""
-        table, answer, own_tables = self.tables.get(table_id), self.got['DescribeRouteTables'], self.got['own tables']
+        table, answer = self.tables.get(table_id), self.got['DescribeRouteTables']
         if table is None:
             error = isinstance(answer, Exception)
-            self.say(UNKNOWN if error else FAIL, 'route table', table_id, in_words(answer) if error else
-                     'does not exist', AGAIN if error else self.edit)
+            self.say(False, 'route table', table_id, in_words(answer) if error else 'does not exist',
+                     AGAIN if error else self.edit, UNKNOWN if error else FAIL)
             return
         vpcs = sorted({one.get('VpcId', '') for one in self.instances.values()})
-        self.judge(vpcs == [table['VpcId']], 'route table', table_id, f'in {table["VpcId"]}, the pair in '
-                   f'{" and ".join(vpcs) or "a VPC not known"}', self.edit if vpcs else AGAIN, FAIL if vpcs else UNKNOWN)
-        serves = {str(a['SubnetId']) for a in table['Associations'] if a.get('SubnetId')}
+        self.say(vpcs == [table['VpcId']], 'route table', table_id, f'in {table["VpcId"]}, the pair in '
+                 f'{" and ".join(vpcs) or "a VPC not known"}', self.edit if vpcs else AGAIN, FAIL if vpcs else UNKNOWN)
+        own = {one['SubnetId'] for one in self.instances.values() if one.get('SubnetId')}
+        serves = {a['SubnetId'] for a in table['Associations'] if a.get('SubnetId')}
         main = any(a.get('Main') for a in table['Associations'])
-        own = {str(one.get('SubnetId')) for one in self.instances.values()}
-        if main and isinstance(own_tables, dict):  # it also serves what has no table of its own
-            serves |= own - {a.get('SubnetId') for t in own_tables['RouteTables'] for a in t['Associations']}
+        if main and isinstance(self.got['own tables'], dict):  # it also serves the subnets without a table of their own
+            serves |= own - {a.get('SubnetId') for t in self.answer('own tables', 'RouteTables')
+                             for a in t['Associations']}
         if serves & own:
-            self.say(FAIL, 'subnets', table_id, f'{", ".join(serves & own)} is the pair\'s own: it would route to '
+            self.say(False, 'subnets', table_id, f'{", ".join(serves & own)} is the pair\'s own: it would route to '
                      'itself', 'run: aws ec2 associate-route-table --route-table-id <that of the internet gateway> '
                      f'--subnet-id {min(serves & own)}')
         else:
-            self.judge(bool(serves or main), 'subnets', table_id, ', '.join(
-                [*sorted(serves), *['those without a table of their own'] * main]) or 'none', 'run: aws ec2 '
-                f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
+            served = sorted(serves) + ['those without a table of their own'] * main
+            self.say(served != [], 'subnets', table_id, ', '.join(served) or 'none', 'run: aws ec2 '
+                     f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
         route = default_route(table)
-        targets = ('InstanceId', 'NetworkInterfaceId', 'GatewayId', 'NatGatewayId', 'TransitGatewayId')
-        self.tell_holder('default route', table_id, next((route[t] for t in targets if route.get(t)), str(route or '')),
-                         ', a blackhole' * (route.get('State') == 'blackhole'), f'describe-route-tables --route-table-ids {table_id}')
+        targets = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId')
+        self.say_holder('default route', table_id, next((route[t] for t in targets if route.get(t)), str(route or '')),
+                        route.get('State') == 'blackhole', f'describe-route-tables --route-table-ids {table_id}')
 
     def check_address(self, settings: Settings) -> None:
-        address, answer = settings.elastic_ip or '', self.got['DescribeAddresses']
+        address = settings.elastic_ip
         if not address:
-            self.say(FINE, 'Elastic IP', '', 'ELASTIC_IP is None: none is moved')
-        elif not self.address:
-            error = isinstance(answer, Exception)
-            self.say(UNKNOWN if error else FAIL, 'Elastic IP', address, in_words(answer) if error else 'does not exist '
-                     f'in {self.region}', AGAIN if error else f'run: aws ec2 describe-addresses; {self.edit}')
-        else:
+            self.say(True, 'Elastic IP', '', 'ELASTIC_IP is None: none is moved')
+        elif self.address:
             keys = ('InstanceId', 'NetworkInterfaceId', 'AssociationId')
-            self.tell_holder('Elastic IP', address, next((self.address[k] for k in keys if self.address.get(k)), ''), '',
-                             f'describe-addresses --public-ips {address}')
+            self.say_holder('Elastic IP', address, next((self.address[k] for k in keys if self.address.get(k)), ''),
+                            False, f'describe-addresses --public-ips {address}')
+        else:
+            error = self.got['DescribeAddresses'] if isinstance(self.got['DescribeAddresses'], Exception) else None
+            self.say(False, 'Elastic IP', address, in_words(error) if error else f'does not exist in {self.region}',
+                     AGAIN if error else f'{self.edit} (run: aws ec2 describe-addresses, to see which ones there are)',
+                     UNKNOWN if error else FAIL)
 
-    def tell_holder(self, what: str, about: str, holder: str, state: str, look: str) -> None:
-        """Tell who holds a table or the address; a claim by the primary's monitor would replace what does."""
+    def say_holder(self, what: str, about: str, holder: str, blackhole: bool, look: str) -> None:
+        """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
         who = {self.own_id: 'this instance', self.peer_id: 'the peer', '': 'nobody'}.get(holder, 'outside the pair')
-        self.judge(who != 'outside the pair' and not state, what, about, f'at {holder}, {who}{state}' if holder else
-                   'at nobody: the monitor of the primary claims it', 'the monitor of the primary replaces this when it '
-                   f'starts: if that is wrong, take it out of {self.settings_file}; run: aws ec2 {look}', WARN)
+        self.say(who != 'outside the pair' and not blackhole, what, about, f'at {holder}, {who}' + (
+            ', a blackhole' if blackhole else '') if holder else 'at nobody: the monitor of the primary claims it',
+            'the monitor of the primary replaces this when it starts: if that is wrong, take it out of '
+            f'{self.settings_file}; run: aws ec2 {look}', WARN)
 
     # Ping and speed
 
     def send_pings(self, settings: Settings, pings: List[float]) -> None:
         """Ping the peer NUM_PINGS times; append the seconds of each answer."""
-        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress')
+        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress', '')
         ping = self.ping or Ping(settings.ping_timeout)
         for _ in range(settings.num_pings if address else 0):
             started_at = self.clock.monotonic()
@@ -1611,41 +1627,38 @@ class Check:
 
     def check_ping(self, settings: Settings, pings: List[float]) -> None:
         peer, own = (self.instances.get(i, {}) for i in (self.peer_id, self.own_id))
+        address, count = peer.get('PrivateIpAddress', ''), settings.num_pings
         states = self.got[f'DescribeInstanceStatus {self.peer_id}']
         state, checks = states.get(self.peer_id, ('', '')) if isinstance(states, dict) else ('', '')
-        address, count = peer.get('PrivateIpAddress', ''), settings.num_pings
         if not address:
-            self.say(UNKNOWN, 'ping', self.peer_id, 'needs its private address, which EC2 did not tell', AGAIN)
+            self.say(False, 'ping', self.peer_id, 'needs its private address from EC2', AGAIN, UNKNOWN)
         elif 'own fault' in self.got:
-            self.say(FAIL, 'ping', self.peer_id, f'cannot leave this host: {self.got["own fault"]}',
+            self.say(False, 'ping', self.peer_id, f'cannot leave this host: {self.got["own fault"]}',
                      f'run: ip route get {address}')
         elif pings or state != 'running':
-            self.judge(len(pings) == count, 'ping', self.peer_id, f'{address} answers {len(pings)} of {count} '
-                       f'({", ".join(f"{p * 1000:.1f}" for p in pings)} ms)', f'run: ping -c 20 {address}')
+            self.say(len(pings) == count, 'ping', self.peer_id, f'{address} answers {len(pings)} of {count} '
+                     f'({", ".join(f"{p * 1000:.1f}" for p in pings)} ms)', f'run: ping -c 20 {address}')
         else:
-            its, ours = (sorted({g['GroupId'] for n in one.get('NetworkInterfaces', []) for g in n.get('Groups', [])})
-                         or ['<none>'] for one in (peer, own))
-            self.say(FAIL, 'ping', self.peer_id, f'{address} answers none of {count}, but EC2 calls it running, checks '
-                     f'{checks}: look at its {", ".join(its)} and at {", ".join(ours)} here', 'run: ' + ' && '.join(
-                         f'aws ec2 authorize-security-group-ingress --group-id {into} --ip-permissions '
+            its, ours = ([g['GroupId'] for n in one.get('NetworkInterfaces', []) for g in n.get('Groups', [])]
+                         or ['<its security group>'] for one in (peer, own))
+            self.say(False, 'ping', self.peer_id, f'{address} answers none of {count}, but EC2 calls it running, '
+                     f'checks {checks}: look at its security groups {", ".join(its)}, and {", ".join(ours)} here',
+                     ' && '.join(
+                         f'run: aws ec2 authorize-security-group-ingress --group-id {into} --ip-permissions '
                          f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={source}}}]'"
-                         for into, source in ((its[0], ours[0]), (ours[0], its[0]))))
+                         for into, source in {its[0]: ours[0], ours[0]: its[0]}.items()))
 
     def check_speed(self, settings: Settings) -> None:
         call, n = self.got['one call'], settings.num_pings
         if isinstance(call, Exception):
-            self.say(UNKNOWN, 'longest outage', '', f'needs the time of an EC2 call: {in_words(call)}', AGAIN)
+            self.say(False, 'longest outage', '', f'needs the time of an EC2 call: {in_words(call)}', AGAIN, UNKNOWN)
             return
-        self.judge(call < settings.ping_timeout, 'longest outage', '',
-                   f'{longest_outage(settings, n, call):.1f} s when the primary dies, '
-                   f'{longest_outage(settings, 2 * n, call):.1f} s when the secondary dies while it serves: '
-                   f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {n} or {2 * n} times PING_TIMEOUT '
-                   f'{settings.ping_timeout:g}, EC2 call {call:.2f}, own work {OWN_WORK}',
-                   f'EC2 answers more slowly than PING_TIMEOUT; {self.edit}', WARN)
-
-
-def has_profile(instance: Dict[str, Any]) -> bool:
-    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+        self.say(call < settings.ping_timeout, 'longest outage', '',
+                 f'{longest_outage(settings, n, call):.1f} s when the primary dies, '
+                 f'{longest_outage(settings, 2 * n, call):.1f} s when the secondary dies while it serves: '
+                 f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {n} or {2 * n} times PING_TIMEOUT '
+                 f'{settings.ping_timeout:g}, EC2 call {call:.2f}, own work {OWN_WORK}',
+                 f'EC2 answers more slowly than PING_TIMEOUT; {self.edit}', WARN)
 
 
 # The program ----------------------------------------------------------------------------------------------------------

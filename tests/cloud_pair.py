@@ -4,14 +4,12 @@ DryRun is answered as EC2 does, which moto does not do for routes, and every cal
 """
 from __future__ import annotations
 
-import io
 import os
-import urllib.parse
-from typing import Any, Dict, Iterator, List, NamedTuple, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSResponse, HeadersDict
 from botocore.exceptions import BotoCoreError
 from moto.ec2.models import ec2_backends
 
@@ -19,7 +17,6 @@ import nat_monitor
 
 ACCOUNT, REGION = '123456789012', 'eu-west-1'
 AS_ROOT = os.geteuid() == 0
-ERROR = '<Response><Errors><Error><Code>{0}</Code><Message>{1}</Message></Error></Errors></Response>'
 MASQUERADE = 'table ip nat {\n\tchain postrouting {\n\t\toifname "ens5" masquerade\n\t}\n}\n'
 
 
@@ -30,9 +27,8 @@ class Line(NamedTuple):
     words: str
 
 
-class Raw(io.BytesIO):
-    def stream(self, *_: Any) -> Iterator[bytes]:
-        yield self.read()
+def read_lines(text: str) -> List[Line]:
+    return [Line(line[:8].strip(), line[8:30].strip(), line[30:53].strip(), line[53:]) for line in text.splitlines()]
 
 
 class Pair:
@@ -70,7 +66,7 @@ class Pair:
         self.ec2.associate_route_table(RouteTableId=self.public_table, SubnetId=self.public)
         self.association = self.ec2.associate_route_table(
             RouteTableId=self.table, SubnetId=self.private)['AssociationId']
-        interface = {'DeviceIndex': 0, 'SubnetId': self.public, 'AssociatePublicIpAddress': True}
+        interface: Any = {'DeviceIndex': 0, 'SubnetId': self.public, 'AssociatePublicIpAddress': True}
         self.instances = {one['InstanceId']: one for _ in range(2) for one in self.ec2.run_instances(
             ImageId='ami-12345678', MinCount=1, MaxCount=1, IamInstanceProfile={'Name': 'NAT_Monitor'},
             NetworkInterfaces=[interface])['Instances']}
@@ -111,22 +107,21 @@ class Pair:
 
     def connect(self, region: str, connections: int) -> Any:
         client = nat_monitor.connect(region, connections)
-        client.meta.events.register_first('before-send.ec2', self.answer)
+        client.meta.events.register('before-call.ec2', self.answer)
         return client
 
-    def answer(self, request: Any, **_: Any) -> Any:
+    def answer(self, model: Any, params: Dict[str, Any], **_: Any) -> Any:
         """Note the call; answer an injected error, or DryRun as EC2 does; leave all else to moto."""
-        body = request.body.decode() if isinstance(request.body, bytes) else request.body
-        parameters = dict(urllib.parse.parse_qsl(body))
-        action = parameters['Action']
+        action, parameters = model.name, params['body']
         self.calls.append((action, parameters))
         code = self.errors.get(action, 'DryRunOperation' if parameters.get('DryRun') == 'true' else '')
-        if not code:
-            return None
         if code == 'no answer':
             raise BotoCoreError()
-        headers: Any = {}
-        return AWSResponse(request.url, 403, headers, Raw(ERROR.format(code, 'said the test').encode()))
+        if not code:
+            return None
+        headers: Any = HeadersDict()
+        return AWSResponse(params['url'], 403, headers, None), {
+            'Error': {'Code': code, 'Message': 'said the test'}, 'ResponseMetadata': {'HTTPStatusCode': 403}}
 
     def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
         """Run the check; return its exit code and its lines."""
@@ -136,9 +131,7 @@ class Pair:
             settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
             connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
         self.text = capfd.readouterr().out
-        lines = [Line(line[:8].strip(), line[8:30].strip(), line[30:53].strip(), line[53:])
-                 for line in self.text.splitlines()]
-        return code, [line for line in lines if AS_ROOT or line.what not in ('file', 'directory')]
+        return code, [line for line in read_lines(self.text) if AS_ROOT or line.what not in ('file', 'directory')]
 
     def mutations(self) -> List[str]:
         return [action for action, parameters in self.calls

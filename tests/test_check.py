@@ -1,20 +1,25 @@
 """--check: a healthy pair, then each fault alone, in moto's EC2 and with the real monitors of the lab."""
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from typing import Any, Iterator
+from typing import Any, Callable, ContextManager, Iterator, List, Set, Tuple
 
 import pytest
 import requests
 from moto import mock_aws
+from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import AS_ROOT, REGION, Pair
+from tests.cloud_pair import ACCOUNT, AS_ROOT, REGION, Line, Pair, read_lines
+from tests.lab.lab import Lab
+from tests.lab.network import ELASTIC_IP
 
 
 @pytest.fixture
@@ -480,3 +485,274 @@ def test_a_blackhole_is_told(pair: Pair, capfd: Any) -> None:
 
     [line] = [line for line in lines if line.what == 'default route']
     assert line.verdict == 'warn' and 'blackhole' in line.words
+
+
+# In the lab: the program as it is installed, asking EC2 over HTTP and pinging with real packets
+
+INSTALL_JOB = '''set -e
+mount -t tmpfs -o mode=0755 tmpfs /etc/cron.d
+cat >/etc/cron.d/nat_monitor
+chmod 0644 /etc/cron.d/nat_monitor'''
+
+
+@pytest.fixture(scope='module')
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A pair that is set up as it should be, with no monitor running, so that nobody else calls EC2."""
+    with Lab({'PING_TIMEOUT': 0.4}, python=str(request.config.getoption('--monitor-python')), start=False) as lab:
+        iam = iam_backends[ACCOUNT]['aws']
+        if 'NAT_Monitor' not in {profile.name for profile in iam.instance_profiles.values()}:
+            iam.create_instance_profile('NAT_Monitor', '/', [])
+        with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
+            job = file.read()
+        for name, instance in lab.instances.items():
+            record(lab, name).source_dest_check = False
+            lab.ec2.backend.associate_iam_instance_profile(instance.id, iam_instance_profile_name='NAT_Monitor')
+            instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
+        lab.ec2.backend.create_tags([*lab.ec2.tables, allocation(lab)], {'nat_monitor': 'true'})
+        yield lab
+
+
+def record(lab: Lab, name: str) -> Any:
+    return lab.ec2.lives[name].record
+
+
+def allocation(lab: Lab) -> str:
+    return next(str(address.allocation_id) for address in lab.ec2.backend.addresses
+                if address.public_ip == ELASTIC_IP)
+
+
+def run_check(lab: Lab) -> Tuple[int, List[Line], str]:
+    """Run --check on the primary; return its exit code, its lines, and all of them as text."""
+    since = time.monotonic()
+    result = lab.primary.run(*lab.primary.monitor_command, '--check')
+    assert [call for call in lab.ec2.calls(since=since) if not call.action.startswith('Describe')] == []
+    assert result.stderr == ''
+    return result.returncode, read_lines(result.stdout), result.stdout
+
+
+def test_a_healthy_pair_in_the_lab_is_all_ok_beside_a_running_monitor_and_quick(request: pytest.FixtureRequest,
+                                                                                lab: Lab) -> None:
+    lab.primary.start_monitor()
+    lab.wait_until(lambda: lab.primary.monitor_pid and 'watching' in lab.primary.log, 20, 'the monitor runs')
+    lab.wait_until(lambda: lab.ec2.calls('AssociateAddress'), 20, 'it has claimed')
+    time.sleep(1.0)
+
+    started_at = time.monotonic()
+    code, lines, text = run_check(lab)
+    seconds = time.monotonic() - started_at
+    lab.primary.kill_monitor()
+
+    assert {line.verdict for line in lines} == {'ok'}, text
+    assert code == 0
+    assert seconds < 5
+    assert any(line.what == 'monitor' and 'runs with pid' in line.words for line in lines)
+
+
+@contextlib.contextmanager
+def changed(thing: Any, **values: Any) -> Iterator[None]:
+    """Set attributes of a record for as long as the with statement lasts."""
+    before = {name: getattr(thing, name, None) for name in values}
+    for name, value in values.items():
+        setattr(thing, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(thing, name, value)
+
+
+@contextlib.contextmanager
+def undone(do: Callable[[], Any], undo: Callable[[], Any]) -> Iterator[None]:
+    do()
+    try:
+        yield
+    finally:
+        undo()
+
+
+def stopped(lab: Lab) -> ContextManager[None]:
+    def do() -> None:
+        lab.ec2.stop('secondary')
+        lab.wait_until(lambda: lab.secondary.state == 'stopped', 20, 'it is stopped')
+
+    def undo() -> None:
+        lab.ec2.start('secondary')
+        lab.wait_until(lambda: lab.secondary.state == 'running' and not lab.secondary.unreachable_at, 20, 'it is back')
+        lab.ec2.lives['secondary'].running_at = 0.0  # so that its checks are ok at once
+        lab.secondary.run('sh', '-c', 'killall nat_monitor.py; true')
+    lab.secondary.runs_boot_job = False
+    return undone(do, undo)
+
+
+@contextlib.contextmanager
+def second_interface(lab: Lab) -> Iterator[None]:
+    backend = lab.ec2.backend
+    interface = backend.create_network_interface(record(lab, 'secondary').subnet_id, '10.0.0.99')
+    attachment = backend.attach_network_interface(interface.id, lab.secondary.id, 1)
+    yield
+    backend.detach_network_interface(attachment.attachment_id)
+    lab.ec2.backend.delete_network_interface(interface.id)
+
+
+def no_public_address(lab: Lab) -> ContextManager[None]:
+    return undone(lambda: lab.ec2.lose_public_address('secondary', 600),
+                  lambda: lab.ec2.lose_public_address('secondary', 0))
+
+
+def no_profile(lab: Lab) -> ContextManager[None]:
+    backend = lab.ec2.backend
+    return undone(lambda: backend.disassociate_iam_instance_profile(
+        backend.iam_instance_profile_associations[lab.secondary.id].association_id),
+        lambda: backend.associate_iam_instance_profile(lab.secondary.id, iam_instance_profile_name='NAT_Monitor'))
+
+
+def auto_scaling(lab: Lab) -> ContextManager[None]:
+    tag = {'aws:autoscaling:groupName': 'nats'}
+    return undone(lambda: lab.ec2.backend.create_tags([lab.secondary.id], tag),
+                  lambda: lab.ec2.backend.delete_tags([lab.secondary.id], tag))
+
+
+@contextlib.contextmanager
+def deleted_table(lab: Lab) -> Iterator[None]:
+    restore = lab.ec2.delete_table(0)
+    yield
+    restore()
+    lab.ec2.set_route('primary')
+
+
+def association(lab: Lab, subnets: Set[str]) -> ContextManager[None]:
+    table = lab.ec2.backend.route_tables[lab.ec2.tables[0]]
+    return changed(table, _associations={f'rtbassoc-{subnet}': subnet for subnet in subnets})
+
+
+def at_nat_gateway(lab: Lab) -> ContextManager[None]:
+    return undone(lab.ec2.set_route_to_nat_gateway, lambda: lab.ec2.set_route('primary'))
+
+
+@contextlib.contextmanager
+def address_elsewhere(lab: Lab) -> Iterator[None]:
+    address = next(one for one in lab.ec2.backend.addresses if one.public_ip == ELASTIC_IP)
+    interface = lab.ec2.backend.create_network_interface(record(lab, 'primary').subnet_id, '10.0.0.98')
+    with changed(address, instance=None, eni=interface):
+        lab.ec2.sync()
+        lab.wait_until(lambda: lab.primary.link.public, 10, 'the primary has a public address again')
+        yield
+    lab.ec2.sync()
+
+
+def address_gone(lab: Lab) -> ContextManager[None]:
+    return undone(lambda: lab.primary.configure(ELASTIC_IP='198.51.100.9'), lab.primary.configure)
+
+
+def no_rules(lab: Lab) -> ContextManager[None]:
+    rules = lab.primary.run('/usr/sbin/nft', 'list', 'ruleset', check=True).stdout
+    return undone(lambda: lab.primary.run('/usr/sbin/nft', 'flush', 'ruleset', check=True),
+                  lambda: lab.primary.run('/usr/sbin/nft', '-f', '-', input=rules, check=True))
+
+
+def moved_file(lab: Lab, path: str) -> ContextManager[None]:
+    return undone(lambda: lab.primary.run('mv', path, f'{path}.away', check=True),
+                  lambda: lab.primary.run('mv', f'{path}.away', path, check=True))
+
+
+def mode(lab: Lab, path: str, wrong: str, right: str) -> ContextManager[None]:
+    return undone(lambda: lab.primary.run('chmod', wrong, path, check=True),
+                  lambda: lab.primary.run('chmod', right, path, check=True))
+
+
+def public_subnet(lab: Lab) -> Set[str]:
+    return {record(lab, 'primary').subnet_id}
+
+
+MONITOR, CONFIG = '/usr/local/sbin/nat_monitor.py', '/usr/local/sbin/nat_config.py'
+FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]]] = [
+    # what is wrong, how it is made, the line that tells, its verdict, lines that this makes tell too
+    ('peer stopped', stopped, 'state', 'FAIL', {'ping', 'public address'}),
+    ('checks impaired', lambda lab: changed(lab.ec2.lives['secondary'], forced_checks='impaired'), 'status checks',
+     'FAIL', set()),
+    ('source/destination check on', lambda lab: changed(record(lab, 'secondary'), source_dest_check=True),
+     'source/dest. check', 'FAIL', set()),
+    ('two interfaces', second_interface, 'network interface', 'FAIL', set()),
+    ('no public address', no_public_address, 'public address', 'warn', set()),
+    ('no profile', no_profile, 'instance profile', 'FAIL', set()),
+    ('stop protection', lambda lab: changed(record(lab, 'secondary'), disable_api_stop='true'), 'can be stopped',
+     'FAIL', set()),
+    ('instance store', lambda lab: changed(record(lab, 'secondary'), root_device_type='instance-store'),
+     'can be stopped', 'FAIL', set()),
+    ('Auto Scaling', auto_scaling, 'Auto Scaling group', 'FAIL', set()),
+    ('no such table', deleted_table, 'route table', 'FAIL', set()),
+    ('other VPC', lambda lab: changed(lab.ec2.backend.route_tables[lab.ec2.tables[0]], vpc_id='vpc-12345678'),
+     'route table', 'FAIL', set()),
+    ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', set()),
+    ('table of the own subnet', lambda lab: association(lab, public_subnet(lab)), 'subnets', 'FAIL', set()),
+    ('route to a NAT gateway', at_nat_gateway, 'default route', 'warn', set()),
+    ('no such address', address_gone, 'Elastic IP', 'FAIL', {'permission'}),
+    ('address elsewhere', address_elsewhere, 'Elastic IP', 'warn', set()),
+    ('ping blocked', lambda lab: undone(lab.secondary.block_ping, lab.secondary.allow_ping), 'ping', 'FAIL', set()),
+    ('no forwarding', lambda lab: undone(lambda: lab.primary.forwarding(False), lambda: lab.primary.forwarding(True)),
+     'forwarding', 'FAIL', set()),
+    ('no masquerading', no_rules, 'masquerading', 'FAIL', set()),
+    ('no cron job', lambda lab: moved_file(lab, '/etc/cron.d/nat_monitor'), 'cron job', 'FAIL', set()),
+    ('cron job that cron ignores', lambda lab: mode(lab, '/etc/cron.d/nat_monitor', '0664', '0644'), 'cron job',
+     'FAIL', set()),
+    ('settings that others can write', lambda lab: mode(lab, CONFIG, '0646', '0644'), 'file', 'FAIL', set()),
+    ('monitor that others can write', lambda lab: mode(lab, MONITOR, '0775', '0755'), 'file', 'FAIL', set()),
+    ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata', 'FAIL', {'EC2'}),
+    ('EC2 silent', lambda lab: lab.ec2.injected('silent'), 'permission', 'unknown',
+     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage'}),
+    ('EC2 slow', lambda lab: lab.ec2.injected('slow', extra=0.5), 'longest outage', 'warn', set()),
+    *((f'no {action}', lambda lab, action=action: lab.ec2.injected('UnauthorizedOperation', action), 'permission',
+       'FAIL', set()) for action in ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances',
+                                     'StartInstances')),
+    ('no DescribeInstanceAttribute', lambda lab: lab.ec2.injected('UnauthorizedOperation', 'DescribeInstanceAttribute'),
+     'can be stopped', 'unknown', set()),
+]
+
+
+@pytest.mark.parametrize('make, what, verdict, also', [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
+def test_each_fault_in_the_lab_is_told_by_its_own_line(lab: Lab, make: Callable[[Lab], ContextManager[Any]], what: str,
+                                                       verdict: str, also: Set[str]) -> None:
+    with make(lab):
+        code, lines, text = run_check(lab)
+
+    told = {line.what: line for line in lines if line.verdict != 'ok' and line.what != 'monitor'}
+    assert told[what].verdict == verdict, text
+    assert set(told) - {what} <= also, text
+    assert all('; ' in line.words for line in told.values()), text
+    assert code == (1 if 'FAIL' in {line.verdict for line in lines} else 0)
+
+
+@pytest.mark.parametrize('text, words', [
+    ("PRIMARY_INSTANCE_ID = ''\nSECONDARY_INSTANCE_ID = ''\nROUTE_TABLE_IDS = []\n", 'fill in'),
+    ('NUM_PINGS = = 3\n', 'line 1'), ('import os\nraise OSError\n', 'nat_config.py')])
+def test_bad_settings_in_the_lab_end_with_2_and_no_call(lab: Lab, text: str, words: str) -> None:
+    since = time.monotonic()
+    with undone(lambda: lab.primary.configure(text), lab.primary.configure):
+        code, lines, shown = run_check(lab)
+
+    assert code == 2
+    assert [line for line in lines if line.what == 'settings' and words in line.words], shown
+    assert 'Traceback' not in shown
+    assert lab.ec2.calls(since=since, dry_run=None) == []
+
+
+def test_ctrl_c_during_the_check_is_no_success(lab: Lab) -> None:
+    since = time.monotonic()
+    with lab.ec2.injected('silent'):
+        terminal = lab.primary.terminal(*lab.primary.monitor_command, '--check')
+        lab.wait_until(lambda: lab.ec2.calls('DescribeInstances', since=since), 10, 'it asks EC2')
+        terminal.type('\x03')
+        lab.wait_until(lambda: terminal.exit_code is not None, 3, 'it ends at once')
+
+    assert terminal.exit_code == 1
+    assert 'Traceback' not in terminal.output
+
+
+def test_only_root_may_check() -> None:
+    script = 'import os, sys; os.geteuid = lambda: 1000; import nat_monitor; sys.exit(nat_monitor.main(["--check"]))'
+
+    result = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            check=False, cwd=os.path.dirname(nat_monitor.SETTINGS_FILE))
+
+    assert result.returncode == 2
+    assert result.stdout.startswith('the user is 1000, but must be root') and result.stdout.count('\n') == 1

@@ -51,7 +51,7 @@ SCOPES: Dict[Tuple[str, str, Any], str] = {
     ('ReplaceRoute', TABLES, TAG): 'to claim a table; IAM knows no condition on the route',
     ('AssociateAddress', 'arn:*:ec2:*:*:elastic-ip/eipalloc-*', TAG): 'to claim the egress address and no other one',
     ('AssociateAddress', INSTANCES, PROFILE): 'for one of the pair',
-    ('AssociateAddress', 'arn:*:ec2:*:*:network-interface/eni-*', TAG): 'the interface has no profile, so it has the tag',
+    ('AssociateAddress', 'arn:*:ec2:*:*:network-interface/eni-*', TAG): 'an interface has a tag, and no profile',
 }
 
 
@@ -121,12 +121,8 @@ def stop_tables(policy: Dict[str, Any]) -> None:
     statement_of(policy, 'RestartPeer')['Resource'] = TABLES
 
 
-def ask_an_address_for_its_profile(policy: Dict[str, Any]) -> None:
-    statement_of(policy, 'ClaimAddress')['Condition'] = {'ArnLike': {PROFILE[1]: PROFILE[2]}}
-
-
-def share_a_statement(policy: Dict[str, Any]) -> None:
-    statement_of(policy, 'ClaimAddressForInstance')['Resource'] = [INSTANCES, 'arn:*:ec2:*:*:elastic-ip/eipalloc-*']
+def ask_a_table_for_its_profile(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'ClaimDefaultRoute')['Condition'] = {'ArnLike': {PROFILE[1]: PROFILE[2]}}
 
 
 def narrow_a_describe(policy: Dict[str, Any]) -> None:
@@ -141,14 +137,57 @@ def forget_the_resource(policy: Dict[str, Any]) -> None:
     del statement_of(policy, 'RestartPeer')['Resource']
 
 
-@pytest.mark.parametrize('spoil', [misspell, stop_tables, ask_an_address_for_its_profile, share_a_statement,
-                                   narrow_a_describe, compare_an_arn_as_a_number, forget_the_resource])
+@pytest.mark.parametrize('spoil', [misspell, stop_tables, ask_a_table_for_its_profile, narrow_a_describe,
+                                   compare_an_arn_as_a_number, forget_the_resource])
 def test_parliament_finds_a_planted_mistake(spoil: Callable[[Dict[str, Any]], None]) -> None:
     policy = json.loads(json.dumps(POLICY))
 
     spoil(policy)
 
     assert findings(policy) != []
+
+
+def misfits(policy: Dict[str, Any]) -> List[str]:
+    """Return the conditions that a resource of their statement lacks: they would never be true there.
+
+    Parliament is content if one of an action's resource types has the key.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        parliament = pytest.importorskip('parliament', reason='parliament knows the condition keys')
+    [ec2] = [service for service in parliament.iam_definition if service['prefix'] == 'ec2']
+    keys = {(privilege['privilege'], kind['resource_type'].rstrip('*')): set(kind['condition_keys'])
+            for privilege in ec2['privileges'] for kind in privilege['resource_types']}
+    found = []
+    for statement in policy['Statement']:
+        resources = statement['Resource'] if isinstance(statement['Resource'], list) else [statement['Resource']]
+        for name in (action.partition(':')[2] for action in actions(statement)):
+            for kind in (resource.rpartition(':')[2].partition('/')[0].rstrip('*') for resource in resources):
+                for key in (key for tests in statement.get('Condition', {}).values() for key in tests):
+                    if key.replace('/nat_monitor', '/${TagKey}') not in keys[name, kind]:
+                        found.append(f'{name} on {kind}: {key}')
+    return found
+
+
+def test_each_condition_is_one_that_its_resource_has() -> None:
+    assert misfits(POLICY) == []
+
+
+def ask_an_address_for_its_profile(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'ClaimAddress')['Condition'] = {'ArnLike': {PROFILE[1]: PROFILE[2]}}
+
+
+def share_a_statement(policy: Dict[str, Any]) -> None:
+    statement_of(policy, 'ClaimAddressForInstance')['Resource'] = [INSTANCES, 'arn:*:ec2:*:*:elastic-ip/eipalloc-*']
+
+
+@pytest.mark.parametrize('spoil', [ask_an_address_for_its_profile, share_a_statement])
+def test_a_condition_that_a_resource_lacks_is_found(spoil: Callable[[Dict[str, Any]], None]) -> None:
+    policy = json.loads(json.dumps(POLICY))
+
+    spoil(policy)
+
+    assert misfits(policy) != []
 
 
 # In force

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import concurrent.futures.process
 import datetime
 import importlib.metadata
 import json
@@ -18,7 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Set
 
 from . import report
 from .contenders import CONTENDERS, PATH
-from .measure import MEASUREMENTS, Record
+from .measure import Record, perform
 
 RESULTS = Path(__file__).parent / 'results'
 EXPECTED = {'crash': 15, 'again': 105, 'begin': 5, 'imports': 1}  # s, of one measurement
@@ -82,7 +82,8 @@ def plan(full: bool, minutes: float, seed: int, absent: Set[str]) -> List[Task]:
 def version(*command: str) -> str:
     """Return the first line of what a program says of its version."""
     try:
-        result = subprocess.run(command, env={'PATH': PATH}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        result = subprocess.run(command, env={'PATH': PATH}, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT)
     except OSError:
         return 'missing'
     return result.stdout.partition('\n')[0]
@@ -100,14 +101,6 @@ def about(seed: int, jobs: int, full: bool) -> Record:
             'aws': version('aws', '--version').partition(' ')[0], 'keepalived': version('keepalived', '--version')}
 
 
-def perform(one: Task) -> Record:
-    """Make a measurement, in a process that makes one at a time."""
-    try:
-        return MEASUREMENTS[one.what](**one.arguments)
-    except AssertionError as error:
-        return {'what': 'failure', 'of': one.what, **one.arguments, 'why': str(error)}
-
-
 def measure(tasks: List[Task], jobs: int, header: Record) -> List[Record]:
     """Make all measurements: `jobs` at a time, and beside them twice as many that wait most of the time."""
     started_at, records = time.monotonic(), [header]
@@ -118,7 +111,7 @@ def measure(tasks: List[Task], jobs: int, header: Record) -> List[Record]:
     total = max(left[patient] / count for patient, count in workers.items())
     print(f'{len(tasks)} measurements, about {total / 60 + 0.5:.0f} min', flush=True)
     try:
-        futures = {pools[one.patient].submit(perform, one): one for one in tasks}
+        futures = {pools[one.patient].submit(perform, one.what, one.arguments): one for one in tasks}
         for future in concurrent.futures.as_completed(futures):
             one, record = futures[future], future.result()
             records.append(record)
@@ -152,7 +145,7 @@ def main() -> int:
     tasks = plan(arguments.full, arguments.minutes or (5 if arguments.full else 1), arguments.seed, absent)
     try:
         records = measure(tasks, arguments.jobs, about(arguments.seed, arguments.jobs, arguments.full))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
         print('interrupted; nothing is left behind')
         return 130
     RESULTS.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
@@ -23,7 +24,7 @@ class Contender:
 
     name: str
     words: str
-    ready: str = ' answers'
+    ready: str = '{peer} answers'
     settings: Dict[str, Any] = field(default_factory=dict)
     script: str = ''      # a rival's, in rivals/
     cycle: float = 2.0    # s, at least the time from one ping to the next
@@ -38,12 +39,12 @@ class Contender:
 
 QUICK_SETTINGS = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2}
 CONTENDERS = {one.name: one for one in (
+    Contender('careful', 'nat_monitor.py, `NUM_PINGS` 6', settings={'NUM_PINGS': 6}),
     Contender('default', 'nat_monitor.py'),
-    Contender('quick', 'nat_monitor.py, PING_TIMEOUT = WAIT_BETWEEN_PINGS = 0.2', settings=QUICK_SETTINGS),
-    Contender('careful', 'nat_monitor.py, NUM_PINGS = 6', settings={'NUM_PINGS': 6}),
+    Contender('quick', 'nat_monitor.py, `PING_TIMEOUT` and `WAIT_BETWEEN_PINGS` 0.2', settings=QUICK_SETTINGS),
     Contender('reference', "Amazon's nat_monitor.sh", 'watching it', script='reference.sh', cycle=4.0,
               tools=('aws', 'ping')),
-    Contender('keepalived', 'keepalived', 'Entering BACKUP STATE', script='keepalived.sh', restarts=False,
+    Contender('keepalived', 'keepalived (VRRP)', 'Entering BACKUP STATE', script='keepalived.sh', restarts=False,
               tools=('aws', 'keepalived')))}
 
 
@@ -55,11 +56,14 @@ def pair(contender: Contender, **how: Any) -> Iterator[Lab]:
         for instance in lab.instances.values() if contender.script else ():
             install_rival(lab, instance, contender.script)
         yield lab
+        for instance in lab.instances.values():
+            instance.power_off()
+        time.sleep(lab.times.latency + 0.3)  # the calls that are under way come to their end
 
 
 def install_rival(lab: Lab, instance: Instance, script: str) -> None:
     sbin = instance.node.root / SBIN
-    [peer] = [other for other in lab.instances.values() if other is not instance]
+    peer = other(instance)
     (sbin / 'rival.conf').write_text(f'''
 PRIMARY={'yes' if instance is lab.primary else ''} OWN_ID={instance.id} OWN_ADDRESS={instance.address}
 PEER_ID={peer.id} PEER_ADDRESS={peer.address} TABLES='{' '.join(lab.ec2.tables)}'
@@ -71,8 +75,9 @@ export AWS_DEFAULT_REGION={REGION} AWS_PAGER=
 
 def start(lab: Lab, contender: Contender) -> None:
     """Start both and wait until they watch each other and all that they asked of EC2 at their start is answered."""
-    for instance in (lab.primary, lab.secondary):
-        instance.start_monitor()
+    lab.primary.start_monitor()
+    lab.wait_until(lambda: lab.ec2.calls('ReplaceRoute'), 60, 'the primary claims')
+    lab.secondary.start_monitor()
     lab.wait_until(lambda: watches(lab.secondary, contender), 60, 'the secondary watches the primary')
     lab.wait_until(lambda: watches(lab.primary, contender), 60, 'the primary watches the secondary')
     lab.wait_until(lambda: 'AssociateAddress' in answered(lab, 'primary'), 60, 'the primary has claimed')
@@ -80,8 +85,14 @@ def start(lab: Lab, contender: Contender) -> None:
 
 def watches(instance: Instance, contender: Contender, times: int = 1) -> bool:
     """Tell whether the contender watches the peer, for the time of that number."""
-    words = 'Entering MASTER STATE' if not contender.restarts and instance.name == 'primary' else contender.ready
-    return instance.log.count(words) >= times
+    words = contender.ready
+    if 'VRRP' in contender.words and instance.name == 'primary':
+        words = 'Entering MASTER STATE'
+    return instance.log.count(words.format(peer=other(instance).id)) >= times
+
+
+def other(instance: Instance) -> Instance:
+    return next(one for one in instance.lab.instances.values() if one is not instance)
 
 
 def answered(lab: Lab, name: Optional[str] = None) -> List[str]:

@@ -41,7 +41,8 @@ def answers_to_pings(lab: Lab) -> Iterator[List[float]]:
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as tap:
         assert tap.stdout
         tap.stdout.readline()
-        reader = threading.Thread(target=lambda stream: seen.extend(map(float, stream)), args=(tap.stdout,), daemon=True)
+        lines = tap.stdout
+        reader = threading.Thread(target=lambda: seen.extend(map(float, lines)), daemon=True)
         reader.start()
         try:
             yield seen
@@ -65,12 +66,11 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         egress_at = next(at for at, address in lab.traffic.egresses(served_at) if address == ELASTIC_IP)
         calls = [call for call in lab.ec2.calls(instance='secondary', since=crashed_at)]
         moves = [call for call in calls if call.action == 'ReplaceRoute']
-        times = [packet.received_at for packet in lab.traffic.packets(healthy_at, crashed_at) if packet.received_at]
         record = {'what': 'crash', 'who': who, 'latency': latency, 'tables': tables, 'seed': seed,
                   'outage': served_at - lost_at, 'egress': egress_at - lost_at,
                   'calls_before': sum(call.at < moves[0].at for call in calls),
                   'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
-                  'gap': max(b - a for a, b in zip(times, times[1:])), 'load': os.getloadavg()[0],
+                  'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
                   'strip': strip(lab, lost_at)}
     if not contender.script:
         settings = {**DEFAULTS, **contender.settings}
@@ -125,14 +125,14 @@ def watch(who: str, loss: int, minutes: float) -> Record:
             record['failovers'] += acted(lab, begun_at)
             if not loss:
                 record.update(cpu=(cpu_seconds(lab.secondary) - cpu) / seconds, memory=megabytes(lab.secondary),
-                              calls=len(lab.ec2.calls(since=begun_at)),
-                              gap=max((b.sent_at - a.sent_at for a, b in neighbours(lab, begun_at)), default=0.0))
+                              calls=len(lab.ec2.calls(since=begun_at)), gap=gap(lab, begun_at, until))
     return record
 
 
-def neighbours(lab: Lab, since: float) -> Iterator[Tuple[Any, Any]]:
-    served = [packet for packet in lab.traffic.packets(since) if packet.served]
-    return zip(served, served[1:])
+def gap(lab: Lab, since: float, until: float) -> float:
+    """Return the longest time between two answers to the private host while all is well: what disturbs the lab."""
+    times = [packet.received_at for packet in lab.traffic.packets(since, until) if packet.received_at]
+    return max((b - a for a, b in zip(times, times[1:])), default=0.0)
 
 
 def acted(lab: Lab, since: float) -> bool:
@@ -143,16 +143,21 @@ def acted(lab: Lab, since: float) -> bool:
 def lose_between(lab: Lab, percent: int) -> None:
     """Lose that share of the packets between the two instances, each way, be they pings or VRRP; no others."""
     a, b = lab.primary.address, lab.secondary.address
-    lab.network.router.run('nft', '-f', '-', input=f'''table ip loss {{ chain forward {{
-        type filter hook forward priority -1
-        ip saddr {{ {a}, {b} }} ip daddr {{ {a}, {b} }} numgen random mod 100 < {percent} drop }} }}''')
+    lab.network.router.run('nft', '-f', '-', input=f'''
+        table ip loss {{
+            chain forward {{
+                type filter hook forward priority -1
+                ip saddr {{ {a}, {b} }} ip daddr {{ {a}, {b} }} numgen random mod 100 < {percent} drop
+            }}
+        }}''')
 
 
 def processes(instance: Instance) -> Iterator[str]:
-    """Yield the /proc directories of the programs in an instance: all but its first process, which the lab needs."""
+    """Yield the /proc directories of what runs in an instance, without the lab's process and the job's own shell."""
     for directory in (instance.node.root / 'proc').glob('[0-9]*'):
-        if directory.name != '1':
-            yield str(directory)
+        with contextlib.suppress(OSError):
+            if directory.name != '1' and not (directory / 'cmdline').read_bytes().startswith(b'sh\0-c\0'):
+                yield str(directory)
 
 
 def cpu_seconds(instance: Instance) -> float:
@@ -198,3 +203,13 @@ def imports() -> Record:
 
 MEASUREMENTS: Dict[str, Callable[..., Record]] = {
     one.__name__: one for one in (crash, again, watch, begin, imports)}
+
+
+def perform(what: str, arguments: Dict[str, Any]) -> Record:
+    """Make a measurement by its name; one that fails is a record too."""
+    try:
+        return MEASUREMENTS[what](**arguments)
+    except KeyboardInterrupt:  # the lab is closed: no other measurement after this one
+        os._exit(130)
+    except Exception as error:
+        return {'what': 'failure', 'of': what, **arguments, 'why': f'{type(error).__name__}: {error}'}

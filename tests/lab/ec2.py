@@ -390,6 +390,8 @@ class Ec2:
                 elif life.no_public_before != float('inf'):
                     self.later(life.no_public_before - now, self.sync)
             public = ELASTIC_IP if name == owner else life.automatic
+            if public != self.network.links[name].public:
+                self.note(f'{name} has the public address {public}')
             life.record.nics[0].public_ip = self.network.links[name].public = public
         # Older addresses stay, as a call sent from one may just be arriving; only the Elastic IP changes its user.
         self._callers.update({link.public: name for name, link in self.network.links.items() if link.public})

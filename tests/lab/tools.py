@@ -1,5 +1,7 @@
 """Install the system tools that the lab needs, or name the missing ones in one line: `python -m tests.lab.tools`.
 
+With the argument `rivals`, those of the benchmark take the place of the host's.
+
 It installs only as root and where apt or dnf is there; what is there already is left as it is.
 """
 
@@ -12,18 +14,30 @@ from typing import Dict, List
 # By tool: the package that brings it, with apt and with dnf.
 LAB = {'ip': ('iproute2', 'iproute'), 'nft': ('nftables', 'nftables'), 'killall': ('psmisc', 'psmisc'),
        'unshare': ('util-linux', 'util-linux'), 'nsenter': ('util-linux', 'util-linux')}
-HOST = {'cron': ('cron', 'cronie'), 'at': ('at', 'at'), 'logrotate': ('logrotate', 'logrotate')}
+HOST = {'cron': ('cron', 'cronie'), 'at': ('at', 'at'), 'logrotate': ('logrotate', 'logrotate'),
+        'asciidoctor': ('asciidoctor', 'rubygem-asciidoctor'),
+        'boto3': ('python3-boto3', 'python3-boto3'), 'requests': ('python3-requests', 'python3-requests')}
+MODULES = ('boto3', 'requests')  # of the distribution's own Python
+RIVALS = {'keepalived': ('keepalived', 'keepalived'), 'ping': ('iputils-ping', 'iputils')}
 OTHER_NAMES = {'cron': ('cron', 'crond')}
 PATH = os.environ.get('PATH', '') + ':/usr/local/sbin:/usr/sbin:/sbin'
 
 
 def missing(tools: Dict[str, 'tuple[str, str]']) -> List[str]:
     """Return the tools that are not there."""
-    return [tool for tool in tools if not any(shutil.which(name, path=PATH) for name in OTHER_NAMES.get(tool, (tool,)))]
+    return [tool for tool in tools if not (
+        has_module(tool) if tool in MODULES else
+        any(shutil.which(name, path=PATH) for name in OTHER_NAMES.get(tool, (tool,))))]
+
+
+def has_module(name: str) -> bool:
+    python = '/usr/bin/python3'
+    return os.path.exists(python) and not subprocess.run([python, '-Ic', f'import {name}'], stderr=subprocess.DEVNULL,
+                                                         check=False).returncode
 
 
 def main() -> int:
-    tools = {**LAB, **HOST}
+    tools = {**LAB, **(RIVALS if 'rivals' in sys.argv else HOST)}
     lacking = missing(tools)
     manager = next((name for name in ('apt-get', 'dnf') if shutil.which(name, path=PATH)), None)
     if lacking and os.geteuid() == 0 and manager:

@@ -15,6 +15,7 @@ ENDPOINT = 'https://ec2.eu-central-1.amazonaws.com'
 ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
 EVERYWHERE = '0.0.0.0/0'
 BUCKET, REFILL = 40.0, 4.0        # calls of one kind at once, and a second, before EC2 throttles
+PATIENCE = 300.0                  # s that EC2 leaves a guest which lives, but ignores a graceful stop
 FORGOTTEN_AFTER = 120.0           # s after which EC2 does not know a terminated instance any more
 
 
@@ -170,6 +171,8 @@ class Cloud:
             if not one.stubborn or force:
                 self.later(3.0, one, self.go_down)
                 self.later(3.0 if force else self.conditions.stop_takes, one, self.end)
+            elif not one.dead:
+                self.later(PATIENCE, one, self.end)
         elif one.state == 'stopping' and force:
             self.later(5.0, one, self.end)
         self.keep()

@@ -76,9 +76,14 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
     silence = world.settings.num_pings * world.settings.ping_timeout
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
-        since = world.hub.now - world.records[one.name].answered_at
+        record = world.records[one.name]
+        since, wanted = world.hub.now - record.answered_at, world.settings.num_pings
         if since < silence - 0.001:
             broken(f'2: {one.name} calls {name} {since:.2f} s after its peer answered')
+        if name in CLAIMS and world.hub.now - record.claim_at < 30.0 or world.peer(one).state != 'running':
+            return  # of a claim that has begun, or nobody can contest it
+        if record.misses < wanted * (2 if one is world.instances[0] else 1):
+            broken(f'2: {one.name} calls {name} after {record.misses} misses')
 
 
 def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
@@ -148,6 +153,14 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
     world.quiet_at = now
     if name == 'stop_instances' and not dry and not world.watch.killed and all(f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
         broken(f'5: {one.name} stops its peer for mere ping loss')
+
+
+def stops_are_spaced(world: World, one: Instance) -> None:
+    """5. One monitor does not stop its peer again before that had the time to start."""
+    record, now = world.records[one.name], world.hub.now
+    if now - record.stop_at < world.settings.wait_for_instance_start:
+        broken(f'5: {one.name} stops its peer twice within {now - record.stop_at:.0f} s')
+    record.stop_at = now
 
 
 def settles_within(world: World) -> float:

@@ -59,6 +59,8 @@ class Record:
         self.started_at = now
         self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
         self.ping_left = True                      # the latest ping left this host
+        self.misses = 0                            # in a row
+        self.stop_at = -1e9                        # the latest stop
         self.ec2_at = self.status_at = -1e9        # EC2's latest answer, and the latest about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
@@ -249,13 +251,15 @@ class World:
             fault = self.fault('cut off', one)
             record.ping_left = not (fault and fault.how % 2)
             if not record.ping_left:
+                self.hub.sleep(0.02)
                 raise self.module.OwnFault('Network is unreachable')
             loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
             if self.hears(one) and not (loss and self.chance.random() < loss.how / 100):
-                record.answered_at = self.hub.now
+                record.answered_at, record.misses = self.hub.now, 0
                 return True
             self.hub.sleep(timeout / nat_monitor.REQUESTS_PER_PING)
         record.miss_at, record.status_before_miss = record.ping_at, status_at
+        record.misses += 1
         return False
 
     def travel(self, one: Instance, name: str, how: Dict[str, Any]) -> Tuple[Optional[float], Optional[float]]:
@@ -290,7 +294,10 @@ class World:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
+            stops = name == 'stop_instances' and self.peer(one).state == 'running'
             reply.append(getattr(self.cloud, name)(one, lag, **how))
+            if stops and one.process:
+                invariants.stops_are_spaced(self, one)
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
         except self.module.ClientError as error:

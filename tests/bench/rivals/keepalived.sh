@@ -11,6 +11,7 @@ if [ "$1" = master ]; then
         --allow-reassociation
 fi
 
+grep -q "$(hostname)" /etc/hosts || echo "$OWN_ADDRESS $(hostname)" >>/etc/hosts  # which keepalived looks up
 cat >/run/keepalived.conf <<END
 global_defs {
     script_user root

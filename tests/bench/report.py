@@ -1,0 +1,254 @@
+"""What the results say: lines on the screen, the section of README.adoc, and the picture."""
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from .contenders import CONTENDERS
+
+Record = Dict[str, Any]
+PICTURE = Path(__file__).parent / 'failover.svg'
+BEGIN = '// measured: begin (python -m tests.bench --report writes what follows)'
+END = '// measured: end'
+MAIN = ('default', 'reference', 'keepalived')
+
+
+def read(path: Path) -> List[Record]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pick(records: Sequence[Record], what: str, **values: Any) -> List[Record]:
+    """Return the records of a measurement with these values."""
+    return [one for one in records if one['what'] == what and all(one.get(k) == v for k, v in values.items())]
+
+
+def crashes(records: Sequence[Record], who: str, latency: float = 0.15, tables: int = 1) -> List[Record]:
+    return pick(records, 'crash', who=who, latency=latency, tables=tables)
+
+
+def floor(record: Record, calls: float = 0.5) -> float:
+    """Return the outage that cannot be undercut: rest of the wait, misses, and an API call.
+
+    In the lab a call takes effect in its middle, so that half of its time is part of the outage.
+    """
+    return float(record['silence'] + calls * record['latency'])
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest value that is not below that share of the values."""
+    return sorted(values)[max(1, math.ceil(len(values) * percent / 100)) - 1]
+
+
+def spread(values: Sequence[float]) -> List[str]:
+    if not values:
+        return ['–'] * 3
+    return [f'{value:.2f}' for value in (statistics.median(values), percentile(values, 95), max(values))]
+
+
+def ratio(values: Sequence[float], of: Sequence[float]) -> str:
+    return f'{statistics.median(values) / statistics.median(of):.2f}' if values and of else '–'
+
+
+def median(records: Sequence[Record], key: str, form: str = '.2f') -> str:
+    return f'{statistics.median(one[key] for one in records):{form}}' if records else '–'
+
+
+def in_short(record: Record) -> str:
+    """Say on a line what was measured."""
+    if record['what'] == 'failure':
+        return f'FAILED {record["of"]} {record.get("who")}: {record["why"]}'
+    if record['what'] == 'crash':
+        tables = f', {record["tables"]} tables' if record['tables'] > 1 else ''
+        limit = f', floor {floor(record):.2f}' if 'silence' in record else ''
+        return (f'{record["who"]}, call {record["latency"]:g} s{tables}: outage {record["outage"]:.2f} s{limit}, '
+                f'address {record["egress"]:.2f} s')
+    if record['what'] == 'watch':
+        return (f'{record["who"]}, {record["loss"]} % lost: {record["failovers"]} false failovers in '
+                f'{record["seconds"] / 60:.1f} min')
+    return f'{record["who"]}, {record["what"]}: {record["seconds"]:.2f} s'
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+def targets(records: Sequence[Record]) -> int:
+    """Print what the monitor must reach and whether it does; return the exit code."""
+    rows: List[Tuple[str, str, str, bool]] = []
+
+    def row(what: str, target: str, measured: float, reached: bool, unit: str = 's') -> None:
+        rows.append((what, target, f'{measured:.3g} {unit}', reached))
+
+    default, quick = crashes(records, 'default'), crashes(records, 'quick')
+    start = pick(records, 'begin', who='default')
+    many, idle = crashes(records, 'default', tables=10), pick(records, 'watch', who='default', loss=0)
+    costs = pick(records, 'imports')
+    if default:
+        over = max(one['outage'] - floor(one, calls=1) for one in default)
+        row('outage beyond rest of wait + 3 × 1 s + one call, worst', 'at most 0.2 s', over, over <= 0.2)
+        for latency in {one['latency'] for one in pick(records, 'crash', who='default') if one['latency'] < 1}:
+            some = crashes(records, 'default', latency)
+            share = 100 * (statistics.median(one['outage'] / floor(one) for one in some) - 1)
+            row(f'outage beyond the floor, call {latency:g} s, median', 'at most 5 %', share, share <= 5, '%')
+        later = statistics.median(one['egress'] - one['outage'] for one in default)
+        row('address back after the route, median', 'one call (0.15 s), at most 0.1 s more', later, later <= 0.25)
+    if quick:
+        middle = statistics.median(one['outage'] for one in quick)
+        row('outage with 0.2 s / 0.2 s, median', 'at most 0.9 s', middle, middle <= 0.9)
+    for one in idle:
+        looks = 4 * math.ceil(one['seconds'] / 300)  # two calls of two monitors
+        row(f'EC2 calls in {one["seconds"]:.0f} s while well', f'at most {looks}', one['calls'], one['calls'] <= looks,
+            '')
+        row('CPU while well', 'below 0.1 % of a core', 100 * one['cpu'], one['cpu'] < 0.001, '%')
+        row('resident memory', 'below 70 MB', one['memory'], one['memory'] < 70, 'MB')
+        if costs:
+            limit = 1.1 * statistics.median(cost['memory'] for cost in costs)
+            row('resident memory', f'import boto3 and a client + 10 %: {limit:.1f} MB', one['memory'],
+                one['memory'] < limit, 'MB')
+    if start:
+        middle = statistics.median(one['seconds'] for one in start)
+        row('start to first claim, median', 'below 1.5 s', middle, middle < 1.5)
+        if costs:
+            limit = 1.1 * statistics.median(cost['seconds'] for cost in costs) + 0.15
+            row('start to first claim, median', f'import boto3 and a client + 10 %, one call: {limit:.2f} s', middle,
+                middle < limit)
+    if default and many:
+        times = [statistics.median(one['claim'] for one in some) for some in (many, default)]
+        row('claiming 10 tables, in times of one', 'less than 2', times[0] / times[1], times[0] < 2 * times[1], '')
+    failures = pick(records, 'failure')
+    rows.append(('measurements that failed', 'none', str(len(failures)), not failures))
+    for what, target, measured, reached in rows:
+        print(f'{"reached" if reached else "MISSED":8}{what:55}{measured:>11}   {target}')
+    for who in MAIN:
+        some = crashes(records, who)
+        print(f'{CONTENDERS[who].words:25} outage {" / ".join(spread([o["outage"] for o in some]))} s '
+              f'(median / 95 % / max, n = {len(some)}), address back {median(some, "egress")} s')
+    return 0 if all(reached for *_, reached in rows) else 1
+
+
+# README.adoc ----------------------------------------------------------------------------------------------------------
+
+def table(title: str, columns: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> List[str]:
+    return ['', f'.{title}', f'[cols="{columns}",options="header"]', '|===', '|' + ' |'.join(head), '',
+            *('|' + ' |'.join(row) for row in rows), '|===']
+
+
+def section(records: Sequence[Record]) -> str:
+    """Return the text between the two comment markers of README.adoc, with them."""
+    head = records[0]
+    gaps = [one['gap'] for one in records if 'gap' in one]
+    lines = [
+        BEGIN, f'Measured on {head["date"]} by `tox -e bench -- --full` (seed {head["seed"]}): {head["machine"]}, '
+        f'Linux {head["kernel"]}, Python {head["python"]}, boto3 {head["boto3"]}, {head["aws"]}, {head["keepalived"]}.',
+        'Packets are real, one every 10 ms, in network namespaces; EC2 is simulated.',
+        "The rivals are the algorithm of Amazon's `nat_monitor.sh`, and keepalived with a script that moves route and "
+        'address, both on the AWS CLI (`tests/bench/rivals/`).',
+        'The floor is the rest of the wait, `NUM_PINGS` × `PING_TIMEOUT`, and half an EC2 call, as the lab lets a call '
+        'take effect in its middle.',
+        f'All run interleaved, {head["jobs"]} labs and {2 * head["jobs"]} idle ones side by side; between two packets '
+        f'of a healthy lab there were never more than {1000 * max(gaps, default=0):.0f} ms '
+        f'(95 %: {1000 * percentile(gaps or [0], 95):.0f} ms).',
+        'Raw results: `tests/bench/results/full.jsonl`.',
+        '', 'image::tests/bench/failover.svg[The packets of a private host as the primary crashes]']
+    rows = []
+    for latency in sorted({one['latency'] for one in pick(records, 'crash')}):
+        ours = [one['outage'] for one in crashes(records, 'default', latency)]
+        floors = [floor(one) for one in crashes(records, 'default', latency)]
+        rows.append([f'{latency:g} s', 'the floor', str(len(floors)), *spread(floors), '–', ratio(floors, ours), '1'])
+        for who in MAIN:
+            some = crashes(records, who, latency)
+            outages = [one['outage'] for one in some]
+            rows.append([f'{latency:g} s', CONTENDERS[who].words, str(len(some)), *spread(outages),
+                         median(some, 'egress'), ratio(outages, ours), ratio(outages, floors)])
+    lines += table('Outage of a private host when the primary crashes, in seconds', '1,3,1,1,1,1,2,2,2',
+                   ['EC2 call', '', 'n', 'median', '95 %', 'max', 'address back, median', '× nat_monitor.py',
+                    '× floor'], rows)
+    losses = sorted({one['loss'] for one in pick(records, 'watch')})
+    rows = []
+    for who, one in CONTENDERS.items():
+        some = crashes(records, who)
+        outages, floors = ([of(c) for c in some if 'silence' in c] for of in (lambda c: float(c['outage']), floor))
+        rows.append([one.words, *spread([c['outage'] for c in some]), ratio(outages, floors), *(
+            false_failovers(pick(records, 'watch', who=who, loss=loss)) for loss in losses)])
+    lines += table('Outage (an EC2 call takes 0.15 s), and false failovers while packets between the two get lost',
+                   '4,1,1,1,1' + ',2' * len(losses),
+                   ['', 'median', '95 %', 'max', '× floor', *(f'{loss} % lost' for loss in losses)], rows)
+    lines += table('What else it takes', '4,2,2,2', ['', *(CONTENDERS[who].words for who in MAIN)],
+                   [[words, *map(of, MAIN)] for words, of in figures(records)])
+    costs = pick(records, 'imports')
+    lines += ['', f'For comparison, `import boto3` and one EC2 client: {median(costs, "seconds")} s and '
+              f'{median(costs, "memory", ".0f")} MB.', END]
+    return '\n'.join(lines)
+
+
+def figures(records: Sequence[Record]) -> List[Tuple[str, Callable[[str], str]]]:
+    """Return the rows of the last table: words, and what they say of each contender."""
+    def idle(who: str) -> List[Record]:
+        return pick(records, 'watch', who=who, loss=0)
+
+    def claim(count: int) -> Callable[[str], str]:
+        return lambda who: median(crashes(records, who, tables=count), 'claim')
+
+    def again(who: str) -> str:
+        return median(pick(records, 'again', who=who), 'seconds', '.0f') if CONTENDERS[who].restarts else 'never'
+
+    return [
+        ('redundant again after a crash, s (stop and boot: 30 s each)', again),
+        ('EC2 calls before the route moves', lambda who: median(crashes(records, who), 'calls_before', 'g')),
+        ('EC2 calls until redundant again', lambda who: median(pick(records, 'again', who=who), 'calls', 'g')),
+        ('start to the first claim, s', lambda who: median(pick(records, 'begin', who=who), 'seconds')),
+        *((f'moving {count} route table{"s" * (count > 1)}, s', claim(count))
+          for count in sorted({one['tables'] for one in pick(records, 'crash')})),
+        ('CPU while both are well, % of a core',
+         lambda who: median([{'cpu': 100 * one['cpu']} for one in idle(who)], 'cpu', '.3f')),
+        ('resident memory, MB', lambda who: median(idle(who), 'memory', '.0f'))]
+
+
+def false_failovers(records: Sequence[Record]) -> str:
+    seconds, count = sum(one['seconds'] for one in records), sum(one['failovers'] for one in records)
+    return f'{count} in {seconds / 60:.1f} min' if records else '–'
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+WAYS = {'egress address': ('#1b7f4d', 26, 'served, from the egress address'),  # colour, height, words
+        'another address': ('#e8a317', 26, 'served, but from another address'), 'lost': ('#d64545', 8, 'lost')}
+LEFT, WIDTH, TOP, ROW, FROM = 190, 810, 62, 46, -1.0  # pixels, and the second at which it begins
+
+
+def draw(records: Sequence[Record]) -> None:
+    """Draw the packets around the median outage of each contender, EC2 calls taking 0.15 s."""
+    shown = {}
+    for who in ('quick', *MAIN):
+        some = sorted(crashes(records, who), key=lambda one: float(one['outage']))
+        shown.update({who: some[(len(some) - 1) // 2]} if some else {})
+    last = math.ceil(max((one['strip'][-1][1] for one in shown.values()), default=1))
+    scale, bottom = WIDTH / (last - FROM), TOP + ROW * len(shown)
+
+    def x(at: float) -> float:
+        return round(LEFT + (max(at, FROM) - FROM) * scale, 1)
+
+    def text(left: float, top: float, words: str, more: str = '') -> str:
+        return f'<text x="{left:g}" y="{top:g}" {more}>{words}</text>'
+
+    size = f'{LEFT + WIDTH + 20} {bottom + 34}'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">',
+             '<rect width="100%" height="100%" fill="white"/>',
+             text(10, 20, 'A private host sends a packet every 10 ms; at 0 s the primary crashes', 'font-size="15"')]
+    for number, (colour, _, words) in enumerate(WAYS.values()):
+        left = LEFT + 230 * number
+        parts += [f'<rect x="{left}" y="32" width="12" height="12" fill="{colour}"/>', text(left + 18, 42, words)]
+    for second in range(int(FROM), last + 1):
+        parts += [f'<path d="M{x(second)} 54V{bottom}" stroke="{"#000" if second == 0 else "#ddd"}"/>',
+                  text(x(second), bottom + 16, f'{second} s', 'text-anchor="middle"')]
+    for number, (who, one) in enumerate(shown.items()):
+        y = TOP + ROW * number
+        words = {'default': 'default settings', 'quick': 'settings 0.2 s / 0.2 s'}.get(who, 'its usual settings')
+        parts += [text(10, y + 14, CONTENDERS[who].words.partition(',')[0]), text(10, y + 29, words, 'fill="#666"')]
+        for start, end, way in one['strip']:
+            if end >= FROM:  # a dash for each packet
+                parts.append(f'<path d="M{x(start)} {y + 17}H{x(end + 0.01)}" stroke="{WAYS[way][0]}" stroke-width='
+                             f'"{WAYS[way][1]}" stroke-dasharray="{0.0065 * scale:.3f} {0.0035 * scale:.3f}"/>')
+        parts.append(text(x(one['outage'] / 2), y + 10, f'{one["outage"]:.2f} s', 'text-anchor="middle"'))
+    PICTURE.write_text('\n'.join([*parts, '</svg>']) + '\n')

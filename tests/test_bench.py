@@ -1,0 +1,51 @@
+"""The figures in README.adoc are those of the stored run, and the report says what the results say."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import report
+from tests.bench.__main__ import EXPECTED, RESULTS, plan
+
+STORED = RESULTS / 'full.jsonl'
+README = Path(__file__).parents[1] / 'README.adoc'
+
+
+@pytest.mark.skipif(not STORED.exists(), reason='no full run is stored')
+def test_the_readme_shows_the_stored_results() -> None:
+    assert report.section(report.read(STORED)) in README.read_text()
+
+
+@pytest.mark.skipif(not STORED.exists(), reason='no full run is stored')
+def test_the_picture_shows_the_stored_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = report.PICTURE.read_text()
+    monkeypatch.setattr(report, 'PICTURE', tmp_path / 'drawn.svg')
+
+    report.draw(report.read(STORED))
+
+    assert report.PICTURE.read_text() == stored
+
+
+def test_the_95_percent_of_twenty_is_the_last_but_one() -> None:
+    assert report.percentile(range(1, 21), 95) == 19
+    assert report.percentile([7.0], 95) == 7.0
+
+
+def test_the_report_compares_with_rival_and_floor() -> None:
+    records = [{'what': 'crash', 'who': who, 'latency': 0.5, 'tables': 1, 'outage': outage, 'egress': outage + 1,
+                'calls_before': 1, 'claim': 0.2, 'gap': 0.012, 'strip': [], 'silence': 3.75}
+               for who, outage in (('default', 4.2), ('reference', 8.4))]
+    head = dict.fromkeys(('date', 'seed', 'jobs', 'machine', 'kernel', 'python', 'boto3', 'aws', 'keepalived'), '?')
+
+    text = report.section([{'what': 'run', **head}, *records])
+
+    assert "|0.5 s |Amazon's nat_monitor.sh |1 |8.40 |8.40 |8.40 |9.40 |2.00 |2.10" in text
+
+
+def test_a_full_run_fits_in_80_minutes_and_a_first_look_in_5() -> None:
+    for full, minutes, limit in ((True, 5.0, 80), (False, 1.0, 5)):
+        tasks = plan(full, minutes, 1, set())
+        assert EXPECTED.keys() <= {task.what for task in tasks} or not full
+        for patient, jobs in ((True, 4), (False, 2)):
+            assert sum(task.seconds for task in tasks if task.patient is patient) / jobs < 60 * limit
