@@ -18,7 +18,6 @@ Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already run
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import errno
@@ -663,7 +662,8 @@ class Monitor:
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
         self.pinged_at = self.next_ping_at = -math.inf
 
-        self.states: Optional[States] = None       # the latest answer about both instances
+        self.states: Optional[States] = None       # the latest answer about both instances, until it has served
+        self.peer_state: Optional[str] = None      # of the latest answer
         self.holders: Optional[Dict[str, str]] = None  # by part, of the same time; None: not asked or not answered
         self.remembered: Optional[str] = None
         self.foreign: Set[str] = set()             # parts that somebody gave to something outside the pair
@@ -723,7 +723,12 @@ class Monitor:
         address = self.settings.elastic_ip
         if address and not self.allocation_id:
             calls[address] = lambda client: describe_address(client, address, self.own_id, self.peer_id)
+        if self.claim:
+            calls['states'] = self.describe_states
+        asked_at = self.clock.monotonic()
         found = self.ask_ec2(calls) if calls else {}
+        if 'states' in found:
+            self.note_states(found.pop('states'), asked_at)
         peer_address = found.get(self.peer_id)
         if isinstance(peer_address, str):
             self.peer_address = peer_address
@@ -741,7 +746,8 @@ class Monitor:
         if not self.rehearsed:
             self.rehearse()
         self.learn_attempts += 1
-        self.learn_at = math.inf if self.rehearsed and not missing else self.clock.monotonic() + self.pause(self.learn_attempts, OTHER_RETRY)
+        self.learn_at = math.inf if self.rehearsed and not missing else (
+            self.clock.monotonic() + self.pause(self.learn_attempts, OTHER_RETRY))
 
     def rehearse(self) -> None:
         """Make the calls of a take-over and a restart with DryRun, and log as an error what the role does not allow."""
@@ -822,7 +828,7 @@ class Monitor:
     def end_silence(self) -> None:
         """Note that the peer answers again; the address may have moved meanwhile, and with it every connection died."""
         self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: ' + (
-            'it is being restarted all the same' if self.left_stopped else
+            'it is being restarted' if self.left_stopped else
             'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
             'primary)'))
         self.close_connections()
@@ -875,20 +881,26 @@ class Monitor:
 
     def ask_states(self, meanwhile: Optional[Callable[[], None]] = None) -> None:
         """Ask EC2 for both instances and, where it matters, for who holds; without an answer both are None."""
-        calls: Dict[str, Call] = {'states': lambda client: describe_states(client, self.own_id, self.peer_id)}
-        if meanwhile and (self.primary or self.remembered == SELF) and not (
-                self.states and self.states.peer in ('pending', 'shutting-down', 'terminated', 'gone')):
+        calls: Dict[str, Call] = {'states': self.describe_states}
+        if meanwhile and (self.primary or self.remembered == SELF) and self.peer_state in (None, 'running', 'stopped'):
             calls.update(self.looks())
-        before, asked_at = self.states, self.clock.monotonic()
+        asked_at = self.clock.monotonic()
         results = self.ask_ec2(calls, meanwhile)
-        now = self.clock.monotonic()
         self.holders = self.read_looks(results)
-        if not has_answered(results['states']):
-            self.states = None
+        self.note_states(results['states'], asked_at)
+
+    def describe_states(self, client: Any) -> Dict[str, Tuple[str, str]]:
+        return describe_states(client, self.own_id, self.peer_id)
+
+    def note_states(self, result: Any, asked_at: float) -> None:
+        """Note what EC2 said of both instances, and what follows from that alone."""
+        self.states = None
+        if not has_answered(result):
             return
-        known: Dict[str, Any] = results['states'] if isinstance(results['states'], dict) else {}
+        now = self.clock.monotonic()
+        known: Dict[str, Any] = result if isinstance(result, dict) else {}
         own, peer = known.get(self.own_id, (None, '')), known.get(self.peer_id, (None, ''))
-        error = 'nothing about it' if known else in_words(results['states'])
+        error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
         self.states = States(asked_at, now, own[0], peer[0], peer[1], error)
         if self.states.peer not in (None, 'running'):
             self.heard = False
@@ -896,8 +908,9 @@ class Monitor:
             self.stopping_at = now if self.stopping_at is None else self.stopping_at
         elif self.states.peer is not None:
             self.stopping_at = None
-        if before and before.peer != self.states.peer:
+        if self.peer_state != self.states.peer:
             self.said = ''
+        self.peer_state = self.states.peer
 
     # Look
 
@@ -995,22 +1008,27 @@ class Monitor:
         Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
         """
         tables = [part for part in parts if part != self.settings.elastic_ip]
-        results = self.ask_ec2({table: functools.partial(claim_table, table_id=table, instance_id=self.own_id)
-                                for table in tables})
+        results = self.claim_together({table: functools.partial(claim_table, table_id=table, instance_id=self.own_id)
+                                       for table in tables}, CALL_DEADLINE)
         if self.settings.elastic_ip in parts and (not tables or any(map(has_answered, results.values()))):
-            results.update(self.ask_ec2({self.settings.elastic_ip: self.claim_address}, deadline=MOVE_DEADLINE))
+            results.update(self.claim_together({self.settings.elastic_ip: self.claim_address}, MOVE_DEADLINE))
             self.close_connections()
-        now = self.clock.monotonic()
+        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        return results
+
+    def claim_together(self, calls: Dict[str, Call], deadline: float) -> Dict[str, Any]:
+        """Claim these parts side by side and log what became of each."""
+        results = self.ask_ec2(calls, deadline=deadline)
         for part, result in results.items():
-            if isinstance(result, Exception):
-                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again'
-                             if has_answered(result) else f'{part}: the answer to its move to {self.own_id} did not '
-                             f'come ({in_words(result)}): asking EC2 where it is')
-            else:
+            if not isinstance(result, Exception):
                 self.troubles.pop(part, None)
                 self.log.info(f'{part} is at {self.own_id} now')
-                self.claimed_at = now
-        self.look_at = now + LOOK_AFTER_CHANGE
+                self.claimed_at = self.clock.monotonic()
+            elif has_answered(result):
+                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again')
+            else:
+                self.trouble(part, f'{part}: the answer to its move to {self.own_id} did not come '
+                                   f'({in_words(result)}): asking EC2 where it is')
         return results
 
     def claim_address(self, client: Any) -> None:
@@ -1122,7 +1140,8 @@ class Monitor:
             primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
             error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
             holder=holder, complete=complete, lost=lost, claiming=self.claim is not None,
-            since_aside=now - self.aside_at, since_claim=states.asked_at - self.claimed_at, since_stop=now - self.stopped_at, since_start=now - self.started_at,
+            since_aside=now - self.aside_at, since_claim=states.asked_at - self.claimed_at,
+            since_stop=now - self.stopped_at, since_start=now - self.started_at,
             stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
             kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
             until_next_stop=spacing - (now - recent[-1]) if recent else 0.0)
@@ -1325,7 +1344,8 @@ class Check:
         found = run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
         own_id, region, role = (found[n] for n in names)
         failed = next((in_words(r) for r in (own_id, region) if isinstance(r, Exception)), None)
-        if not self.say(not failed, 'metadata', '' if failed else own_id, failed or f'IMDSv2 answers; region {region}',
+        if not self.say(not failed, 'metadata', '' if failed else own_id,
+                        failed or f'IMDSv2 answers; the region is {region}',
                         'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
                         '--instance-id <this instance>'):
             return
@@ -1718,10 +1738,11 @@ def write_proc(path: str, text: str) -> None:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the monitor until a signal ends it; return the exit code of what keeps it from running."""
-    parser = argparse.ArgumentParser(prog='nat_monitor.py', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS)
-    parser.add_argument('--check', action='store_true', help=argparse.SUPPRESS)
-    check = parser.parse_args(argv).check
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (['--help'], ['-h']):
+        print((__doc__ or '').strip())
+        return 0
+    check = arguments == ['--check']
     start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
 
@@ -1735,6 +1756,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     signal.signal(signal.SIGINT, end)
     write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever interpreter started this
     try:
+        if arguments and not check:
+            raise Refusal(f'the arguments are {" ".join(arguments)!r}, but must be none, --check or --help')
         if MISSING_PACKAGE:
             raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: install boto3 and requests for '
                           f'{sys.executable}')

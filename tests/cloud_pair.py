@@ -131,7 +131,7 @@ class Pair:
             settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
             connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
         self.text = capfd.readouterr().out
-        return code, [line for line in read_lines(self.text) if AS_ROOT or line.what not in ('file', 'directory')]
+        return code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
 
     def mutations(self) -> List[str]:
         return [action for action, parameters in self.calls

@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
-from nat_monitor import CALL_DEADLINE
+
+import nat_monitor
+from nat_monitor import CALL_DEADLINE, LATER, LOOK_INTERVAL
+
+from .cloud import PATIENCE
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -15,8 +19,7 @@ CLAIMS = ('replace_route', 'create_route', 'associate_address')
 LOOKS = ('describe_route_tables', 'describe_addresses')
 CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
-SERVED_WITHIN = 480.0             # s, whatever came before
-SERVED_AGAIN_WITHIN = 90.0        # s, from the death of the serving instance of a settled pair
+LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
 
 
 class Watch:
@@ -29,6 +32,7 @@ class Watch:
         self.split_at = -1e9
         self.killed = False                        # the serving instance of the settled pair
         self.final_at: Optional[float] = None      # when, as long as nobody has taken over
+        self.bound = 0.0                           # for that
 
     def worst(self, what: str, value: float) -> None:
         if value > self.seen.get(what, -1.0):
@@ -76,7 +80,10 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
     silence = world.settings.num_pings * world.settings.ping_timeout
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
-        record = world.records[one.name]
+        record, peer = world.records[one.name], world.peer(one)
+        if record.answered_at < record.started_at and (peer.state, peer.checks) == ('running', 'ok') and (
+                world.cloud.seen(15.0)[0][peer.id] == ('running', 'ok') and name in CLAIMS):
+            broken(f'2: {one.name} calls {name} against a peer that it never heard, and whose checks pass')
         since, wanted = world.hub.now - record.answered_at, world.settings.num_pings
         if since < silence - 0.001:
             broken(f'2: {one.name} calls {name} {since:.2f} s after its peer answered')
@@ -123,7 +130,8 @@ def is_served(world: World) -> None:
     # One that answers pings is left alone though it does not forward, as invariant 2 stands above this one.
     if not parts or holder and (world.works(holder) or world.hears(world.peer(holder))):
         if watch.final_at is not None and watch.unserved_at is not None:
-            watch.worst('4: served again after the death of a settled pair\'s holder', now - watch.final_at)
+            watch.worst('4: not served after the death of a settled pair\'s holder', now - watch.final_at)
+            watch.worst('4: the same, as a share of its bound', (now - watch.final_at) / watch.bound)
             watch.final_at = None
         watch.unserved_at = None
         return
@@ -133,10 +141,28 @@ def is_served(world: World) -> None:
         if since is not None:
             unserved = now - max(since, watch.unserved_at)
             watch.worst('4: not served', unserved)
-            if unserved > SERVED_WITHIN:
+            if unserved > served_within(world):
                 broken(f'4: not served for {unserved:.0f} s while {name} is able to')
-    if watch.final_at is not None and now - watch.final_at > SERVED_AGAIN_WITHIN:
-        broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder')
+    if watch.final_at is not None and now - watch.final_at > watch.bound:
+        broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder (bound: {watch.bound:.1f} s)')
+
+
+def served_within(world: World) -> float:
+    """4. Whatever came before: the checks tell that an unheard peer is dead, or a look finds what lies apart."""
+    return max(LONGEST_CHECK_LAG, LOOK_INTERVAL) + LATER + world.settings.wait_for_instance_stop + 60.0
+
+
+def served_again_within(world: World, one: Instance) -> float:
+    """4. From the death of the serving instance of a settled pair, until `one` serves: pings, calls, the late effect.
+
+    The last EC2 call is the look that finds the address where its answer was lost.  Who remembers wrongly who held has
+    to find out, and the primary stands aside, for it cannot tell that from a take-over.
+    """
+    settings, conditions = world.settings, world.schedule.conditions
+    pings = settings.num_pings * (2 if one is world.instances[0] else 1) * settings.ping_timeout
+    calls = 4 * conditions.latency + 2 * conditions.effect_lag
+    right = settings.wait_between_pings + pings + max(settings.ping_timeout, conditions.latency) + calls + 1.0
+    return right if one.monitor.remembered == nat_monitor.PEER else right + pings + settings.wait_for_instance_stop
 
 
 def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
@@ -165,7 +191,9 @@ def stops_are_spaced(world: World, one: Instance) -> None:
 
 def settles_within(world: World) -> float:
     """6. When all faults have ended, the pair settles within this."""
-    return 3000.0
+    settings = world.settings
+    stops = 2 * settings.wait_for_instance_start + settings.wait_for_instance_stop  # the second one is spaced
+    return LONGEST_CHECK_LAG + LOOK_INTERVAL + stops + PATIENCE + settings.wait_for_instance_start + 120.0
 
 
 def nothing_unforeseen(world: World, one: Instance, words: str) -> None:

@@ -402,8 +402,9 @@ class World:
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
                 self.watch.final_at, self.watch.killed = self.hub.now, True
+                self.watch.bound = invariants.served_again_within(self, self.peer(holder))
                 self.cloud.crash(holder)
-                self.hub.run(self.hub.now + invariants.SERVED_AGAIN_WITHIN + 30.0)
+                self.hub.run(self.hub.now + self.watch.bound + 30.0)
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)

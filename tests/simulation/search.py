@@ -20,7 +20,8 @@ BATCH = 250                       # schedules that hypothesis draws from one see
 
 def faults(*kinds: str, how: Any = st.integers(0, 59)) -> Any:
     return st.builds(Fault, st.integers(0, 600), st.sampled_from(kinds),
-                     st.sampled_from(('primary', 'secondary', 'both')), st.integers(1, 200), how)
+                     st.sampled_from(('primary', 'secondary', 'both')), st.one_of(st.integers(1, 15), st.integers(1, 200)),
+                     how)
 
 
 conditions = st.builds(
@@ -30,8 +31,12 @@ conditions = st.builds(
 any_fault = st.one_of(*(faults(*group) for group in (GUEST, BOOT, MONITOR, NETWORK, EC2, SOMEBODY)))
 near = st.lists(st.tuples(st.integers(0, 40), any_fault), min_size=2, max_size=5).map(  # faults that meet
     lambda found: [fault._replace(at=found[0][1].at + after) for after, fault in found])
+deaf = st.builds(  # two that live, but do not hear each other, and something else
+    lambda fault, others: [fault, *(other._replace(at=fault.at + after) for after, other in others)],
+    faults('cut peer').map(lambda fault: fault._replace(lasts=60 + fault.lasts)),
+    st.lists(st.tuples(st.integers(0, 40), st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))), max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
-schedules = st.builds(Schedule, st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, loss).map(tuple),
+schedules = st.builds(Schedule, st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, loss).map(tuple),
                       conditions, st.integers(0, 1 << 16))
 
 

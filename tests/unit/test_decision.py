@@ -142,12 +142,17 @@ def test_stops_are_spaced() -> None:
     assert judged(TAKEN, until_next_stop=700.0)[::2] == (WAIT, LATER)
 
 
-@pytest.mark.parametrize('state', ['running', 'stopping', 'stopped', 'pending', 'terminated', None])
+@pytest.mark.parametrize('state', ['running', 'stopped', 'pending', 'terminated', None])
 @pytest.mark.parametrize('since_stop', [0.0, 61.0])
 def test_nobody_stops_a_peer_that_answers(state: Any, since_stop: float) -> None:
     decision = judged(TAKEN, answers=True, peer_state=state, since_stop=since_stop, stopping_for=600.0)
 
     assert decision.act not in (STOP, FORCE, TAKE_OVER)
+
+
+def test_a_stop_that_hangs_is_forced_even_if_the_peer_answers() -> None:
+    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_for=59.0).act == WAIT
+    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_for=60.0).act == FORCE
 
 
 def test_a_restart_is_over_when_the_peer_runs_and_answers() -> None:

@@ -1,0 +1,72 @@
+"""Some thousands of drawn schedules, and those that have shown a mistake of the monitor."""
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from .cloud import Conditions
+from .mutations import MISTAKES, mistaken
+from .pair import Broken, Fault, Schedule, World
+from .search import search_together, tell
+
+
+def holds(schedule: Schedule) -> None:
+    try:
+        World(schedule).run()
+    except Broken:
+        pytest.fail(tell(schedule))
+
+
+def test_drawn_schedules_break_no_invariant() -> None:
+    found = search_together(seed=1, count=2500, jobs=min(2, os.cpu_count() or 1))
+    assert not found.failure, found.failure
+    assert found.runs >= 2000
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_the_mistakes_for_the_soak_can_still_be_made(name: str) -> None:
+    mistaken(name)
+
+
+def test_a_schedule_gives_the_same_time_line_each_time() -> None:
+    schedule = Schedule((Fault(100, 'crash'), Fault(110, 'loss', 'secondary', 90, 30), Fault(300, 'suspend', 'both', 20)))
+    assert tell(schedule) == tell(schedule)
+
+
+def test_a_peer_that_fails_again_soon_after_its_fail_back_is_taken_over_at_once() -> None:
+    """The secondary still remembers itself as the holder, and has started the peer a short while ago."""
+    holds(Schedule((Fault(0, 'crash'),), Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=15)))
+
+
+def test_the_memory_of_who_holds_gives_way_to_what_ec2_tells() -> None:
+    """A secondary that was started anew while it held has moved nothing itself."""
+    holds(Schedule((Fault(2, 'late metadata', 'primary', 18), Fault(2, 'crash'), Fault(6, 'late metadata', 'secondary', 1)),
+                   Conditions(address=False, stop_takes=20, boot_takes=15, monitor_starts=1)))
+
+
+def test_the_peer_is_restarted_though_nothing_is_left_to_take_over() -> None:
+    """The only route has been given to something outside the pair."""
+    holds(Schedule((Fault(0, 'crash'), Fault(0, 'move route', 'primary', 1, 3)), Conditions(address=False)))
+
+
+def test_a_stop_that_hangs_is_forced_though_the_guest_answers() -> None:
+    holds(Schedule((Fault(0, 'stubborn', 'secondary'), Fault(110, 'block ping', 'primary', 8)), Conditions()))
+
+
+def test_an_answer_from_before_a_suspension_stops_nobody() -> None:
+    holds(Schedule((Fault(1, 'crash'), Fault(16, 'suspend', 'secondary', 7)),
+                   Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=1)))
+
+
+def test_a_take_over_is_not_resumed_against_a_peer_that_is_back() -> None:
+    """EC2 has lost calls and answers of the take-over; meanwhile the peer boots, and takes everything back."""
+    holds(Schedule((Fault(302, 'lossy', 'secondary', 36, 53), Fault(309, 'late metadata', 'primary', 1),
+                    Fault(341, 'suspend', 'secondary', 26)),
+                   Conditions(tables=2, address=False, effect_lag=2, stop_takes=5, boot_takes=25, monitor_starts=1), 119))
+
+
+def test_a_primary_that_lost_the_route_long_ago_takes_over() -> None:
+    """What it had claimed at its start says nothing about this silence."""
+    holds(Schedule((Fault(27, 'move route', 'primary', 1, 2),), Conditions(
+        latency=1.5, effect_lag=3, stop_takes=5, boot_takes=15, monitor_starts=1)))
