@@ -1060,6 +1060,9 @@ class Monitor:
             if part in results and not isinstance(results[part], Exception):
                 claim.todo.remove(part)
                 claim.moved.add(part)
+        if not claim.at_start and not claim.moved and not any(map(has_answered, results.values())):
+            self.claim = None  # cut off meanwhile: whether the peer is dead must be judged anew
+            return
         claim.unsure = {part for part in claim.todo if part in results and not has_answered(results[part])}
         claim.tried = claim.tried or all(part in results and has_answered(results[part]) for part in claim.todo)
         if claim.tried and not claim.at_start:
