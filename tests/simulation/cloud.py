@@ -72,8 +72,8 @@ class Cloud:
         self.routes: Dict[str, Optional[str]] = {f'rtb-0000000{n}': instances[0].id for n in range(conditions.tables)}
         self.owner: Optional[str] = instances[0].id
         self.buckets: Dict[str, Tuple[float, float]] = {}
-        self.no_data = lambda: False
-        self.no_capacity = lambda: False
+        self.no_data: Callable[[], bool] = lambda: False
+        self.no_capacity: Callable[[], bool] = lambda: False
         self.times: List[float] = []
         self.pasts: List[Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]] = []
         self.booted: Callable[[Instance], None] = lambda one: None

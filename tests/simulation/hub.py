@@ -1,6 +1,7 @@
 """Virtual time: greenlets that run one after the other, in an order that depends on nothing but the schedule."""
 from __future__ import annotations
 
+import functools
 import heapq
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
@@ -18,7 +19,7 @@ class Process:
         self.nap: Optional[Tuple[float, Thread, int]] = None  # asleep between two pings that are both answered
 
 
-class Thread(greenlet.greenlet):
+class Thread(greenlet.greenlet):  # type: ignore[misc]
     """A thread of a process; `ticket` counts its waits, so that a late wake-up finds nobody."""
 
     def __init__(self, process: Process, function: Callable[[], Any], parent: greenlet.greenlet) -> None:
@@ -92,12 +93,12 @@ class Hub:
         self.wait()
 
     def spawn(self, process: Process, function: Callable[[], Any]) -> None:
-        def body(_: Any) -> None:
+        def body(_: Any = None) -> None:
             try:
                 function()
             finally:
                 process.threads.discard(thread)
-        thread = Thread(process, lambda value=None: body(value), self.main)
+        thread = Thread(process, body, self.main)
         process.threads.add(thread)
         self.at(0.0, self.resume, thread, 0)
 
@@ -119,7 +120,7 @@ class Hub:
                 self.at(0.0, self.resume, *waiting[0])
 
         for name, call in calls.items():
-            self.spawn(thread.process, lambda name=name, call=call: make(name, call))
+            self.spawn(thread.process, functools.partial(make, name, call))
         if meanwhile:
             meanwhile()
         if len(done) < len(calls) and self.now < deadline:

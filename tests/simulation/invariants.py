@@ -149,7 +149,7 @@ def is_served(world: World) -> None:
 
 def served_within(world: World) -> float:
     """4. Whatever came before: the checks tell that an unheard peer is dead, or a look finds what lies apart."""
-    return max(LONGEST_CHECK_LAG, LOOK_INTERVAL) + LATER + world.settings.wait_for_instance_stop + 60.0
+    return float(max(LONGEST_CHECK_LAG, LOOK_INTERVAL) + LATER + world.settings.wait_for_instance_stop + 60.0)
 
 
 def served_again_within(world: World, one: Instance) -> float:
@@ -162,7 +162,8 @@ def served_again_within(world: World, one: Instance) -> float:
     pings = settings.num_pings * (2 if one is world.instances[0] else 1) * settings.ping_timeout
     calls = 4 * conditions.latency + 2 * conditions.effect_lag
     right = settings.wait_between_pings + pings + max(settings.ping_timeout, conditions.latency) + calls + 1.0
-    return right if one.monitor.remembered == nat_monitor.PEER else right + pings + settings.wait_for_instance_stop
+    known = one.monitor.remembered == nat_monitor.PEER
+    return float(right if known else right + pings + settings.wait_for_instance_stop)
 
 
 def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
@@ -177,7 +178,8 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
     if name in LOOKS:
         return
     world.quiet_at = now
-    if name == 'stop_instances' and not dry and not world.watch.killed and all(f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
+    if name == 'stop_instances' and not dry and not world.watch.killed and all(
+            f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
         broken(f'5: {one.name} stops its peer for mere ping loss')
 
 
@@ -193,7 +195,7 @@ def settles_within(world: World) -> float:
     """6. When all faults have ended, the pair settles within this."""
     settings = world.settings
     stops = 2 * settings.wait_for_instance_start + settings.wait_for_instance_stop  # the second one is spaced
-    return LONGEST_CHECK_LAG + LOOK_INTERVAL + stops + PATIENCE + settings.wait_for_instance_start + 120.0
+    return float(LONGEST_CHECK_LAG + LOOK_INTERVAL + stops + PATIENCE + settings.wait_for_instance_start + 120.0)
 
 
 def nothing_unforeseen(world: World, one: Instance, words: str) -> None:

@@ -51,7 +51,8 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('claim.due_at = self.clock.monotonic() + 1.0', 'claim.due_at = self.clock.monotonic()')),
     'gives up where nothing is left to take over': (
         ('self.remembered = SELF  # nothing of', 'pass  # nothing of'),),
-    'goes by its memory of who holds': (('(now.remembered != SELF or now.holder == PEER', '(now.remembered != SELF or False'),),
+    'goes by its memory of who holds': (
+        ('(now.remembered != SELF or now.holder == PEER', '(now.remembered != SELF or False'),),
     'lost before its claim': (('and now - self.claimed_at >= SETTLE_BEFORE_STOP', ''),),
 }
 

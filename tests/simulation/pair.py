@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import collections
 import random
+import types
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
 
 import requests
@@ -44,7 +45,7 @@ class Schedule(NamedTuple):
     def __str__(self) -> str:
         usual = Conditions()._asdict()
         unusual = ', '.join(f'{k}={v}' for k, v in self.conditions._asdict().items() if v != usual[k])
-        return f'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
+        return 'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
             f'), Conditions({unusual}), {self.seed})')
 
 
@@ -205,7 +206,7 @@ class World:
         self.records[one.name] = Record(self.hub.now)
         self.hub.processes.append(process)
         self.note('WORLD', f'the monitor of {one.name} starts')
-        clock, metadata = collections.namedtuple('clock', 'monotonic sleep'), collections.namedtuple('metadata', 'get')
+        doors = types.SimpleNamespace
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                          meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
@@ -213,8 +214,8 @@ class World:
                 calls, timeout, meanwhile, self.module.NoAnswer('no answer in time')))
 
         one.monitor = self.module.Monitor(
-            self.settings, clock=clock(lambda: self.hub.now, lambda delay: self.sleep(one, delay)),
-            ping=lambda address: self.ping(one), metadata=metadata(lambda item: self.get_metadata(one, item)),
+            self.settings, clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
+            ping=lambda address: self.ping(one), metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region, connections: Client(self, one), run_together=run_together,
             forwards=lambda: one.forwarding, chance=self.chance, log=Log(self, one))
 
@@ -381,7 +382,8 @@ class World:
         if any(one.state == 'terminated' for one in self.instances):
             return any(one.process for one in self.instances)
         return self.hub.now - self.quiet_at >= 120.0 and all(
-            self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at for one in self.instances)
+            self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at
+            for one in self.instances)
 
     # A run
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 import nat_monitor
 
 from .cloud import Conditions
-from .pair import (BOOT, EC2, GUEST, KINDS, LATEST_READ, MONITOR, NETWORK, SOMEBODY, Broken, Fault, Schedule, World)
+from .pair import (BOOT, EC2, GUEST, LATEST_READ, MONITOR, NETWORK, SOMEBODY, Broken, Fault, Schedule, World)
 
 BATCH = 250                       # schedules that hypothesis draws from one seed
 
 
 def faults(*kinds: str, how: Any = st.integers(0, 59)) -> Any:
     return st.builds(Fault, st.integers(0, 600), st.sampled_from(kinds),
-                     st.sampled_from(('primary', 'secondary', 'both')), st.one_of(st.integers(1, 15), st.integers(1, 200)),
+                     st.sampled_from(('primary', 'secondary', 'both')),
+                     st.one_of(st.integers(1, 15), st.integers(1, 200)),
                      how)
 
 
@@ -36,8 +37,8 @@ deaf = st.builds(  # two that live, but do not hear each other, and something el
     faults('cut peer').map(lambda fault: fault._replace(lasts=60 + fault.lasts)),
     st.lists(st.tuples(st.integers(0, 40), st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))), max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
-schedules = st.builds(Schedule, st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, loss).map(tuple),
-                      conditions, st.integers(0, 1 << 16))
+any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, loss)
+schedules = st.builds(Schedule, any_faults.map(tuple), conditions, st.integers(0, 1 << 16))
 
 
 class Findings(NamedTuple):
@@ -85,8 +86,10 @@ def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True
     runs = 0
 
     @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=count, database=None, deadline=None, report_multiple_bugs=False, suppress_health_check=list(
-        hypothesis.HealthCheck), phases=(hypothesis.Phase.generate,) + ((hypothesis.Phase.shrink,) if shrink else ()))
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, report_multiple_bugs=False,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=(hypothesis.Phase.generate,) + ((hypothesis.Phase.shrink,) if shrink else ()))
     @hypothesis.given(schedules)
     def live_through(schedule: Schedule) -> None:
         nonlocal runs
@@ -112,7 +115,8 @@ def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True
 
 def search_together(seed: int, count: int, jobs: int, seconds: Optional[float] = None) -> Findings:
     """Search in several processes, until `count` or `seconds` are over or something breaks."""
-    runs, worst, end = 0, {}, time.monotonic() + (seconds or 1e9)
+    worst: Dict[str, float] = {}
+    runs, end = 0, time.monotonic() + (seconds or 1e9)
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context('fork')) as pool:
         pending = {pool.submit(search, seed * 1000003 + n, min(BATCH, count - n * BATCH))
                    for n in range(-(-count // BATCH))}

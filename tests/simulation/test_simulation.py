@@ -30,7 +30,8 @@ def test_the_mistakes_for_the_soak_can_still_be_made(name: str) -> None:
 
 
 def test_a_schedule_gives_the_same_time_line_each_time() -> None:
-    schedule = Schedule((Fault(100, 'crash'), Fault(110, 'loss', 'secondary', 90, 30), Fault(300, 'suspend', 'both', 20)))
+    schedule = Schedule((Fault(100, 'crash'), Fault(110, 'loss', 'secondary', 90, 30),
+                         Fault(300, 'suspend', 'both', 20)))
     assert tell(schedule) == tell(schedule)
 
 
@@ -41,7 +42,8 @@ def test_a_peer_that_fails_again_soon_after_its_fail_back_is_taken_over_at_once(
 
 def test_the_memory_of_who_holds_gives_way_to_what_ec2_tells() -> None:
     """A secondary that was started anew while it held has moved nothing itself."""
-    holds(Schedule((Fault(2, 'late metadata', 'primary', 18), Fault(2, 'crash'), Fault(6, 'late metadata', 'secondary', 1)),
+    holds(Schedule((Fault(2, 'late metadata', 'primary', 18), Fault(2, 'crash'),
+                    Fault(6, 'late metadata', 'secondary', 1)),
                    Conditions(address=False, stop_takes=20, boot_takes=15, monitor_starts=1)))
 
 
@@ -63,7 +65,8 @@ def test_a_take_over_is_not_resumed_against_a_peer_that_is_back() -> None:
     """EC2 has lost calls and answers of the take-over; meanwhile the peer boots, and takes everything back."""
     holds(Schedule((Fault(302, 'lossy', 'secondary', 36, 53), Fault(309, 'late metadata', 'primary', 1),
                     Fault(341, 'suspend', 'secondary', 26)),
-                   Conditions(tables=2, address=False, effect_lag=2, stop_takes=5, boot_takes=25, monitor_starts=1), 119))
+                   Conditions(tables=2, address=False, effect_lag=2, stop_takes=5, boot_takes=25, monitor_starts=1),
+                   119))
 
 
 def test_a_primary_that_lost_the_route_long_ago_takes_over() -> None:
