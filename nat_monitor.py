@@ -882,7 +882,7 @@ class Monitor:
     def ask_states(self, meanwhile: Optional[Callable[[], None]] = None) -> None:
         """Ask EC2 for both instances and, where it matters, for who holds; without an answer both are None."""
         calls: Dict[str, Call] = {'states': self.describe_states}
-        if meanwhile and (self.primary or self.remembered == SELF) and self.peer_state in (None, 'running', 'stopped'):
+        if meanwhile and self.peer_state in (None, 'running', 'stopped'):
             calls.update(self.looks())
         asked_at = self.clock.monotonic()
         results = self.ask_ec2(calls, meanwhile)
