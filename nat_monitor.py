@@ -1222,7 +1222,6 @@ class Monitor:
             self.judge_at = self.clock.monotonic() + (LATER if code_of(result) else SOON)
             return
         self.started_at = self.clock.monotonic()
-        self.heard = False
         self.log.info(f'{self.peer_id} is being started: waiting for its answer')
 
     def failed(self, what: str, result: Any) -> bool:

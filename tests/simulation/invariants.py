@@ -71,8 +71,9 @@ def never_both_stopped(world: World) -> None:
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
     record = world.records[one.name]
-    return name in CLAIMS and (one is world.instances[0] and not record.held
-                               or world.hub.now - world.watch.split_at < 30.0)
+    claim = one.monitor.claim
+    starts = one is world.instances[0] and (not record.held or claim is not None and claim.at_start)
+    return name in CLAIMS and (starts or world.hub.now - world.watch.split_at < 30.0)
 
 
 def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
@@ -117,7 +118,7 @@ def is_served(world: World) -> None:
     holder = world.holder()
     for one in world.instances:
         record = world.records.get(one.name)
-        if record and record.claim_at >= record.started_at and world.has_everything(one):
+        if record and record.claim_at >= record.started_at and one.monitor.claim is None and world.has_everything(one):
             record.held = True
         if not world.is_able(one):
             watch.able_at[one.name] = None

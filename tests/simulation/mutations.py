@@ -46,9 +46,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('self.clock.monotonic() + spare - self.states.asked_at <= lifetime', 'True')),
     'claims while it does not forward': (
         ('if not self.forwards():\n            self.trouble', 'if False:\n            self.trouble'),),
-    'asks again without a pause': (
-        ('return float(self.chance.uniform', 'return 0.0 * float(self.chance.uniform'),
-        ('claim.due_at = self.clock.monotonic() + 1.0', 'claim.due_at = self.clock.monotonic()')),
+    'asks again without a pause': (('return float(self.chance.uniform', 'return 0.0 * float(self.chance.uniform'),),
     'gives up where nothing is left to take over': (
         ('self.remembered = SELF  # nothing of', 'pass  # nothing of'),),
     'goes by its memory of who holds': (
