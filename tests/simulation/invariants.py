@@ -52,6 +52,7 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
         world.cloud.routes[how['RouteTableId']] if 'RouteTableId' in how else world.cloud.owner))
     if has_effect:
         never_against_an_answering_peer(world, one, name)
+        takes_nothing_from_one_that_works(world, one, name)
         decides_only_with_ec2(world, one, name)
     if name in CLAIMS:
         world.records[one.name].claim_at = world.hub.now
@@ -148,6 +149,14 @@ def is_served(world: World) -> None:
         broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder (bound: {watch.bound:.1f} s)')
 
 
+def takes_nothing_from_one_that_works(world: World, one: Instance, name: str) -> None:
+    """4. Who does not forward claims nothing while its peer does, and answers."""
+    peer = world.peer(one)
+    if name in CLAIMS and not one.forwarding and world.works(peer) and (
+            world.hub.now - world.records[one.name].answered_at < world.settings.wait_between_pings):
+        broken(f'4: {one.name} calls {name} and does not forward, while its peer does')
+
+
 def served_within(world: World) -> float:
     """4. Whatever came before: the checks tell that an unheard peer is dead, or a look finds what lies apart."""
     return float(max(LONGEST_CHECK_LAG, LOOK_INTERVAL) + LATER + world.settings.wait_for_instance_stop + 60.0)
@@ -185,10 +194,12 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
 
 
 def stops_are_spaced(world: World, one: Instance) -> None:
-    """5. One monitor does not stop its peer again before that had the time to start."""
+    """5. One monitor does not stop its peer again, or for the first time, before that had the time to start."""
     record, now = world.records[one.name], world.hub.now
     if now - record.stop_at < world.settings.wait_for_instance_start:
         broken(f'5: {one.name} stops its peer twice within {now - record.stop_at:.0f} s')
+    if now - record.start_at < world.settings.wait_for_instance_start and record.answered_at < record.start_at:
+        broken(f'5: {one.name} stops its peer {now - record.start_at:.0f} s after it has started it')
     record.stop_at = now
 
 

@@ -38,7 +38,6 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'does not look what has become of a lost answer': (
         ('(claim.moved or claim.unsure) and not self.compare(claim)', 'False'),),
     'keeps a client that has no credentials': (('self.client = None  # a client', 'pass  # a client'),),
-    'keeps connections that a move has broken': (('self.client.close()', 'pass'),),
     'blocked pings are taken for a dead peer': (
         ("now.peer_state == 'running' and now.checks == 'ok' and now.since_start", 'False and now.since_start'),),
     'an answer from before a suspension decides': (

@@ -61,7 +61,7 @@ class Record:
         self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
-        self.stop_at = -1e9                        # the latest stop
+        self.stop_at = self.start_at = -1e9        # the latest stop and start of the peer
         self.ec2_at = self.status_at = -1e9        # EC2's latest answer, and the latest about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
@@ -295,10 +295,12 @@ class World:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
-            stops = name == 'stop_instances' and self.peer(one).state == 'running'
+            before = self.peer(one).state
             reply.append(getattr(self.cloud, name)(one, lag, **how))
-            if stops and one.process:
+            if name == 'stop_instances' and before == 'running' and one.process:
                 invariants.stops_are_spaced(self, one)
+            if name == 'start_instances' and before == 'stopped':
+                self.records[one.name].start_at = self.hub.now
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
         except self.module.ClientError as error:

@@ -34,7 +34,7 @@ near = st.lists(st.tuples(st.integers(0, 40), any_fault), min_size=2, max_size=5
     lambda found: [fault._replace(at=found[0][1].at + after) for after, fault in found])
 deaf = st.builds(  # two that live, but do not hear each other, and something else
     lambda fault, others: [fault, *(other._replace(at=fault.at + after) for after, other in others)],
-    faults('cut peer').map(lambda fault: fault._replace(lasts=60 + fault.lasts)),
+    faults('cut peer', 'block ping'),
     st.lists(st.tuples(st.integers(0, 40), st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))), max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, loss)
