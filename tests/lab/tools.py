@@ -49,9 +49,11 @@ def main() -> int:
         subprocess.run([manager, 'install', '-y', '-q', *packages], env=environment, check=False,
                        stdout=subprocess.DEVNULL)
         lacking = missing(tools)
+    needed = [tool for tool in lacking if tool in LAB]
     if lacking:
-        print(f'these system tools are missing, and what needs them is skipped: {" ".join(lacking)}', file=sys.stderr)
-    return 1 if set(lacking) & set(LAB) else 0
+        print('these system tools are missing: ' + ' '.join(lacking) + (
+            '; install them first' if needed else '; what needs them is skipped'), file=sys.stderr)
+    return 1 if needed else 0
 
 
 if __name__ == '__main__':
