@@ -105,6 +105,11 @@ def in_words(error: BaseException) -> str:
     return f'{type(error).__name__}: {" ".join(text.split())[:160]}'
 
 
+def failure_in(result: Any) -> str:
+    """Return in words what went wrong, '' if nothing did."""
+    return in_words(result) if isinstance(result, Exception) else ''
+
+
 def code_of(result: Any) -> str:
     """Return EC2's error code, or '' for anything else."""
     return str(result.response['Error'].get('Code', '')) if isinstance(result, ClientError) else ''
@@ -112,38 +117,22 @@ def code_of(result: Any) -> str:
 
 # Settings -------------------------------------------------------------------------------------------------------------
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What nat_config.py says, checked; times in seconds."""
-
-    primary_instance_id: str
-    secondary_instance_id: str
-    route_table_ids: Tuple[str, ...]
-    elastic_ip: Optional[str] = None
-    num_pings: int = 3
-    ping_timeout: float = 1.0
-    wait_between_pings: float = 2.0
-    wait_for_instance_stop: float = 60.0
-    wait_for_instance_start: float = 300.0
-
-    @property
-    def parts(self) -> Tuple[str, ...]:
-        """All that one of the pair holds: the route tables, then the address."""
-        return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
+def is_id(value: Any, kind: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})', value) is not None
 
 
 def is_instance_id(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch('i-([0-9a-f]{8}|[0-9a-f]{17})', value) is not None
+    return is_id(value, 'i')
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return (isinstance(value, (list, tuple)) and len(value) > 0 and len(set(map(str, value))) == len(value)
-            and all(isinstance(v, str) and re.fullmatch('rtb-([0-9a-f]{8}|[0-9a-f]{17})', v) for v in value))
+    return isinstance(value, (list, tuple)) and 0 < len(value) == len(set(map(str, value))) and all(
+        is_id(each, 'rtb') for each in value)
 
 
 def is_address_or_none(value: Any) -> bool:
     try:
-        return value is None or (isinstance(value, str) and bool(ipaddress.IPv4Address(value)))
+        return value is None or isinstance(value, str) and bool(ipaddress.IPv4Address(value))
     except ValueError:
         return False
 
@@ -156,56 +145,74 @@ def is_time(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
-AN_INSTANCE_ID = "an instance id such as 'i-0123456789abcdef0'"
-A_TIME = 'a number of seconds above 0'
-ALLOWED: Dict[str, Tuple[Callable[[Any], bool], str]] = {
-    'PRIMARY_INSTANCE_ID': (is_instance_id, AN_INSTANCE_ID),
-    'SECONDARY_INSTANCE_ID': (is_instance_id, AN_INSTANCE_ID),
-    'ROUTE_TABLE_IDS': (is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']"),
-    'ELASTIC_IP': (is_address_or_none, "an IPv4 address such as '198.51.100.7', or None"),
-    'NUM_PINGS': (is_ping_count, 'a whole number, at least 2'),
-    'PING_TIMEOUT': (is_time, A_TIME),
-    'WAIT_BETWEEN_PINGS': (is_time, A_TIME),
-    'WAIT_FOR_INSTANCE_STOP': (is_time, A_TIME),
-    'WAIT_FOR_INSTANCE_START': (is_time, A_TIME),
-}
-REQUIRED = ('PRIMARY_INSTANCE_ID', 'SECONDARY_INSTANCE_ID', 'ROUTE_TABLE_IDS')
+def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a setting: how its value is checked, what is allowed in words, and its default if it may be missing."""
+    return dataclasses.field(default=default, metadata={'is_allowed': is_allowed, 'allowed': allowed})
+
+
+AN_INSTANCE = (is_instance_id, "an instance id such as 'i-0123456789abcdef0'")
+SECONDS = (is_time, 'a number of seconds above 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
+
+    primary_instance_id: str = setting(*AN_INSTANCE)
+    secondary_instance_id: str = setting(*AN_INSTANCE)
+    route_table_ids: Tuple[str, ...] = setting(
+        is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']")
+    elastic_ip: Optional[str] = setting(is_address_or_none, "an IPv4 address such as '198.51.100.7', or None", None)
+    num_pings: int = setting(is_ping_count, 'a whole number, at least 2', 3)
+    ping_timeout: float = setting(*SECONDS, 1.0)
+    wait_between_pings: float = setting(*SECONDS, 2.0)
+    wait_for_instance_stop: float = setting(*SECONDS, 60.0)
+    wait_for_instance_start: float = setting(*SECONDS, 300.0)
+
+    @property
+    def parts(self) -> Tuple[str, ...]:
+        """All that one of the pair holds: the route tables, then the address."""
+        return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
+
+
+SETTINGS = {field.name.upper(): field for field in dataclasses.fields(Settings)}
+REQUIRED = [name for name, field in SETTINGS.items() if field.default is dataclasses.MISSING]
 
 
 def read_settings(path: str = SETTINGS_FILE) -> Settings:
     """Read and check the settings; raise Refusal with all that is wrong with them."""
     try:
-        names = {k: v for k, v in runpy.run_path(path).items() if not k.startswith('__')}
-    except SyntaxError as error:
-        raise Refusal(f'{path}, line {error.lineno}: {error.msg}; allowed are lines of the form NAME = value')
+        names = {name: value for name, value in runpy.run_path(path).items() if not name.startswith('__')}
     except OSError as error:
         raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
     except (Exception, SystemExit) as error:
-        raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
+        line = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
+        raise Refusal(f'{path}{line}: {in_words(error)}; allowed are lines of the form NAME = value')
     return check_settings(names, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     faults = []
-    empty = [name for name in REQUIRED if name in names and names[name] in ('', [], [''], (), None)]
+    empty = [name for name in REQUIRED if name in names and not names[name]]
     if empty:
-        faults.append(f'{path}: {", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the ids of '
-                      'your two NAT instances and of the route tables of their private subnets')
+        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the ids of your two NAT '
+                      'instances and of the route tables of their private subnets')
     for name, value in names.items():
-        if name not in ALLOWED:
-            nearest = difflib.get_close_matches(name.upper(), ALLOWED, 1)
-            hint = f'did you mean {nearest[0]}?' if nearest else f'the settings are {", ".join(ALLOWED)}'
-            faults.append(f'{path}: {name} is not a setting; {hint}')
-        elif name not in empty and not ALLOWED[name][0](value):
-            faults.append(f'{path}: {name} is {value!r}, but must be {ALLOWED[name][1]}')
-    faults += [f'{path}: {name} is missing; it must be {ALLOWED[name][1]}' for name in REQUIRED if name not in names]
-    if not empty and is_instance_id(names.get('PRIMARY_INSTANCE_ID')) and (
-            names['PRIMARY_INSTANCE_ID'] == names.get('SECONDARY_INSTANCE_ID')):
-        faults.append(f'{path}: PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both '
-                      f'{names["PRIMARY_INSTANCE_ID"]!r}, but must be two different instances')
+        if name not in SETTINGS:
+            nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
+            faults.append(f'{name} is not a setting; ' + (
+                f'did you mean {nearest[0]}?' if nearest else f'the settings are {", ".join(SETTINGS)}'))
+        elif name not in empty and not SETTINGS[name].metadata['is_allowed'](value):
+            faults.append(f'{name} is {value!r}, but must be {SETTINGS[name].metadata["allowed"]}')
+    faults += [f'{name} is missing; it must be {SETTINGS[name].metadata["allowed"]}'
+               for name in REQUIRED if name not in names]
+    primary, secondary = map(names.get, REQUIRED[:2])
+    if primary and primary == secondary:
+        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, but must be two different '
+                      'instances')
     if faults:
-        raise Refusal(*faults)
+        raise Refusal(*(f'{path}: {fault}' for fault in faults))
     names['ROUTE_TABLE_IDS'] = tuple(names['ROUTE_TABLE_IDS'])
     return Settings(**{name.lower(): value for name, value in names.items()})
 
@@ -512,7 +519,7 @@ class Situation:
     answers: bool                 # the peer answered the last ping
     heard: bool
     remembered: Optional[str]     # who held tables and address when this monitor last saw: SELF, PEER or None
-    holder: Optional[str]         # who holds the tables now: SELF (or nobody else), PEER; None: EC2 was not asked
+    holder: Optional[str]         # PEER: a table is there; else SELF: a part is here; else NOBODY; None: not asked
     complete: bool                # this instance holds every part that exists
     lost: bool                    # a table that this monitor had moved, a while ago, is back at the peer
     claiming: bool = False        # a claim is under way
@@ -559,7 +566,7 @@ def decide(now: Situation, settings: Settings) -> Decision:
     if not now.primary and (now.remembered != SELF or now.holder == PEER and not now.claiming
                             and now.since_claim >= SETTLE_BEFORE_STOP):
         return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error}: taking over')
-    if now.primary and (now.holder or now.remembered) != SELF:
+    if now.primary and (now.holder or now.remembered) not in (SELF, NOBODY):
         if now.remembered == PEER:
             return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error} and it held: taking over')
         if now.peer_state not in ('running', 'pending', None) or wait_stop <= now.since_aside < math.inf:
@@ -567,7 +574,8 @@ def decide(now: Situation, settings: Settings) -> Decision:
                                        'taking over')
         return Decision(STAND_ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
                                      f'{wait_stop:g} s')
-    if now.primary and now.holder == SELF and not now.complete and now.since_claim >= SOON:
+    if now.primary and now.holder in (SELF, NOBODY) and not now.complete and not now.claiming and (
+            now.since_claim >= SOON):
         return Decision(TAKE_OVER, 'is silent and a part is not here: claiming it')
     return decide_restart(now, settings)
 
@@ -605,6 +613,9 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
         return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2', 0.0)
     if now.holder == PEER and now.kept_for < wait_stop:
         return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is stopped')
+    if now.holder == NOBODY and now.checks != 'impaired':
+        return Decision(WAIT, 'is silent, but neither holds anything, so EC2 cannot arbitrate: it is stopped only '
+                              'if its checks fail', LATER)
     return Decision(STOP, f'stays silent, EC2 calls it running (checks: {now.checks}): stopping it')
 
 
@@ -619,8 +630,8 @@ class Claim:
     due_at: float
     attempts: int = 0
     moved: Set[str] = dataclasses.field(default_factory=set)
-    unsure: Set[str] = dataclasses.field(default_factory=set)  # no answer came: it may have moved
-    tried: bool = False                                        # every part was tried, and EC2 answered
+    unsure: bool = False          # no answer came to a part of the last attempt: it may have moved
+    tried: bool = False           # every part was tried, and EC2 answered
 
 
 def forwards() -> bool:
@@ -636,26 +647,19 @@ class Monitor:
                  metadata: Any = None, connect: Callable[[str, int], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together, forwards: Callable[[], bool] = forwards,
                  chance: Any = random, log: logging.Logger = log) -> None:
-        self.settings = settings
-        self.clock = clock
-        self.ping = ping or Ping(settings.ping_timeout)
-        self.metadata = metadata or Metadata()
-        self.connect = connect
-        self.run_together = run_together
-        self.forwards = forwards
-        self.chance = chance
-        self.log = log
+        self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
+        self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
+        self.connect, self.run_together, self.forwards = connect, run_together, forwards
         self.troubles: Dict[str, Tuple[float, float, str]] = {}  # what lasts: since, last logged at, words
 
         self.own_id = self.peer_id = self.region = ''
         self.primary = False
-        self.client: Any = None
-        self.called_at = -math.inf
-
         self.peer_address: Optional[str] = None    # None: EC2 has not said; '': there is no such instance
         self.allocation_id = ''
         self.rehearsed = False
         self.learn_at, self.learn_attempts = -math.inf, 0
+        self.client: Any = None
+        self.called_at = -math.inf
 
         self.misses = 0
         self.heard = False
@@ -664,8 +668,9 @@ class Monitor:
 
         self.states: Optional[States] = None       # the latest answer about both instances, until it has served
         self.peer_state: Optional[str] = None      # of the latest answer
-        self.holders: Optional[Dict[str, str]] = None  # by part, of the same time; None: not asked or not answered
-        self.remembered: Optional[str] = None
+        self.holders: Optional[Dict[str, str]] = None  # by part, not older than `states`; None: EC2 has not told
+        self.who = ('tables', 'address') if settings.elastic_ip else ('tables',)  # what tells the holders
+        self.remembered: Optional[str] = None      # who held tables and address when this monitor last saw
         self.foreign: Set[str] = set()             # parts that somebody gave to something outside the pair
         self.look_at = math.inf
         self.split_seen = False
@@ -674,12 +679,11 @@ class Monitor:
         self.claimed_at = -math.inf
         self.moved: Set[str] = set()               # tables taken over in this silence
         self.kept_at: Optional[float] = None       # a table that never came was seen at the peer
-        self.judge_at = -math.inf
+        self.judge_at = self.aside_at = -math.inf
         self.said = ''
-        self.aside_at = -math.inf
-        self.stopped_at = self.started_at = -math.inf
-        self.stopping_at: Optional[float] = None
-        self.stops: List[float] = []
+        self.stops: List[float] = []               # when the peer was stopped
+        self.started_at = -math.inf
+        self.stopping_at: Optional[float] = None   # asked for, forced, or first seen
         self.left_stopped = False                  # stopped by this monitor, and not yet back
 
     # Start
@@ -702,47 +706,30 @@ class Monitor:
     def identify(self) -> None:
         """Ask the metadata service for instance id and region, for as long as it takes."""
         names = ('instance-id', 'placement/region')
-        attempt = 0
+        attempts = 0
         while True:
-            found = self.run_together({n: lambda n=n: self.metadata.get(n) for n in names}, CALL_DEADLINE)
+            found = self.run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
             failed = [f'{n}: {in_words(r)}' for n, r in found.items() if isinstance(r, Exception)]
-            if not failed:
+            if not self.lasting('metadata', '; '.join(failed), 'the metadata service does not tell {}: asking again'):
                 break
-            self.trouble('metadata', f'the metadata service does not tell {failed[0]}: asking again')
-            attempt += 1
-            self.clock.sleep(self.pause(attempt, CLAIM_RETRY))
-        self.trouble_over('metadata', 'the metadata service answers')
+            attempts += 1
+            self.clock.sleep(self.pause(attempts, CLAIM_RETRY))
         self.own_id, self.region = (str(found[n]) for n in names)
         self.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
 
     def learn(self) -> None:
         """Ask EC2 now for what a take-over will need, and rehearse it; what is missing is asked for again later."""
-        calls: Dict[str, Call] = {}
-        if not self.peer_address:
-            calls[self.peer_id] = lambda client: describe_private_address(client, self.peer_id)
         address = self.settings.elastic_ip
-        if address and not self.allocation_id:
-            calls[address] = lambda client: describe_address(client, address, self.own_id, self.peer_id)
-        if self.claim:
-            calls['states'] = self.describe_states
-        asked_at = self.clock.monotonic()
-        found = self.ask_ec2(calls) if calls else {}
-        if 'states' in found:
-            self.note_states(found.pop('states'), asked_at)
-        peer_address = found.get(self.peer_id)
-        if isinstance(peer_address, str):
-            self.peer_address = peer_address
-        if address and isinstance(found.get(address), tuple):
-            self.allocation_id = found[address][1]
-        missing = [f'{k}: {in_words(r)}' for k, r in found.items() if isinstance(r, Exception)]
+        wanted: Dict[str, Any] = {'peer': not self.peer_address, 'address': address and not self.allocation_id,
+                                  'states': self.claim}
+        found = self.ask(*(topic for topic, is_wanted in wanted.items() if is_wanted))
+        about = {'peer': self.peer_id, 'address': address, 'states': 'the states'}
+        missing = [f'{about[topic]}: {in_words(r)}' for topic, r in found.items() if isinstance(r, Exception)]
         if self.peer_address == '':
             missing.append(f'{self.peer_id}: there is no such instance, so it counts as silent')
-        if address and found.get(address) == (ABSENT, ''):
+        if found.get('address') == (ABSENT, ''):
             missing.append(f'{address}: there is no such Elastic IP')
-        if missing:
-            self.trouble('learning', f'EC2 does not tell {"; ".join(missing)}: asking again')
-        else:
-            self.trouble_over('learning', 'EC2 has told all that a take-over needs')
+        self.lasting('learning', '; '.join(missing), 'EC2 does not tell {}: asking again')
         if not self.rehearsed:
             self.rehearse()
         self.learn_attempts += 1
@@ -751,8 +738,8 @@ class Monitor:
 
     def rehearse(self) -> None:
         """Make the calls of a take-over and a restart with DryRun, and log as an error what the role does not allow."""
-        results = self.ask_ec2(rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id))
-        self.rehearsed = bool(results) and all(has_answered(r) for r in results.values())
+        results = self.call(rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id))
+        self.rehearsed = all(map(has_answered, results.values()))
         for name, result in results.items():
             if self.rehearsed and code_of(result) in DENIED:
                 self.log.error(f'the role of {self.own_id} does not allow {name}: a failover would fail; attach the '
@@ -762,7 +749,6 @@ class Monitor:
 
     def turn(self) -> None:
         """Ping once, then do whatever falls due until the next ping."""
-        self.work()
         self.ping_once()
         while True:
             self.work()
@@ -785,42 +771,40 @@ class Monitor:
     def ping_once(self) -> None:
         """Ping the peer, beside the question to EC2 if the next miss may decide something, and note the outcome."""
         if self.must_ask():
-            self.ask_states(meanwhile=self.send_ping)
+            tells_who = self.peer_state in (None, 'running', 'stopped')  # where it matters who holds
+            self.ask('states', *self.who if tells_who else (), meanwhile=self.send_ping)
         else:
             self.send_ping()
-        now = self.clock.monotonic()
-        if self.replied:
-            if not self.heard and not self.left_stopped:
-                self.log.info(f'{self.peer_id} answers')
-            self.heard = True
-            if self.misses >= self.settings.num_pings:
-                self.end_silence()
-            self.misses = 0
-            if not self.left_stopped:
-                self.judge_at = -math.inf
-        else:
+        self.next_ping_at = self.clock.monotonic() + (
+            self.settings.wait_between_pings if self.replied else 1.0 if self.replied is None else 0.0)
+        if not self.replied:
             self.misses = self.misses + 1 if self.replied is False else 0
             if self.misses == self.threshold:
                 self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once EC2 answers')
-        pause = self.settings.wait_between_pings if self.replied else 0.0 if self.replied is False else 1.0
-        self.next_ping_at = now + pause
+            return
+        if not self.heard and not self.left_stopped:
+            self.log.info(f'{self.peer_id} answers')
+        self.heard = True
+        if self.misses >= self.settings.num_pings:
+            self.end_silence()
+        self.misses = 0
+        if not self.left_stopped:
+            self.judge_at = -math.inf
 
     def send_ping(self) -> None:
         """Ping and set `replied`; a ping during which this process was suspended tells nothing."""
         self.pinged_at = self.clock.monotonic()
         timeout = self.settings.ping_timeout
+        self.replied, failure = None, ''
         try:
             if self.peer_address:
                 self.replied = self.ping(self.peer_address)
-                self.trouble_over('ping', f'pings to {self.peer_id} leave this host again')
             elif self.peer_address == '':
                 self.replied = False
                 self.clock.sleep(timeout)
-            else:
-                self.replied = None
         except OwnFault as fault:
-            self.replied = None
-            self.trouble('ping', f'a ping to {self.peer_id} could not leave this host ({fault}): trying again')
+            failure = str(fault)
+        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): trying again')
         if self.clock.monotonic() - self.pinged_at > timeout + 1.0:
             self.states = None
             self.replied = self.replied or None
@@ -834,24 +818,21 @@ class Monitor:
         self.close_connections()
         if not self.primary:
             self.remembered = None  # a restarted primary claims: until the next look nobody knows
-        self.aside_at = -math.inf
-        self.said = ''
-        self.moved = set()
-        self.kept_at = None
+        self.aside_at, self.kept_at = -math.inf, None
+        self.said, self.moved = '', set()
         self.look_at = min(self.look_at, self.clock.monotonic() + (SOON if self.primary else LOOK_AFTER_CHANGE))
 
     # EC2
 
-    def ask_ec2(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None,
-                deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None,
+             deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
         """Make the calls side by side, each within the deadline, on connections that can still be alive."""
         if self.clock.monotonic() - self.called_at > IDLE_CONNECTION:
             self.close_connections()
         if self.client is None:
             made = self.run_together({'client': lambda: self.connect(
                 self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE)['client']
-            if isinstance(made, Exception):
-                self.trouble('EC2', f'no EC2 client could be made ({in_words(made)}): trying again')
+            if self.lasting('client', failure_in(made), 'no EC2 client could be made ({}): trying again'):
                 if meanwhile:
                     meanwhile()
                 return dict.fromkeys(calls, made)
@@ -868,10 +849,10 @@ class Monitor:
             self.client = None  # a client that was made without credentials never gets any
         if silent:
             self.close_connections()
-        if silent and len(silent) == len(results) and deadline == CALL_DEADLINE:
-            self.trouble('EC2', f'EC2 does not answer this monitor ({in_words(silent[0])}): it decides nothing')
-        elif results:
-            self.trouble_over('EC2', 'EC2 answers this monitor')
+        if len(silent) < len(results):
+            self.lasting('EC2', '', '')
+        elif silent and deadline == CALL_DEADLINE:
+            self.lasting('EC2', in_words(silent[0]), 'EC2 does not answer this monitor ({}): it decides nothing')
         return results
 
     def close_connections(self) -> None:
@@ -879,22 +860,29 @@ class Monitor:
         if self.client is not None:
             self.client.close()
 
-    def ask_states(self, meanwhile: Optional[Callable[[], None]] = None) -> None:
-        """Ask EC2 for both instances and, where it matters, for who holds; without an answer both are None."""
-        calls: Dict[str, Call] = {'states': self.describe_states}
-        if meanwhile and self.peer_state in (None, 'running', 'stopped'):
-            calls.update(self.looks())
+    def ask(self, *topics: str, meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
+        """Ask EC2 about `topics` side by side; return what came back, and note the states and the holders."""
+        pair, settings = (self.own_id, self.peer_id), self.settings
+        questions: Dict[str, Call] = {
+            'states': lambda client: describe_states(client, *pair),
+            'tables': lambda client: describe_tables(client, settings.route_table_ids, *pair),
+            'address': lambda client: describe_address(client, settings.elastic_ip or '', *pair),
+            'peer': lambda client: describe_private_address(client, self.peer_id)}
         asked_at = self.clock.monotonic()
-        results = self.ask_ec2(calls, meanwhile)
-        self.holders = self.read_looks(results)
-        self.note_states(results['states'], asked_at)
-
-    def describe_states(self, client: Any) -> Dict[str, Tuple[str, str]]:
-        return describe_states(client, self.own_id, self.peer_id)
+        results = self.call({topic: questions[topic] for topic in topics}, meanwhile)
+        if isinstance(results.get('peer'), str):
+            self.peer_address = results['peer']
+        if isinstance(results.get('address'), tuple):
+            self.allocation_id = results['address'][1] or self.allocation_id
+        if 'states' in topics:
+            self.note_states(results['states'], asked_at)
+        if 'tables' in topics:
+            self.note_holders(results)
+        return results
 
     def note_states(self, result: Any, asked_at: float) -> None:
         """Note what EC2 said of both instances, and what follows from that alone."""
-        self.states = None
+        self.states = self.holders = None
         if not has_answered(result):
             return
         now = self.clock.monotonic()
@@ -912,59 +900,51 @@ class Monitor:
             self.said = ''
         self.peer_state = self.states.peer
 
-    # Look
-
-    def looks(self) -> Dict[str, Call]:
-        """Return the calls that tell who holds what."""
-        address = self.settings.elastic_ip
-        calls: Dict[str, Call] = {'tables': lambda client: describe_tables(
-            client, self.settings.route_table_ids, self.own_id, self.peer_id)}
-        if address:
-            calls['address'] = lambda client: describe_address(client, address, self.own_id, self.peer_id)
-        return calls
-
-    def read_looks(self, results: Dict[str, Any]) -> Optional[Dict[str, str]]:
-        """Return by part who holds it, and note what follows for a stop; None if part of the answer is missing."""
-        if any(isinstance(results.get(name, NoAnswer()), Exception) for name in self.looks()):
-            return None
+    def note_holders(self, results: Dict[str, Any]) -> None:
+        """Note who holds each part, and what follows from that alone; nobody knows where an answer is missing."""
+        self.holders = None
+        if any(isinstance(results[topic], Exception) for topic in self.who):
+            return
         holders: Dict[str, str] = dict(results['tables'])
         if self.settings.elastic_ip:
-            holders[self.settings.elastic_ip], allocation_id = results['address']
-            self.allocation_id = allocation_id or self.allocation_id
+            holders[self.settings.elastic_ip] = results['address'][0]
         foreign = {part for part, holder in holders.items() if holder == OTHER}
         for part in sorted(foreign - self.foreign):
             self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
                              'the primary starts')
-        self.foreign = foreign
+        self.holders, self.foreign = holders, foreign
         if not any(holders[table] == PEER for table in self.settings.route_table_ids):
             self.kept_at = None
         elif self.kept_at is None:
             self.kept_at = self.clock.monotonic()
-        return holders
+
+    # Look
 
     def look(self) -> None:
         """See who holds what and remember it; claim what is missing, or what lies apart."""
         self.look_at = self.clock.monotonic() + LOOK_INTERVAL
         if self.claim:  # it looks for itself
             return
-        results = self.ask_ec2(self.looks())
-        holders = self.read_looks(results)
-        if holders is None:
-            failed = next(r for r in results.values() if isinstance(r, Exception))
-            self.trouble('look', f'EC2 does not tell who holds tables and address ({in_words(failed)}): looking again')
+        failure = next(filter(None, map(failure_in, self.ask(*self.who).values())), '')
+        if self.lasting('look', failure, 'EC2 does not tell who holds tables and address ({}): looking again'):
             self.look_at = self.clock.monotonic() + self.chance.uniform(SOON, OTHER_RETRY)
             return
-        self.trouble_over('look', 'EC2 tells who holds tables and address')
-        ours = {p: h for p, h in holders.items() if h not in (OTHER, ABSENT)}
+        assert self.holders is not None
+        ours = {part: holder for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)}
         found = set(ours.values())
-        if not found or found == {SELF} or found == {PEER}:
+        if found in (set(), {SELF}, {PEER}):
             self.split_seen = False
             self.remember(found)
-        elif self.primary or self.split_seen:
-            self.claim_rest([part for part, holder in ours.items() if holder != SELF])
-        else:
+            return
+        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        if not self.primary and not self.split_seen:
             self.split_seen = True
-            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+            return
+        self.split_seen = False
+        if self.may_claim():
+            rest = [part for part, holder in ours.items() if holder != SELF]
+            self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
+            self.claim_parts(rest)  # once: the next look tells what became of it
 
     def remember(self, found: Set[str]) -> None:
         """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
@@ -974,71 +954,58 @@ class Monitor:
                 self.log.info(f'{self.own_id if holder == SELF else self.peer_id} holds tables and address')
             self.remembered = holder
 
-    def claim_rest(self, parts: List[str]) -> None:
-        """Claim, once, parts that lie apart from the others or nowhere; the next look tells what became of it."""
-        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        self.split_seen = False
-        if not self.may_claim():
-            return
-        self.log.warning(f'{" and ".join(parts)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
-        self.claim_parts(parts)
-
     # Claim
 
     def may_claim(self) -> bool:
         """Tell whether this instance may claim while the peer may be well: EC2 calls it running, and it forwards."""
         if not self.is_fresh():
-            self.ask_states()
+            self.ask('states')
         if self.states is None:
             return False
-        if self.states.own not in (None, 'running'):
-            self.trouble('own state', f'EC2 calls {self.own_id} {self.states.own}: it claims nothing until it runs')
-            return False
-        self.trouble_over('own state', f'EC2 calls {self.own_id} running')
-        if not self.forwards():
-            self.trouble('forwarding', f'{self.own_id} does not forward (net.ipv4.ip_forward is 0): it claims nothing '
-                                       'until it does')
-            return False
-        self.trouble_over('forwarding', f'{self.own_id} forwards')
-        return True
+        state = self.states.own if self.states.own not in (None, 'running') else ''
+        off = '' if self.forwards() else 'net.ipv4.ip_forward is 0'
+        return not (
+            self.lasting('own state', state or '', f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs') or
+            self.lasting('forwarding', off, f'{self.own_id} does not forward ({{}}): it claims nothing until then'))
 
     def claim_parts(self, parts: List[str]) -> Dict[str, Any]:
         """Claim all these tables at once, then the address; return by part what came back.
 
         Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
         """
-        tables = [part for part in parts if part != self.settings.elastic_ip]
-        results = self.claim_together({table: functools.partial(claim_table, table_id=table, instance_id=self.own_id)
-                                       for table in tables}, CALL_DEADLINE)
-        if self.settings.elastic_ip in parts and (not tables or any(map(has_answered, results.values()))):
-            results.update(self.claim_together({self.settings.elastic_ip: self.claim_address}, MOVE_DEADLINE))
+        address = self.settings.elastic_ip
+        tables: Dict[str, Call] = {part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
+                                   for part in parts if part != address}
+        results = self.claim_together(tables, CALL_DEADLINE) if tables else {}
+        if address in parts and (not tables or any(map(has_answered, results.values()))):
+            results.update(self.claim_together({address: self.claim_address}, MOVE_DEADLINE))
             self.close_connections()
         self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
         return results
 
     def claim_together(self, calls: Dict[str, Call], deadline: float) -> Dict[str, Any]:
         """Claim these parts side by side and log what became of each."""
-        results = self.ask_ec2(calls, deadline=deadline)
+        results = self.call(calls, deadline=deadline)
         for part, result in results.items():
             if not isinstance(result, Exception):
-                self.troubles.pop(part, None)
-                self.log.info(f'{part} is at {self.own_id} now')
-                self.claimed_at = self.clock.monotonic()
-            elif has_answered(result):
-                self.trouble(part, f'{part} could not be moved to {self.own_id} ({in_words(result)}): trying again')
+                self.note_claimed(part)
             else:
-                self.trouble(part, f'{part}: the answer to its move to {self.own_id} did not come '
-                                   f'({in_words(result)}): asking EC2 where it is')
+                self.lasting(part, in_words(result), (
+                    f'{part} could not be moved to {self.own_id} ({{}}): trying again' if has_answered(result) else
+                    f'{part}: the answer to its move to {self.own_id} did not come ({{}}): asking EC2 where it is'))
         return results
 
+    def note_claimed(self, part: str) -> None:
+        self.log.info(f'{part} is at {self.own_id} now')
+        self.troubles.pop(part, None)
+        self.claimed_at = self.clock.monotonic()
+
     def claim_address(self, client: Any) -> None:
-        address = self.settings.elastic_ip
-        assert address is not None
         if not self.allocation_id:
-            self.allocation_id = describe_address(client, address, self.own_id, self.peer_id)[1]
+            self.allocation_id = describe_address(client, self.settings.elastic_ip or '', self.own_id, self.peer_id)[1]
         if not self.allocation_id:
-            raise ClientError({'Error': {'Code': 'InvalidAddress.NotFound',
-                                         'Message': f'there is no Elastic IP {address}'}}, 'DescribeAddresses')
+            raise ClientError({'Error': {'Code': 'InvalidAddress.NotFound', 'Message': 'there is no such Elastic IP'}},
+                              'DescribeAddresses')
         client.associate_address(AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
 
     def work_on_claim(self) -> None:
@@ -1048,55 +1015,50 @@ class Monitor:
         claim.due_at = self.clock.monotonic() + 1.0
         if claim.at_start and not self.may_claim():
             return
-        if claim.attempts and (claim.moved or claim.unsure) and not self.compare(claim):
-            return
-        if claim.attempts and not claim.at_start and self.misses == 0 and not claim.moved:
+        if claim.moved or claim.unsure:
+            self.see_what_became_of(claim)
+        if claim.attempts and not claim.at_start and not (self.misses or claim.moved or claim.unsure):
             self.log.warning(f'{self.peer_id} answers and nothing has been moved: the take-over is given up')
             self.claim = None
-            return
+        if self.claim is None or claim.unsure and not self.misses:
+            return  # who answers may have it back by now
         results = self.claim_parts(claim.todo)
         claim.attempts += 1
-        for part in list(claim.todo):
-            if part in results and not isinstance(results[part], Exception):
-                claim.todo.remove(part)
-                claim.moved.add(part)
-        if not claim.at_start and not claim.moved and not any(map(has_answered, results.values())):
+        answered = {part for part in claim.todo if has_answered(results.get(part, NoAnswer()))}
+        claim.unsure = len(answered) < len(claim.todo)
+        self.note_moved(claim, {part for part in answered if not isinstance(results[part], Exception)})
+        if not claim.at_start and not claim.moved and not answered:
             self.claim = None  # cut off meanwhile: whether the peer is dead must be judged anew
             return
-        claim.unsure = {part for part in claim.todo if part in results and not has_answered(results[part])}
-        claim.tried = claim.tried or all(part in results and has_answered(results[part]) for part in claim.todo)
+        claim.tried = claim.tried or not claim.unsure
         if claim.tried and not claim.at_start:
             self.remembered = SELF  # what failed is tried again beside the restart
-        self.finish(claim)
         claim.due_at = self.clock.monotonic() + self.pause(claim.attempts, CLAIM_RETRY)
 
-    def compare(self, claim: Claim) -> bool:
-        """Ask EC2 where the parts of an unfinished claim are; tell whether there is still something to claim."""
-        holders = self.read_looks(self.ask_ec2(self.looks()))
-        if holders is None:
-            return self.misses > 0  # who answers may have it back by now
-        if any(holders[part] == PEER for part in claim.moved):
+    def see_what_became_of(self, claim: Claim) -> None:
+        """Ask EC2, before a retry, what has moved; give up the rest where a moved part is back at the peer."""
+        self.ask(*self.who)
+        if self.holders is None:
+            claim.unsure = True
+            return
+        if any(self.holders[part] == PEER for part in claim.moved):
             self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
-            self.claim = None
-            self.remembered = PEER
-            return False
-        here = {part for part in claim.unsure if holders[part] == SELF}
+            self.claim, self.remembered = None, PEER
+            return
+        here = {part for part in claim.todo if self.holders[part] == SELF}
         for part in sorted(here):
-            self.log.info(f'{part} is at {self.own_id} now, though EC2\'s answer was lost')
-            self.troubles.pop(part, None)
-            self.claimed_at = self.clock.monotonic()
-        claim.moved |= here
-        claim.todo = [part for part in claim.todo if part not in here]
-        claim.unsure = set()
-        self.finish(claim)
-        return self.claim is not None
+            self.note_claimed(part)  # though EC2's answer was lost
+        self.note_moved(claim, here)
+        claim.unsure = False
 
-    def finish(self, claim: Claim) -> None:
+    def note_moved(self, claim: Claim, parts: Set[str]) -> None:
+        """Take these parts of a claim as done; it ends when all are."""
+        claim.moved |= parts
+        claim.todo = [part for part in claim.todo if part not in parts]
         if not claim.at_start:
             self.moved = claim.moved & set(self.settings.route_table_ids)
         if not claim.todo:
-            self.claim = None
-            self.remembered = SELF
+            self.claim, self.remembered = None, SELF
 
     # Judge and act
 
@@ -1134,20 +1096,21 @@ class Monitor:
         holder, complete, lost = None, False, False
         if self.holders is not None:
             at_peer = {t for t in settings.route_table_ids if self.holders[t] == PEER}
-            holder = PEER if at_peer else SELF
+            holder = PEER if at_peer else SELF if SELF in self.holders.values() else NOBODY
             complete = all(h in (SELF, OTHER, ABSENT) for h in self.holders.values())
             lost = bool(at_peer & self.moved) and now - self.claimed_at >= SETTLE_BEFORE_STOP
         recent = [at for at in self.stops if now - at < STOPS_REMEMBERED]
         spacing = min(LONGEST_STOP_SPACING, settings.wait_for_instance_start * 2 ** max(0, len(recent) - 1))
+        since_stop = now - self.stops[-1] if self.stops else math.inf
         return Situation(
             primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
             error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
             holder=holder, complete=complete, lost=lost, claiming=self.claim is not None,
             since_aside=now - self.aside_at, since_claim=states.asked_at - self.claimed_at,
-            since_stop=now - self.stopped_at, since_start=now - self.started_at,
+            since_stop=since_stop, since_start=now - self.started_at,
             stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
             kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
-            until_next_stop=spacing - (now - recent[-1]) if recent else 0.0)
+            until_next_stop=spacing - since_stop)
 
     def judge(self) -> None:
         """Decide what to do about the peer, say so when it is news, and do it."""
@@ -1169,9 +1132,7 @@ class Monitor:
             if now - self.aside_at > 2 * self.settings.wait_for_instance_stop:
                 self.aside_at = now
         elif what == WATCH:
-            self.remembered = PEER
-            self.misses = 0
-            self.moved = set()
+            self.remembered, self.moved, self.misses = PEER, set(), 0
             self.judge_at = -math.inf
         elif what == BACK:
             self.left_stopped = False
@@ -1187,28 +1148,26 @@ class Monitor:
         todo = [part for part in self.settings.parts
                 if part not in self.foreign and not (self.primary and held.get(part) == SELF)]
         self.moved = set()
-        self.aside_at = -math.inf
+        self.aside_at = self.judge_at = -math.inf
         if not self.forwards():
             self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the same')
         if todo:
             self.claim = Claim(False, todo, due_at=self.clock.monotonic())
             self.work_on_claim()
+            self.judge_at = -math.inf
         else:
             self.remembered = SELF  # nothing of the pair's is to be had
-        self.judge_at = -math.inf
 
     def stop(self, force: bool) -> None:
         """Stop the peer; whether the answer came or not, it may be stopping now."""
-        result = self.ask_ec2({'stop': lambda client: client.stop_instances(
+        result = self.call({'stop': lambda client: client.stop_instances(
             InstanceIds=[self.peer_id], **({'Force': True} if force else {}))})['stop']
         now = self.clock.monotonic()
         if not self.failed('stopped', result):
             self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
                              'stopped')
         if not code_of(result):
-            if not force:
-                self.stops.append(now)
-                self.stopped_at = now
+            self.stops += [] if force else [now]
             self.stopping_at = now
             self.left_stopped = True
 
@@ -1216,20 +1175,15 @@ class Monitor:
         """Claim once more, as a stopped peer cannot contest it, then start the peer."""
         if not self.primary:
             self.take_over()
-        result = self.ask_ec2({'start': lambda client: client.start_instances(InstanceIds=[self.peer_id])})['start']
-        self.judge_at = self.clock.monotonic() + SOON
-        if self.failed('started', result):
-            self.judge_at = self.clock.monotonic() + (LATER if code_of(result) else SOON)
-            return
-        self.started_at = self.clock.monotonic()
-        self.log.info(f'{self.peer_id} is being started: waiting for its answer')
+        result = self.call({'start': lambda client: client.start_instances(InstanceIds=[self.peer_id])})['start']
+        now = self.clock.monotonic()
+        self.judge_at = now + (LATER if code_of(result) else SOON)
+        if not self.failed('started', result):
+            self.started_at = now
+            self.log.info(f'{self.peer_id} is being started: waiting for its answer')
 
     def failed(self, what: str, result: Any) -> bool:
-        if isinstance(result, Exception):
-            self.trouble(what, f'{self.peer_id} could not be {what} ({in_words(result)}): trying again')
-            return True
-        self.troubles.pop(what, None)
-        return False
+        return self.lasting(what, failure_in(result), f'{self.peer_id} could not be {what} ({{}}): trying again')
 
     # Words and pauses
 
@@ -1237,19 +1191,22 @@ class Monitor:
         """Return the seconds until the next attempt: the first at once, then full jitter."""
         return float(self.chance.uniform(0.0, min(longest, 0.25 * 2.0 ** min(attempts, 16)))) if attempts > 1 else 0.0
 
-    def trouble(self, about: str, words: str) -> None:
-        """Log a lasting failure when it begins, when it changes, and once a minute."""
-        now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.get(about, (now, -math.inf, ''))
-        if words != logged or now - logged_at >= 60.0:
-            self.log.warning(words)
-            logged_at = now
-        self.troubles[about] = (since, logged_at, words)
+    def lasting(self, about: str, failure: str, words: str) -> bool:
+        """Log a failure when it begins, when it changes, once a minute and when it ends; tell whether it lasts.
 
-    def trouble_over(self, about: str, words: str) -> None:
-        if about in self.troubles:
-            since = self.troubles.pop(about)[0]
-            self.log.info(f'{words}, after {self.clock.monotonic() - since:.0f} s')
+        `failure` says what came back, and stands in the braces of `words`; it is '' where nothing failed.
+        """
+        now = self.clock.monotonic()
+        since, logged_at, logged = self.troubles.pop(about, (now, -math.inf, ''))
+        if failure:
+            words = words.format(failure)
+            if words != logged or now - logged_at >= 60.0:
+                self.log.warning(words)
+                logged_at = now
+            self.troubles[about] = (since, logged_at, words)
+        elif logged:
+            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
+        return bool(failure)
 
 
 # The check ------------------------------------------------------------------------------------------------------------
@@ -1707,7 +1664,10 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> None:
 
 def take_lock(path: str = LOCK_FILE) -> int:
     """Take the lock for the life of this process and return its descriptor; raise Refusal if a monitor has it."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     os.fchmod(lock, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

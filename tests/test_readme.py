@@ -236,7 +236,7 @@ def texts_of(root: ast.AST) -> List[str]:
         if isinstance(node, (ast.JoinedStr, ast.Constant)) and node not in parts_of_texts + docstrings:
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             text = ''.join(str(part.value) if isinstance(part, ast.Constant) else '…' for part in parts)
-            found.append(re.sub('…+', '…', text))
+            found.append(re.sub('…+', '…', text.replace('{}', '…')))
     return found
 
 
@@ -302,7 +302,7 @@ def test_every_warning_and_error_of_the_monitor_is_in_one_of_the_tables() -> Non
     tree = ast.parse((REPOSITORY / 'nat_monitor.py').read_text())
     [monitor] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == 'Monitor']
     calls = [node for node in ast.walk(monitor) if isinstance(node, ast.Call)
-             and isinstance(node.func, ast.Attribute) and node.func.attr in ('warning', 'error', 'trouble', 'log')]
+             and isinstance(node.func, ast.Attribute) and node.func.attr in ('warning', 'error', 'lasting', 'log')]
 
     texts = [text for call in calls for text in texts_of(call.args[-1])
              if len(text.strip('… ')) > 12]  # not the pieces of a text

@@ -22,21 +22,20 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'heard is not reset by a restart': (
         ("if self.states.peer not in (None, 'running'):\n            self.heard = False", ''),),
     'a ping that could not leave is a miss': (
-        ('except OwnFault as fault:\n            self.replied = None',
-         'except OwnFault as fault:\n            self.replied = False'),),
+        ('failure = str(fault)', 'failure, self.replied = str(fault), False'),),
     'the address is tried once only': (
-        ('for part in list(claim.todo):\n            if part in results',
-         'for part in list(claim.todo):\n            if part == self.settings.elastic_ip or part in results'),
-        ('if h not in (OTHER, ABSENT)}', 'if h not in (OTHER, ABSENT) and p != self.settings.elastic_ip}')),
+        ('if part not in parts]', 'if part not in parts and part != self.settings.elastic_ip]'),
+        ('if holder not in (OTHER, ABSENT)}',
+         'if holder not in (OTHER, ABSENT) and part != self.settings.elastic_ip}')),
     'stops at once after its claim': (('SETTLE_BEFORE_STOP = 10.0', 'SETTLE_BEFORE_STOP = 0.0'),),
     'never forces a stop': (('return Decision(FORCE,', 'return Decision(WAIT,'),),
     'never starts the peer': (('return Decision(START,', 'return Decision(WAIT,'),),
     'never looks': (('LOOK_INTERVAL = 300.0', 'LOOK_INTERVAL = 1e9'),),
-    'stops without spacing': (('until_next_stop=spacing', 'until_next_stop=0.0 if recent else spacing'),),
+    'stops without spacing': (('until_next_stop=spacing - since_stop', 'until_next_stop=0.0'),),
     'goes on with a take-over though the peer answers': (
-        ('if claim.attempts and not claim.at_start and self.misses == 0', 'if False'),),
+        ('if claim.attempts and not claim.at_start and not (self.misses', 'if False and (self.misses'),),
     'does not look what has become of a lost answer': (
-        ('(claim.moved or claim.unsure) and not self.compare(claim)', 'False'),),
+        ('if claim.moved or claim.unsure:', 'if False:'),),
     'keeps a client that has no credentials': (('self.client = None  # a client', 'pass  # a client'),),
     'blocked pings are taken for a dead peer': (
         ("now.peer_state == 'running' and now.checks == 'ok' and now.since_start", 'False and now.since_start'),),
@@ -44,7 +43,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('if self.called_at - asked_at >', 'if False and self.called_at - asked_at >'),
         ('self.clock.monotonic() + spare - self.states.asked_at <= lifetime', 'True')),
     'claims while it does not forward': (
-        ('if not self.forwards():\n            self.trouble', 'if False:\n            self.trouble'),),
+        ("off = '' if self.forwards()", "off = '' if True"),),
     'asks again without a pause': (('return float(self.chance.uniform', 'return 0.0 * float(self.chance.uniform'),),
     'gives up where nothing is left to take over': (
         ('self.remembered = SELF  # nothing of', 'pass  # nothing of'),),

@@ -73,3 +73,16 @@ def test_a_primary_that_lost_the_route_long_ago_takes_over() -> None:
     """What it had claimed at its start says nothing about this silence."""
     holds(Schedule((Fault(27, 'move route', 'primary', 1, 2),), Conditions(
         latency=1.5, effect_lag=3, stop_takes=5, boot_takes=15, monitor_starts=1)))
+
+
+def test_two_that_hold_nothing_do_not_stop_each_other() -> None:
+    """The only route is at something outside the pair, so that EC2 cannot tell who of the two may stop the other."""
+    for at in range(6, 10):
+        holds(Schedule((Fault(0, 'kill', 'secondary', 1), Fault(1, 'move route', 'primary', 1, 3),
+                        Fault(at, 'cut peer', 'primary', 6)), Conditions(address=False)))
+
+
+def test_a_peer_is_restarted_while_a_claim_keeps_failing() -> None:
+    """The primary is not allowed to move the route, and the peer that it has stopped must not stay stopped."""
+    holds(Schedule((Fault(312, 'cut peer', 'primary', 7), Fault(312, 'forbid', 'primary', 50, 13)),
+                   Conditions(address=False, read_lag=3, stop_takes=5, boot_takes=15, monitor_starts=1)))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import (BACK, FORCE, LATER, PEER, SELF, SETTLE_BEFORE_STOP, SOON, STAND_ASIDE, START, STOP, TAKE_OVER,
-                         WAIT, WATCH, Decision, Settings, Situation, decide)
+from nat_monitor import (BACK, FORCE, LATER, NOBODY, PEER, SELF, SETTLE_BEFORE_STOP, SOON, STAND_ASIDE, START, STOP,
+                         TAKE_OVER, WAIT, WATCH, Decision, Settings, Situation, decide)
 
 SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', ('rtb-0123456789abcdef0',), '198.51.100.7')
 # A secondary whose running peer, the holder, fell silent.
@@ -70,6 +70,10 @@ def test_a_primary_that_holds_restarts_the_peer_and_moves_nothing() -> None:
 
 def test_a_primary_that_holds_claims_a_missing_part() -> None:
     assert judged(PRIMARY, complete=False).act == TAKE_OVER
+
+
+def test_a_primary_does_not_claim_anew_what_it_is_claiming() -> None:
+    assert judged(PRIMARY, complete=False, claiming=True).act == STOP
 
 
 def test_a_primary_whose_peer_has_just_taken_over_stands_aside() -> None:
@@ -135,6 +139,11 @@ def test_a_peer_that_keeps_a_table_which_never_came_is_stopped_only_after_a_whil
 
     assert judged(kept, kept_for=59.0).act == WAIT
     assert judged(kept, kept_for=60.0).act == STOP
+
+
+def test_where_neither_holds_anything_only_a_peer_whose_checks_fail_is_stopped() -> None:
+    assert judged(PRIMARY, holder=NOBODY).act == WAIT
+    assert judged(PRIMARY, holder=NOBODY, checks='impaired').act == STOP
 
 
 def test_stops_are_spaced() -> None:
