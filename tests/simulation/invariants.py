@@ -71,9 +71,8 @@ def never_both_stopped(world: World) -> None:
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
-    record = world.records[one.name]
     claim = one.monitor.claim
-    starts = one is world.instances[0] and (not record.held or claim is not None and claim.at_start)
+    starts = one is world.instances[0] and claim is not None and claim.at_start
     return name in CLAIMS and (starts or world.hub.now - world.watch.split_at < 30.0)
 
 
@@ -118,9 +117,6 @@ def is_served(world: World) -> None:
     watch, now = world.watch, world.hub.now
     holder = world.holder()
     for one in world.instances:
-        record = world.records.get(one.name)
-        if record and record.claim_at >= record.started_at and one.monitor.claim is None and world.has_everything(one):
-            record.held = True
         if not world.is_able(one):
             watch.able_at[one.name] = None
         elif watch.able_at.get(one.name) is None:

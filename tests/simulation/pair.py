@@ -65,7 +65,6 @@ class Record:
         self.ec2_at = self.status_at = -1e9        # EC2's latest answer, and the latest about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
-        self.held = False                          # it has once held everything
         self.calls: Deque[float] = collections.deque()
         self.error: List[str] = []
 
@@ -362,10 +361,6 @@ class World:
         """Return the instance that has every part."""
         parts = set(self.parts())
         return self.cloud.instances.get(next(iter(parts)) or '') if len(parts) == 1 else None
-
-    def has_everything(self, one: Instance) -> bool:
-        return set(self.cloud.routes.values()) | ({self.cloud.owner} if self.schedule.conditions.address else set()
-                                                  ) == {one.id}
 
     def works(self, one: Instance) -> bool:
         return one.up and one.forwarding and one.state in ('running', 'stopping') and not self.fault('cut off', one)
