@@ -1175,6 +1175,8 @@ class Monitor:
         """Claim once more, as a stopped peer cannot contest it, then start the peer."""
         if not self.primary:
             self.take_over()
+        if not self.is_fresh(spare=-CALL_DEADLINE - MOVE_DEADLINE):
+            return  # it took longer than a claim can take: this process was suspended, and EC2 is asked again
         result = self.call({'start': lambda client: client.start_instances(InstanceIds=[self.peer_id])})['start']
         now = self.clock.monotonic()
         self.judge_at = now + (LATER if code_of(result) else SOON)

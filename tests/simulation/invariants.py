@@ -7,7 +7,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
 
 import nat_monitor
-from nat_monitor import CALL_DEADLINE, LATER, LOOK_INTERVAL
+from nat_monitor import CALL_DEADLINE, LATER, LOOK_INTERVAL, MOVE_DEADLINE
 
 from .cloud import PATIENCE
 
@@ -100,7 +100,8 @@ def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
     if name in CLAIMS and (is_claim_of_its_own(world, one, name) or now - record.claim_at < 30.0):
         return  # of a claim that has begun
     lifetime = CALL_DEADLINE + 2 * world.settings.ping_timeout
-    if now - record.status_at > lifetime + (30.0 if name == 'start_instances' else 0.0):  # which comes after a claim
+    claim = CALL_DEADLINE + MOVE_DEADLINE if name == 'start_instances' else 0.0  # which comes after one
+    if now - record.status_at > lifetime + claim:
         broken(f'3: {one.name} calls {name} {now - record.status_at:.1f} s after EC2 told the states')
     if record.own_state != 'running' and not (name in CLAIMS and record.own_state == 'not known'):
         broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')

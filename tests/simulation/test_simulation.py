@@ -86,3 +86,8 @@ def test_a_peer_is_restarted_while_a_claim_keeps_failing() -> None:
     """The primary is not allowed to move the route, and the peer that it has stopped must not stay stopped."""
     holds(Schedule((Fault(312, 'cut peer', 'primary', 7), Fault(312, 'forbid', 'primary', 50, 13)),
                    Conditions(address=False, read_lag=3, stop_takes=5, boot_takes=15, monitor_starts=1)))
+
+
+def test_a_suspension_between_claim_and_start_starts_nobody() -> None:
+    holds(Schedule((Fault(320, 'cut peer', 'primary', 25), Fault(357, 'suspend', 'secondary', 35)),
+                   Conditions(address=False, latency=1.5, effect_lag=2, stop_takes=5, boot_takes=15, monitor_starts=1)))
