@@ -8,7 +8,7 @@ from typing import Any, List
 import pytest
 
 from tests.lab.lab import Instance, Lab
-from tests.test_failover import SETTINGS, serves, serving_pair
+from tests.test_failover import SETTINGS, looks_of_the_start_are_over, serves, serving_pair
 
 LOG = '/var/log/nat_monitor.log'
 
@@ -155,9 +155,7 @@ def lines_about(instance: Instance) -> List[str]:
 
 def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
     with serving_pair(python) as lab:
-        looked = ('holds tables and address', 'DescribeAddresses')
-        lab.wait_until(lambda: looked[0] in lab.secondary.log, 30, 'the secondary has looked')
-        lab.wait_until(lambda: len(lab.ec2.calls(looked[1], 'primary')) >= 3, 30, 'the primary has looked')
+        looks_of_the_start_are_over(lab)
         since, lines = time.monotonic(), [lines_about(i) for i in lab.instances.values()]
 
         lab.stays(lambda: lab.holds(lab.primary), 20, 'all is well')
