@@ -85,6 +85,8 @@ def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
         assert second.returncode == 1 and f'already runs with pid {pid} (suspended)' in second.stdout
         ended(lab, lab.primary)
         assert lab.ec2.calls(since=since, dry_run=None) == []
+        terminal.type('sleep 0.1; wait %1; echo exit code $?\n')  # during sleep, the shell learns it
+        lab.wait_until(lambda: 'exit code 0' in terminal.output, 10, 'the shell tells its exit code')
 
 
 def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
