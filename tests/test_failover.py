@@ -4,7 +4,10 @@ Times are shorter than the default settings', so that a case takes seconds; the 
 """
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import multiprocessing
+import os
 import signal
 import time
 from typing import Any, Callable, Dict, Iterator, List
@@ -76,6 +79,15 @@ def restarted(lab: Lab, instance: Instance, timeout: float = 60.0) -> None:
     lab.wait_until(lambda: lab.ec2.calls('StartInstances'), timeout, f'the {instance.name} is started')
     lab.wait_until(lambda: instance.state == 'running' and instance.monitor_pid, timeout,
                    f'the monitor of the {instance.name} runs again')
+
+
+def side_by_side(case: Callable[..., None], cases: List[Any]) -> None:
+    """Run a case with each of these arguments at once: labs that mostly wait, each in a process of its own."""
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(len(cases), spawn, initializer=os.nice, initargs=(5,)) as pool:
+        running = {pool.submit(case, *arguments): arguments for arguments in cases}
+        failed = {running[one]: one.exception() for one in concurrent.futures.as_completed(running)}
+    assert not any(failed.values()), {arguments: error for arguments, error in failed.items() if error}
 
 
 def failed_over(lab: Lab) -> None:
@@ -331,19 +343,58 @@ def test_a_primary_that_does_not_forward_does_not_claim(python: str) -> None:
 
 # 16
 
-@pytest.mark.parametrize('action', ['ReplaceRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'])
-def test_a_monitor_killed_in_the_middle_finishes_the_work_when_started_again(python: str, action: str) -> None:
-    with serving_pair(python) as lab:
-        # After StopInstances EC2's checks, not memory, tell the new monitor that a silent peer is dead.
-        lab.ec2.times.impaired = 5.0
-        lab.primary.crash()
-        lab.wait_until(lambda: lab.ec2.calls(action, 'secondary'), 60, f'{action} is called')
+# Nothing in EC2 or in a reboot takes long, and the checks fail soon: a monitor that was started anew has heard nobody.
+QUICK: Dict[str, Any] = {'pending': 0.3, 'boot': 0.6, 'job_delay': 0.2, 'stop': 0.5, 'checks': 1.0, 'impaired': 1.0}
+BEFORE, AFTER = 'silent', 'lost'  # it took effect; either way the answer finds nobody
 
-        lab.secondary.kill_monitor(signal.SIGKILL)
-        lab.secondary.start_monitor()
+# Whose monitor is killed at which of its calls, the first one after another call of its own, and whether the call
+# takes effect. What only asks has no effect, so that either will do.
+TAKE_OVER = [('secondary', '', 'DescribeInstanceStatus', BEFORE),
+             ('secondary', '', 'ReplaceRoute', BEFORE), ('secondary', '', 'ReplaceRoute', AFTER),
+             ('secondary', '', 'AssociateAddress', BEFORE), ('secondary', '', 'AssociateAddress', AFTER),
+             ('secondary', 'AssociateAddress', 'DescribeAddresses', BEFORE)]
+STOP = [('secondary', 'AssociateAddress', 'DescribeInstanceStatus', BEFORE),
+        ('secondary', '', 'StopInstances', BEFORE), ('secondary', '', 'StopInstances', AFTER),
+        ('secondary', 'StopInstances', 'DescribeInstanceStatus', BEFORE),
+        ('secondary', 'StopInstances', 'ReplaceRoute', BEFORE), ('secondary', 'StopInstances', 'ReplaceRoute', AFTER)]
+START = [('secondary', 'StopInstances', 'AssociateAddress', BEFORE),
+         ('secondary', 'StopInstances', 'AssociateAddress', AFTER),
+         ('secondary', '', 'StartInstances', BEFORE), ('secondary', '', 'StartInstances', AFTER),
+         ('secondary', 'StartInstances', 'DescribeInstanceStatus', BEFORE)]
+BY_PRIMARY = [('primary', '', 'DescribeInstanceStatus', BEFORE),
+              ('primary', '', 'StopInstances', BEFORE), ('primary', '', 'StopInstances', AFTER),
+              ('primary', '', 'StartInstances', BEFORE), ('primary', '', 'StartInstances', AFTER),
+              ('primary', 'StartInstances', 'DescribeInstanceStatus', BEFORE)]
 
-        serves(lab, lab.secondary, 90)
-        serves(lab, lab.primary, 90)
+
+def killed_at(python: str, whose: str, after: str, action: str, kind: str) -> None:
+    """Crash the peer, kill a monitor at that point, start it again, and wait until the work is finished."""
+    with serving_pair(python, **QUICK) as lab:
+        instance, peer = lab.instances[whose], next(i for name, i in lab.instances.items() if name != whose)
+        peer.crash()
+        lab.wait_until(lambda: not after or lab.ec2.calls(after, whose), 40, f'{after} is called')
+        if after == 'StartInstances':
+            lab.times.boot = 12.0  # it is asked for 5 s later, and the peer must not be back by then
+        lab.ec2.inject(kind, action, whose, times=1)
+        lab.wait_until(lambda: 'no answer' in [call.result for call in lab.ec2.calls(action, whose)], 40,
+                       f'{action} is called')
+
+        instance.kill_monitor(signal.SIGKILL)
+        instance.start_monitor()
+
+        serves(lab, instance, 40)
+        restarted(lab, peer)
+        serves(lab, lab.primary)
+        lab.wait_until(lambda: f'{peer.id} answers' in instance.log.rpartition('watching i-')[2], 20, 'it hears it')
+        graceful = [call for call in lab.ec2.calls('StopInstances') if 'Force' not in call.parameters]
+        assert {call.instance for call in graceful} == {whose}
+        assert len(graceful) == 1 + ((action, kind) == ('StopInstances', BEFORE))
+
+
+@pytest.mark.parametrize('points', [TAKE_OVER, STOP, START, BY_PRIMARY],
+                         ids=['take-over', 'stop', 'start', "primary's restart"])
+def test_a_monitor_killed_at_any_call_finishes_the_work_when_started_again(python: str, points: Any) -> None:
+    side_by_side(killed_at, [(python, *point) for point in points])
 
 
 # 17
