@@ -288,6 +288,7 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
     with Lab(SETTINGS, python=python, holder=None, start=False) as lab:
         lab.metadata['primary'].status = 503
         lab.metadata['primary'].has_credentials = False
+        since = time.monotonic()
         api = lab.ec2.inject('silent')
         start_both(lab)
         lab.wait_until(lambda: 'metadata' in lab.primary.log, 15, 'the primary says what it waits for')
@@ -295,6 +296,7 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         lab.wait_until(lambda: 'NoCredentials' in lab.primary.log, 15, 'credentials are missing')
         lab.metadata['primary'].has_credentials = True
         lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 15, 'EC2 is asked')
+        lab.stays(lambda: lab.primary.monitor_pid, since + 12 - time.monotonic(), 'it waits')
 
         api.remove()
 
