@@ -8,7 +8,7 @@ from typing import Any, List
 import pytest
 
 from tests.lab.lab import Instance, Lab
-from tests.test_failover import SETTINGS, serves, serving_pair
+from tests.test_failover import SETTINGS, looks_of_the_start_are_over, serves, serving_pair
 
 LOG = '/var/log/nat_monitor.log'
 
@@ -85,6 +85,8 @@ def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
         assert second.returncode == 1 and f'already runs with pid {pid} (suspended)' in second.stdout
         ended(lab, lab.primary)
         assert lab.ec2.calls(since=since, dry_run=None) == []
+        terminal.type('sleep 0.1; wait %1; echo exit code $?\n')  # during sleep, the shell learns it
+        lab.wait_until(lambda: 'exit code 0' in terminal.output, 10, 'the shell tells its exit code')
 
 
 def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
@@ -155,9 +157,7 @@ def lines_about(instance: Instance) -> List[str]:
 
 def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
     with serving_pair(python) as lab:
-        looked = ('holds tables and address', 'DescribeAddresses')
-        lab.wait_until(lambda: looked[0] in lab.secondary.log, 30, 'the secondary has looked')
-        lab.wait_until(lambda: len(lab.ec2.calls(looked[1], 'primary')) >= 3, 30, 'the primary has looked')
+        looks_of_the_start_are_over(lab)
         since, lines = time.monotonic(), [lines_about(i) for i in lab.instances.values()]
 
         lab.stays(lambda: lab.holds(lab.primary), 20, 'all is well')

@@ -232,6 +232,10 @@ class Instance:
         """End `block_ping()`."""
         self._set_link(blocked_pings=())
 
+    def lose_requests(self, count: int) -> None:
+        """Lose the next echo requests to it, *count* of them: four are a ping that is answered by nothing."""
+        self._set_link(lost_requests=count)
+
     def lose_packets(self, percent: int, only_ping: bool = True) -> None:
         """Lose that share of its ICMP packets (or of all), at random, each way; 0 ends it."""
         self._set_link(**{'ping_loss' if only_ping else 'loss': percent})

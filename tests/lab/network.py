@@ -128,6 +128,7 @@ class Link:
     dead: bool = False  # stopped, crashed or frozen: nothing passes, no error comes back
     cut_off: bool = False  # the same, but by the network's fault
     blocked_pings: Sequence[str] = ()  # 'in': echo requests to the instance are dropped; 'out': those from it
+    lost_requests: int = 0  # of the next echo requests to the instance, that many are lost
     ping_loss: int = 0  # percent of the ICMP packets that are lost, each way
     loss: int = 0  # percent of all packets that are lost, each way
     public: Optional[str] = None
@@ -218,6 +219,11 @@ class Network:
                     raise NodeFailed(f'router: nft: {result.stderr}\n{rules}')
                 self._applied = rules
 
+    def lost_requests(self) -> int:
+        """Return how many echo requests were lost because of `Link.lost_requests`, since the last change."""
+        listed = self.router.run('nft', 'list', 'counter', 'ip', 'vpc', 'lost_requests').stdout
+        return int(listed.partition('packets ')[2].split()[0])
+
     def _rules(self) -> str:
         """Return the router's rules. They keep no state: who loses an address loses its connections at once."""
         public = {INSTANCE_ADDRESSES[name]: link.public for name, link in self.links.items() if link.public}
@@ -227,6 +233,9 @@ class Network:
         for name, link in self.links.items():
             if link.dead or link.cut_off:
                 drops += [f'iifname {name} drop', f'oifname {name} drop']
+            if link.lost_requests:
+                drops.append(f'oifname {name} icmp type echo-request limit rate 1/day '
+                             f'burst {link.lost_requests} packets counter name lost_requests drop')
             for way, match in (('in', f'oifname {name}'), ('out', f'iifname {name}')):
                 if way in link.blocked_pings:
                     drops.append(f'{match} icmp type echo-request drop')
@@ -238,6 +247,7 @@ class Network:
             table ip vpc
             delete table ip vpc
             table ip vpc {{
+                counter lost_requests {{ }}
                 map routes {{ type ipv4_addr : mark; {elements(routes)} }}
                 map public {{ type ipv4_addr : ipv4_addr; {elements(public)} }}
                 map private {{ type ipv4_addr : ipv4_addr; {elements({b: a for a, b in public.items()})} }}

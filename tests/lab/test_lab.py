@@ -161,6 +161,10 @@ def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
     assert lab.traffic.egress() == ELASTIC_IP
     lab.primary.lose_packets(0)
     assert pings(lab.primary, lab.secondary)
+    lab.primary.lose_requests(2)
+    assert [pings(lab.secondary, lab.primary) for _ in range(3)] == [False, False, True]
+    assert pings(lab.primary, lab.secondary)
+    assert lab.network.lost_requests() == 2
 
 
 # ---- EC2

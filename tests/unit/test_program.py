@@ -6,7 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import pytest
 
@@ -18,12 +18,13 @@ GOOD = "PRIMARY_INSTANCE_ID = 'i-0123456789abcdef0'\nSECONDARY_INSTANCE_ID = 'i-
 LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) .+')
 
 
-def run(folder: pathlib.Path, settings: str, *options: str,
+def run(folder: pathlib.Path, settings: Optional[str], *,
         prefix: Sequence[str] = (), arguments: Sequence[str] = ()) -> 'subprocess.CompletedProcess[str]':
-    """Run a copy of the program with these settings beside it until it ends."""
+    """Run a copy of the program with these settings beside it (None: without that file) until it ends."""
     (folder / 'nat_monitor.py').write_bytes((ROOT / 'nat_monitor.py').read_bytes())
-    (folder / 'nat_config.py').write_text(settings)
-    command = [*prefix, sys.executable, *options, str(folder / 'nat_monitor.py'), *arguments]
+    if settings is not None:
+        (folder / 'nat_config.py').write_text(settings)
+    command = [*prefix, sys.executable, str(folder / 'nat_monitor.py'), *arguments]
     done = subprocess.run(command, text=True, timeout=30, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           stdin=subprocess.DEVNULL)
     assert done.stderr == ''
@@ -59,11 +60,21 @@ def test_a_syntax_error_in_the_settings_is_named_with_its_line(tmp_path: pathlib
     assert 'nat_config.py, line 4' in done.stdout
 
 
-def test_a_missing_package_is_named(tmp_path: pathlib.Path, as_root: List[str]) -> None:
-    done = run(tmp_path, GOOD, '-I', '-S', prefix=as_root)
+def test_missing_settings_are_named(tmp_path: pathlib.Path, as_root: List[str]) -> None:
+    done = run(tmp_path, None, prefix=as_root)
 
     assert done.returncode == 2
-    assert 'package boto3 is missing' in done.stdout
+    assert f'{tmp_path}/nat_config.py' in done.stdout and 'No such file' in done.stdout
+
+
+@pytest.mark.parametrize('package', ['boto3', 'requests'])
+def test_a_missing_package_is_named(tmp_path: pathlib.Path, as_root: List[str], package: str) -> None:
+    (tmp_path / f'{package}.py').write_text(f'raise ModuleNotFoundError(name={package!r})\n')
+
+    done = run(tmp_path, GOOD, prefix=as_root)
+
+    assert done.returncode == 2
+    assert f'package {package} is missing' in done.stdout
 
 
 def test_only_root_may_run_it(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,50 @@
+"""The demonstration, as somebody sees it who pipes it to a file, or has seen enough."""
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+from .demo import WIDTH
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def demo() -> Iterator['subprocess.Popen[str]']:
+    command = [sys.executable, '-m', 'tests.lab.demo']
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_it_shows_a_failover_and_the_outage_in_under_a_minute() -> None:
+    started_at = time.monotonic()
+
+    with demo() as process:
+        shown, _ = process.communicate(timeout=90)
+
+    assert process.returncode == 0, shown
+    assert time.monotonic() - started_at < 60
+    assert all(len(line) <= WIDTH and line.isprintable() for line in shown.splitlines()), shown
+    for words in ('THE KERNEL OF THE PRIMARY DIES', 'taking over', 'ReplaceRoute', 'StopInstances', 'StartInstances',
+                  '....', '||||', 'outage of the private host'):
+        assert words in shown
+
+
+def test_ctrl_c_ends_it_cleanly() -> None:
+    with demo() as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert 'the primary is' in first
+    assert shown.endswith('interrupted; nothing is left behind\n') and 'Traceback' not in shown
