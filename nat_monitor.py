@@ -64,7 +64,6 @@ CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
 MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost: then EC2 is asked where it is
-IDLE_CONNECTION = 5.0      # s; an older connection may have died without a FIN when a public address moved
 LOOK_INTERVAL = 300.0      # s between looks while all is well
 LOOK_AFTER_CHANGE = 15.0   # s from the start, or a claim, to the look that confirms it
 SOON, LATER = 5.0, 60.0    # s to the next question while something is on its way, and otherwise
@@ -659,7 +658,6 @@ class Monitor:
         self.rehearsed = False
         self.learn_at, self.learn_attempts = -math.inf, 0
         self.client: Any = None
-        self.called_at = -math.inf
 
         self.misses = 0
         self.heard = False
@@ -810,12 +808,11 @@ class Monitor:
             self.replied = self.replied or None
 
     def end_silence(self) -> None:
-        """Note that the peer answers again; the address may have moved meanwhile, and with it every connection died."""
+        """Note that the peer answers again; until the next look nobody knows what has moved meanwhile."""
         self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: ' + (
             'it is being restarted' if self.left_stopped else
             'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
             'primary)'))
-        self.close_connections()
         if not self.primary:
             self.remembered = None  # a restarted primary claims: until the next look nobody knows
         self.aside_at, self.kept_at = -math.inf, None
@@ -826,9 +823,7 @@ class Monitor:
 
     def call(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None,
              deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
-        """Make the calls side by side, each within the deadline, on connections that can still be alive."""
-        if self.clock.monotonic() - self.called_at > IDLE_CONNECTION:
-            self.close_connections()
+        """Make the calls side by side, each within the deadline, and note whether EC2 answers this monitor."""
         if self.client is None:
             made = self.run_together({'client': lambda: self.connect(
                 self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE)['client']
@@ -840,8 +835,7 @@ class Monitor:
         asked_at = self.clock.monotonic()
         results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
                                     deadline, meanwhile)
-        self.called_at = self.clock.monotonic()
-        if self.called_at - asked_at > deadline + self.settings.ping_timeout + 1.0:
+        if self.clock.monotonic() - asked_at > deadline + self.settings.ping_timeout + 1.0:
             results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
             self.misses = 0
         silent = [r for r in results.values() if not has_answered(r)]
@@ -869,6 +863,7 @@ class Monitor:
             'address': lambda client: describe_address(client, settings.elastic_ip or '', *pair),
             'peer': lambda client: describe_private_address(client, self.peer_id)}
         asked_at = self.clock.monotonic()
+        self.close_connections()  # an older one may have died without a FIN, as a public address moved
         results = self.call({topic: questions[topic] for topic in topics}, meanwhile)
         if isinstance(results.get('peer'), str):
             self.peer_address = results['peer']

@@ -40,7 +40,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'blocked pings are taken for a dead peer': (
         ("now.peer_state == 'running' and now.checks == 'ok' and now.since_start", 'False and now.since_start'),),
     'an answer from before a suspension decides': (
-        ('if self.called_at - asked_at >', 'if False and self.called_at - asked_at >'),
+        ('if self.clock.monotonic() - asked_at >', 'if False and self.clock.monotonic() - asked_at >'),
         ('self.clock.monotonic() + spare - self.states.asked_at <= lifetime', 'True')),
     'claims while it does not forward': (
         ("off = '' if self.forwards()", "off = '' if True"),),
