@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -56,12 +59,12 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
     contender = CONTENDERS[who]
     with pair(contender, latency=latency, tables=tables) as lab, answers_to_pings(lab) as replies:
         start(lab, contender)
-        healthy_at = time.monotonic() + 0.2
-        time.sleep(0.5 + random.Random(seed).uniform(0, contender.cycle))
+        healthy_at = time.monotonic()
+        time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
         crashed_at = lab.primary.crash()
         lab.wait_until(lambda: lab.holds(lab.secondary), 60, 'the secondary has taken over')
         lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
-        time.sleep(0.5)
+        time.sleep(0.3)
         lost_at, served_at = lab.traffic.outages(crashed_at)[0]
         egress_at = next(at for at, address in lab.traffic.egresses(served_at) if address == ELASTIC_IP)
         calls = [call for call in lab.ec2.calls(instance='secondary', since=crashed_at)]
@@ -69,6 +72,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         record = {'what': 'crash', 'who': who, 'latency': latency, 'tables': tables, 'seed': seed,
                   'outage': served_at - lost_at, 'egress': egress_at - lost_at,
                   'calls_before': sum(call.at < moves[0].at for call in calls),
+                  'calls': sum(call.at < egress_at for call in calls),
                   'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
                   'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
                   'strip': strip(lab, lost_at)}
@@ -115,6 +119,7 @@ def watch(who: str, loss: int, minutes: float) -> Record:
             start(lab, contender)
             time.sleep(2.0 if loss else 20.0)  # the first look of the monitor
             if loss:
+                lab.traffic.close()  # nobody looks at it: the other labs shall have the CPU
                 lose_between(lab, loss)
             begun_at, cpu = time.monotonic(), cpu_seconds(lab.secondary)
             until = begun_at + 60 * minutes - record['seconds']
@@ -205,11 +210,25 @@ MEASUREMENTS: Dict[str, Callable[..., Record]] = {
     one.__name__: one for one in (crash, again, watch, begin, imports)}
 
 
-def perform(what: str, arguments: Dict[str, Any]) -> Record:
-    """Make a measurement by its name; one that fails is a record too."""
-    try:
-        return MEASUREMENTS[what](**arguments)
-    except KeyboardInterrupt:  # the lab is closed: no other measurement after this one
-        os._exit(130)
-    except Exception as error:
-        return {'what': 'failure', 'of': what, **arguments, 'why': f'{type(error).__name__}: {error}'}
+def too_long(*_: object) -> None:
+    raise TimeoutError('it took too long')
+
+
+def perform(what: str, arguments: Dict[str, Any], limit: float) -> List[Record]:
+    """Make a measurement by its name and return its record; one that fails or hangs is a record too, and repeated."""
+    records: List[Record] = []
+    signal.signal(signal.SIGALRM, too_long)
+    for attempt in 1, 2:
+        told = io.StringIO()  # by the lab, when something fails in it
+        try:
+            signal.alarm(math.ceil(limit))
+            with contextlib.redirect_stdout(told):
+                return [*records, MEASUREMENTS[what](**arguments)]
+        except KeyboardInterrupt:  # the lab is closed: no other measurement after this one
+            os._exit(130)
+        except Exception as error:
+            records.append({'what': 'failure', 'of': what, **arguments, 'attempt': attempt,
+                            'why': f'{type(error).__name__}: {error}', 'told': told.getvalue()[-4000:]})
+        finally:
+            signal.alarm(0)
+    return records
