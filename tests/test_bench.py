@@ -37,7 +37,7 @@ def test_the_95_percent_of_twenty_is_the_last_but_one() -> None:
 
 def test_the_report_compares_with_rival_and_floor() -> None:
     records = [{'what': 'crash', 'who': who, 'latency': 0.5, 'tables': 1, 'outage': outage, 'egress': outage + 1,
-                'calls_before': 1, 'calls': 3, 'claim': 0.2, 'gap': 0.012, 'strip': [], 'silence': 3.75}
+                'calls_before': 1, 'calls': 3, 'memory': 60.0, 'claim': 0.2, 'gap': 0.012, 'strip': [], 'silence': 3.75}
                for who, outage in (('default', 4.2), ('reference', 8.4))]
     head = dict.fromkeys(('date', 'seed', 'jobs', 'machine', 'kernel', 'python', 'boto3', 'aws', 'keepalived'), '?')
 

@@ -69,12 +69,11 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             for latency in (0.15, 0.5, 2.0):
                 crash(*rivals, latency=latency)
             crash(*rivals, tables=5)
-            crash('default', tables=10)
             crash(*(rivals if number < SELDOM else rivals[:1]), tables=20)
         else:
             crash('default', 'quick')
             crash(*(rivals[1:] if number < 3 else ()))
-            crash(*(rivals[:1] if number < 2 else ()), tables=10)
+            crash(*(rivals[:1] if number < 2 else ()), tables=20)
         if full or number < 3:
             turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])] + [task('imports')]
         chance.shuffle(turn)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from tests.lab import ELASTIC_IP, Lab
@@ -61,6 +62,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         start(lab, contender)
         healthy_at = time.monotonic()
         time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
+        memory = megabytes(lab.secondary)
         crashed_at = lab.primary.crash()
         lab.wait_until(lambda: lab.holds(lab.secondary), 60, 'the secondary has taken over')
         lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
@@ -74,7 +76,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
                   'calls_before': sum(call.at < moves[0].at for call in calls),
                   'calls': sum(call.at < egress_at for call in calls),
                   'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
-                  'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
+                  'memory': memory, 'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
                   'strip': strip(lab, lost_at)}
     if not contender.script:
         settings = {**DEFAULTS, **contender.settings}
@@ -121,16 +123,18 @@ def watch(who: str, loss: int, minutes: float) -> Record:
             if loss:
                 lab.traffic.close()  # nobody looks at it: the other labs shall have the CPU
                 lose_between(lab, loss)
-            begun_at, cpu = time.monotonic(), cpu_seconds(lab.secondary)
-            until = begun_at + 60 * minutes - record['seconds']
-            while time.monotonic() < until and not acted(lab, begun_at):
-                time.sleep(0.1)
-            seconds = time.monotonic() - begun_at
-            record['seconds'] += seconds
+            begun_at, cpu = time.monotonic(), [cpu_seconds(lab.secondary)]
+            period = (60 * minutes - record['seconds']) / 20
+            while len(cpu) <= 20 and not acted(lab, begun_at):
+                due = begun_at + len(cpu) * period
+                while time.monotonic() < due and not acted(lab, begun_at):
+                    time.sleep(0.1)
+                cpu.append(cpu_seconds(lab.secondary))
+            record['seconds'] += time.monotonic() - begun_at
             record['failovers'] += acted(lab, begun_at)
             if not loss:
-                record.update(cpu=(cpu_seconds(lab.secondary) - cpu) / seconds, memory=megabytes(lab.secondary),
-                              calls=len(lab.ec2.calls(since=begun_at)), gap=gap(lab, begun_at, until))
+                record.update(cpu=[(b - a) / period for a, b in zip(cpu, cpu[1:])], memory=megabytes(lab.secondary),
+                              calls=len(lab.ec2.calls(since=begun_at)), gap=gap(lab, begun_at, time.monotonic()))
     return record
 
 
@@ -159,19 +163,22 @@ def lose_between(lab: Lab, percent: int) -> None:
 
 def processes(instance: Instance) -> Iterator[str]:
     """Yield the /proc directories of what runs in an instance, without the lab's process and the job's own shell."""
-    for directory in (instance.node.root / 'proc').glob('[0-9]*'):
+    init = f'/proc/{instance.node.pid}'
+    for directory in map(str, Path('/proc').glob('[0-9]*')):
         with contextlib.suppress(OSError):
-            if directory.name != '1' and not (directory / 'cmdline').read_bytes().startswith(b'sh\0-c\0'):
-                yield str(directory)
+            if directory != init and os.readlink(f'{directory}/ns/pid') == os.readlink(f'{init}/ns/pid') and (
+                    not Path(directory, 'cmdline').read_bytes().startswith(b'sh\0-c\0')):
+                yield directory
 
 
 def cpu_seconds(instance: Instance) -> float:
-    """Return the CPU time of what runs in an instance and of the children that it has waited for."""
-    total = 0
+    """Return the CPU time of what runs in an instance and of the children that it has waited for (those in ticks)."""
+    total = 0.0
     for directory in processes(instance):
         with contextlib.suppress(OSError), open(f'{directory}/stat') as file:
-            total += sum(map(int, file.read().rpartition(')')[2].split()[11:15]))
-    return total / TICKS
+            total += sum(map(int, file.read().rpartition(')')[2].split()[13:15])) / TICKS
+            total += time.clock_gettime(~int(directory.rpartition('/')[2]) << 3 | 2)  # clock_getcpuclockid(3)
+    return total
 
 
 def megabytes(instance: Instance) -> float:
