@@ -23,7 +23,6 @@ from .measure import Record, perform
 RESULTS = Path(__file__).parent / 'results'
 EXPECTED = {'crash': 9, 'again': 105, 'begin': 3, 'imports': 1}  # s, of one measurement
 MORE = {'quick': -3, 'careful': 3, 'reference': 2, 'keepalived': 4}  # s, of a crash
-SELDOM = 10  # times: the most expensive combinations, each some 20 s of CPU
 
 
 class Task(NamedTuple):
@@ -32,7 +31,7 @@ class Task(NamedTuple):
     what: str
     arguments: Dict[str, Any]
     seconds: float
-    patient: bool = False  # it waits most of the time
+    long: bool = False  # it lasts half a minute or more, and mostly waits
 
 
 def task(what: str, **arguments: Any) -> Task:
@@ -47,14 +46,15 @@ def task(what: str, **arguments: Any) -> Task:
         seconds = 440
     if what == 'watch':
         seconds = 60 * arguments['minutes'] + 30
-    return Task(what, arguments, seconds, what in ('again', 'watch'))
+    return Task(what, arguments, seconds, what in ('again', 'watch') or seconds > 25)
 
 
 def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
     """Return what is to be measured, all contenders interleaved."""
     chance = random.Random(seed)
-    tasks: List[Task] = []
     rivals = ['default', 'reference', 'keepalived']
+    tasks = [task('again', who=who) for who in rivals[:2] for _ in range(3)] if full else []
+    watches = [task('watch', who=who, loss=loss, minutes=minutes) for loss in (0, 5, 20, 40) for who in CONTENDERS]
     for number in range(20 if full else 10):
         turn: List[Task] = []
 
@@ -68,8 +68,9 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             crash('careful')
             for latency in (0.15, 0.5, 2.0):
                 crash(*rivals, latency=latency)
-            crash(*rivals, tables=5)
-            crash(*(rivals if number < SELDOM else rivals[:1]), tables=20)
+            for tables in (5, 20):
+                crash(*rivals, tables=tables)
+            turn.append(watches[number])
         else:
             crash('default', 'quick')
             crash(*(rivals[1:] if number < 3 else ()))
@@ -78,10 +79,7 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])] + [task('imports')]
         chance.shuffle(turn)
         tasks += turn
-    if full:
-        tasks += [task('again', who=who) for who in ('reference', 'default') for _ in range(3)]
-        tasks += [task('watch', who=who, loss=loss, minutes=minutes) for loss in (0, 5, 20, 40) for who in CONTENDERS]
-    else:
+    if not full:
         tasks.append(task('watch', who='default', loss=0, minutes=minutes))
     return [one for one in tasks if one.arguments.get('who') not in absent]
 
@@ -110,23 +108,23 @@ def about(full: bool, minutes: float, jobs: int, seed: int, absent: Collection[s
 
 
 def measure(tasks: Dict[int, Task], jobs: int, file: Path) -> None:
-    """Make these measurements: `jobs` at a time, and beside them twice as many that wait most of the time.
+    """Make these measurements: `jobs` at a time, and beside them twice as many that last longer and mostly wait.
 
     Each record is added to the file as soon as it is there.
     """
     started_at = time.monotonic()
     context = multiprocessing.get_context('spawn')  # moto and the lab have threads
     workers = {True: 2 * jobs, False: jobs}
-    pools = {patient: concurrent.futures.ProcessPoolExecutor(count, context) for patient, count in workers.items()}
+    pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in workers.items()}
 
     def seconds(numbers: Collection[int]) -> float:
-        return max(sum(tasks[number].seconds for number in numbers if tasks[number].patient is patient) / count
-                   for patient, count in workers.items())
+        return max(sum(tasks[number].seconds for number in numbers if tasks[number].long is long) / count
+                   for long, count in workers.items())
 
     left, total = set(tasks), seconds(tasks)
     print(f'{len(tasks)} measurements, about {total / 60 + 0.5:.0f} min', flush=True)
     try:
-        futures = {pools[one.patient].submit(perform, one.what, one.arguments, 60 + 4 * one.seconds): number
+        futures = {pools[one.long].submit(perform, one.what, one.arguments, 60 + 4 * one.seconds): number
                    for number, one in tasks.items()}
         for future in concurrent.futures.as_completed(futures):
             number = futures[future]
