@@ -64,7 +64,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
         memory = megabytes(lab.secondary)
         crashed_at = lab.primary.crash()
-        lab.wait_until(lambda: lab.holds(lab.secondary), 60, 'the secondary has taken over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 120, 'the secondary has taken over')
         lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
         time.sleep(0.3)
         lost_at, served_at = lab.traffic.outages(crashed_at)[0]

@@ -157,13 +157,15 @@ def introduction(records: Sequence[Record]) -> List[str]:
         'Packets are real, one every 10 ms, in network namespaces; EC2 is simulated.',
         'The primary dies at a random moment; its outage ends with the next packet that is answered.',
         "The rivals are the algorithm of Amazon's `nat_monitor.sh`, with the address added, and keepalived with a "
-        'script that moves route and address, both on the AWS CLI (`tests/bench/rivals/`).',
+        'script that moves route and address, both on the AWS CLI (`tests/bench/rivals/`), whose start takes much of a '
+        'second for each call.',
         'The floor is the rest of the wait, `NUM_PINGS` × `PING_TIMEOUT`, and half an EC2 call, as the lab lets a call '
-        'take effect in its middle.',
+        'take effect in its middle. Where a call takes longer than `PING_TIMEOUT`, nat_monitor.py waits for an answer '
+        'of EC2 before it decides.',
         'keepalived waits for three advertisements of a second each, not for a wait and three pings: it may undercut '
         'that floor, but asks nobody whether it is itself cut off, and restarts nobody.',
-        f'All run interleaved, {head["jobs"]} labs and {2 * head["jobs"]} idle ones side by side; between two packets '
-        f'of a healthy lab there were never more than {1000 * max(gaps, default=0):.0f} ms '
+        f'All ran interleaved, {head["jobs"]} labs side by side and {2 * head["jobs"]} that mostly wait; between two '
+        f'packets of a healthy lab there were never more than {1000 * max(gaps, default=0):.0f} ms '
         f'(in half of the labs {1000 * statistics.median(gaps or [0]):.0f} ms, '
         f'95 %: {1000 * percentile(gaps or [0], 95):.0f} ms).',
         *([f'{len(failures)} measurements failed and were repeated.'] if failures else []),
