@@ -58,8 +58,9 @@ def answers_to_pings(lab: Lab) -> Iterator[List[float]]:
 def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record:
     """Let the primary's kernel die at a random moment of the ping cycle; measure until the address is back."""
     contender = CONTENDERS[who]
-    with pair(contender, latency=latency, tables=tables) as lab, answers_to_pings(lab) as replies:
+    with pair(contender, latency=0.05, tables=tables) as lab, answers_to_pings(lab) as replies:
         start(lab, contender)
+        lab.times.latency = latency  # from now on: nothing before is measured
         healthy_at = time.monotonic()
         time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
         memory = megabytes(lab.secondary)
