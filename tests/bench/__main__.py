@@ -120,8 +120,8 @@ def measure(tasks: Dict[int, Task], jobs: int, file: Path) -> None:
         return max(sum(tasks[number].seconds for number in numbers if tasks[number].long is long) / count
                    for long, count in workers.items())
 
-    left, total = set(tasks), seconds(tasks)
-    print(f'{len(tasks)} measurements, about {total / 60 + 0.5:.0f} min', flush=True)
+    left = set(tasks)
+    print(f'{len(tasks)} measurements, about {seconds(left) / 60 + 0.5:.0f} min', flush=True)
     try:
         futures = {pools[one.long].submit(perform, one.what, one.arguments, 60 + 4 * one.seconds): number
                    for number, one in tasks.items()}
@@ -130,11 +130,10 @@ def measure(tasks: Dict[int, Task], jobs: int, file: Path) -> None:
             left.remove(number)
             with file.open('a') as results:
                 results.writelines(json.dumps({**record, 'task': number}) + '\n' for record in future.result())
-            rest, passed = seconds(left), time.monotonic() - started_at
-            rest *= max(0.5, passed / max(1.0, total - rest)) if rest < 0.9 * total else 1.0
+            passed = time.monotonic() - started_at
             for record in future.result():
                 print(f'{len(tasks) - len(left):4}/{len(tasks)} {passed / 60:4.1f} min: {report.in_short(record)}; '
-                      f'{rest / 60:.1f} min left', flush=True)
+                      f'{seconds(left) / 60:.1f} min left', flush=True)
     finally:
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)
