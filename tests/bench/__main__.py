@@ -14,30 +14,34 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Set
+from typing import Any, Collection, Dict, List, NamedTuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
 from .measure import Record, perform
 
 RESULTS = Path(__file__).parent / 'results'
-EXPECTED = {'crash': 15, 'again': 105, 'begin': 5, 'imports': 1}  # s, of one measurement
+EXPECTED = {'crash': 8.5, 'again': 105, 'begin': 3, 'imports': 1}  # s, of one measurement
+MORE = {'quick': -3, 'careful': 3, 'reference': 2, 'keepalived': 4}  # s, of a crash
 
 
 class Task(NamedTuple):
-    """A measurement to make, and how many seconds it may take."""
+    """A measurement to make, and about how many seconds it takes."""
 
     what: str
     arguments: Dict[str, Any]
     seconds: float
-    patient: bool = False  # it waits most of the time
+    long: bool = False  # it lasts minutes and mostly waits
 
 
 def task(what: str, **arguments: Any) -> Task:
     who = CONTENDERS.get(arguments.get('who', ''), CONTENDERS['default'])
-    seconds = EXPECTED.get(what, 0.0) + {'reference': 4, 'keepalived': 12}.get(who.name, 0)
+    seconds = float(EXPECTED.get(what, 0))
     if what == 'crash':
-        seconds += 4 * arguments.get('latency', 0.15)
+        seconds += MORE.get(who.name, 0) + 2.5 * (arguments.get('latency', 0.15) - 0.15)
+        seconds += arguments.get('tables', 1) if who.script else 0
+    if what == 'begin' and who.elects:
+        seconds += 4
     if what == 'again' and who.script:
         seconds = 440
     if what == 'watch':
@@ -45,36 +49,36 @@ def task(what: str, **arguments: Any) -> Task:
     return Task(what, arguments, seconds, what in ('again', 'watch'))
 
 
-def plan(full: bool, minutes: float, seed: int, absent: Set[str]) -> List[Task]:
+def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
     """Return what is to be measured, all contenders interleaved."""
     chance = random.Random(seed)
-    tasks: List[Task] = []
     rivals = ['default', 'reference', 'keepalived']
-    repetitions = 20 if full else 10
-    for number in range(repetitions):
+    tasks = [task('again', who=who) for who in rivals[:2] for _ in range(3)] if full else []
+    watches = [task('watch', who=who, loss=loss, minutes=minutes) for loss in (0, 5, 20, 40) for who in CONTENDERS]
+    for number in range(20 if full else 10):
         turn: List[Task] = []
 
-        def crash(who: str, **how: Any) -> None:
-            turn.append(task('crash', who=who, seed=chance.randrange(10**6), **how))
+        def crash(*whose: str, times: int = 1, **how: Any) -> None:
+            turn.extend(task('crash', who=who, seed=chance.randrange(10**6), **how) for who in whose
+                        for _ in range(times) if who not in absent)
 
-        for who in rivals:
-            if full or who == 'default' or number < 3:
-                for latency in (0.15, 0.5, 2.0) if full else (0.15,):
-                    crash(who, latency=latency)
-        for who in ('quick', 'careful') if full else ('quick',):
-            crash(who)
-        if number < (5 if full else 2):
-            for tables in (5, 10, 20) if full else (10,):
-                for who in rivals if full else rivals[:1]:
-                    crash(who, tables=tables)
-        if number < (10 if full else 3):
+        if full:
+            crash('default', times=2)  # beside those below: the figure that matters most
+            crash('quick', 'careful')
+            for latency in (0.15, 0.5, 2.0):
+                crash(*rivals, latency=latency)
+            for tables in (5, 20):
+                crash(*rivals, tables=tables)
+            turn.append(watches[number])
+        else:
+            crash('default', 'quick')
+            crash(*(rivals[1:] if number < 3 else ()))
+            crash(*(rivals[:1] if number < 2 else ()), tables=20)
+        if full or number < 3:
             turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])] + [task('imports')]
         chance.shuffle(turn)
         tasks += turn
-    if full:
-        tasks += [task('again', who=who) for who in ('reference', 'default') for _ in range(3)]
-        tasks += [task('watch', who=who, loss=loss, minutes=minutes) for loss in (0, 5, 20, 40) for who in CONTENDERS]
-    else:
+    if not full:
         tasks.append(task('watch', who='default', loss=0, minutes=minutes))
     return [one for one in tasks if one.arguments.get('who') not in absent]
 
@@ -89,11 +93,12 @@ def version(*command: str) -> str:
     return result.stdout.partition('\n')[0]
 
 
-def about(seed: int, jobs: int, full: bool) -> Record:
-    """Return when, where and with what this run is made."""
+def about(full: bool, minutes: float, jobs: int, seed: int, absent: Collection[str]) -> Record:
+    """Return when, where, how and with what this run is made."""
     with open('/proc/cpuinfo') as file:
         model = next((line.partition(':')[2].strip() for line in file if line.startswith('model name')), '')
-    return {'what': 'run', 'full': full, 'date': datetime.date.today().isoformat(), 'seed': seed, 'jobs': jobs,
+    return {'what': 'run', 'date': datetime.date.today().isoformat(), 'full': full, 'minutes': minutes, 'jobs': jobs,
+            'seed': seed, 'absent': list(absent),
             'machine': f'{os.cpu_count()} cores, {model or platform.machine()}, '
                        f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GiB',
             'kernel': platform.release(), 'python': platform.python_version(),
@@ -101,59 +106,75 @@ def about(seed: int, jobs: int, full: bool) -> Record:
             'aws': version('aws', '--version').partition(' ')[0], 'keepalived': version('keepalived', '--version')}
 
 
-def measure(tasks: List[Task], jobs: int, header: Record) -> List[Record]:
-    """Make all measurements: `jobs` at a time, and beside them twice as many that wait most of the time."""
-    started_at, records = time.monotonic(), [header]
+def measure(tasks: Dict[int, Task], jobs: int, file: Path) -> None:
+    """Make these measurements: `jobs` at a time, and beside them twice as many that last longer and mostly wait.
+
+    Each record is added to the file as soon as it is there.
+    """
+    started_at = time.monotonic()
     context = multiprocessing.get_context('spawn')  # moto and the lab have threads
     workers = {True: 2 * jobs, False: jobs}
-    pools = {patient: concurrent.futures.ProcessPoolExecutor(count, context) for patient, count in workers.items()}
-    left = {patient: sum(one.seconds for one in tasks if one.patient is patient) for patient in workers}
-    total = max(left[patient] / count for patient, count in workers.items())
-    print(f'{len(tasks)} measurements, about {total / 60 + 0.5:.0f} min', flush=True)
+    pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in workers.items()}
+
+    def seconds(numbers: Collection[int]) -> float:
+        return max(sum(tasks[number].seconds for number in numbers if tasks[number].long is long) / count
+                   for long, count in workers.items())
+
+    left = set(tasks)
+    print(f'{len(tasks)} measurements, about {seconds(left) / 60 + 0.5:.0f} min', flush=True)
     try:
-        futures = {pools[one.patient].submit(perform, one.what, one.arguments): one for one in tasks}
+        futures = {pools[one.long].submit(perform, one.what, one.arguments, 60 + 4 * one.seconds): number
+                   for number, one in tasks.items()}
         for future in concurrent.futures.as_completed(futures):
-            one, record = futures[future], future.result()
-            records.append(record)
-            left[one.patient] -= one.seconds
-            rest = max(left[patient] / count for patient, count in workers.items())
-            rest *= max(0.5, (time.monotonic() - started_at) / max(1.0, total - rest)) if rest < 0.9 * total else 1.0
-            print(f'{len(records) - 1:4}/{len(tasks)} {report.in_short(record)}; {rest / 60:.1f} min left', flush=True)
+            number = futures[future]
+            left.remove(number)
+            with file.open('a') as results:
+                results.writelines(json.dumps({**record, 'task': number}) + '\n' for record in future.result())
+            passed = time.monotonic() - started_at
+            for record in future.result():
+                print(f'{len(tasks) - len(left):4}/{len(tasks)} {passed / 60:4.1f} min: {report.in_short(record)}; '
+                      f'{seconds(left) / 60:.1f} min left', flush=True)
     finally:
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)
-    return records
 
 
 def main() -> int:
-    """Run the benchmark or print the report of its last full run; return the exit code."""
+    """Run the benchmark or write the report of its last full run; return the exit code."""
     parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__)
     parser.add_argument('--full', action='store_true', help='all measurements; the results are kept')
     parser.add_argument('--minutes', type=float, help='of each count of false failovers (default: 5, first look: 1)')
     parser.add_argument('--jobs', type=int, default=2, help='labs side by side (default: 2)')
     parser.add_argument('--seed', type=int, default=random.randrange(10**6), help='of the moments of the crashes')
-    parser.add_argument('--report', action='store_true', help='print the section of README.adoc and draw the picture')
+    parser.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
+    parser.add_argument('--report', action='store_true',
+                        help='draw the picture and write the section of README.adoc anew, from the stored results')
     arguments = parser.parse_args()
-    if arguments.report:
-        records = report.read(RESULTS / 'full.jsonl')
+    stored = RESULTS / ('full.jsonl' if arguments.full or arguments.report else 'first_look.jsonl')
+    if not arguments.report:
+        part = stored.with_suffix('.part')  # until all is there
+        if not (arguments.resume and part.exists()):
+            absent = [name for name, one in CONTENDERS.items() if one.missing]
+            head = about(arguments.full, arguments.minutes or (5 if arguments.full else 1), arguments.jobs,
+                         arguments.seed, absent)
+            RESULTS.mkdir(exist_ok=True)
+            part.write_text(json.dumps(head) + '\n')
+        head, *records = report.read(part)
+        for name in head['absent']:
+            print(f'{name} is left out: {CONTENDERS[name].missing} is not installed')
+        tasks = dict(enumerate(plan(head['full'], head['minutes'], head['seed'], head['absent'])))
+        for record in records:
+            tasks.pop(record['task'], None)
+        try:
+            measure(tasks, head['jobs'], part)
+        except (KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
+            print(f'interrupted; no lab is left behind, and what has been measured is in {part}: --resume goes on')
+            return 130
+        part.replace(stored)
+    records = report.read(stored)
+    if records[0]['full']:
         report.draw(records)
-        print(report.section(records))
-        return 0
-    absent = {name for name, one in CONTENDERS.items() if one.missing}
-    for name in sorted(absent):
-        print(f'{name} is left out: {CONTENDERS[name].missing} is not installed')
-    tasks = plan(arguments.full, arguments.minutes or (5 if arguments.full else 1), arguments.seed, absent)
-    try:
-        records = measure(tasks, arguments.jobs, about(arguments.seed, arguments.jobs, arguments.full))
-    except (KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
-        print('interrupted; nothing is left behind')
-        return 130
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / ('full.jsonl' if arguments.full else 'first_look.jsonl')).write_text(
-        ''.join(json.dumps(record) + '\n' for record in records))
-    if arguments.full:
-        report.draw(records)
-        print(report.section(records))
+        report.write(records)
     return report.targets(records)
 
 

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from tests.lab import ELASTIC_IP, Lab
@@ -54,14 +58,16 @@ def answers_to_pings(lab: Lab) -> Iterator[List[float]]:
 def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record:
     """Let the primary's kernel die at a random moment of the ping cycle; measure until the address is back."""
     contender = CONTENDERS[who]
-    with pair(contender, latency=latency, tables=tables) as lab, answers_to_pings(lab) as replies:
+    with pair(contender, latency=0.05, tables=tables) as lab, answers_to_pings(lab) as replies:
         start(lab, contender)
-        healthy_at = time.monotonic() + 0.2
-        time.sleep(0.5 + random.Random(seed).uniform(0, contender.cycle))
+        lab.times.latency = latency  # from now on: nothing before is measured
+        healthy_at = time.monotonic()
+        time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
+        memory = megabytes(lab.secondary)
         crashed_at = lab.primary.crash()
-        lab.wait_until(lambda: lab.holds(lab.secondary), 60, 'the secondary has taken over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 120, 'the secondary has taken over')
         lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
-        time.sleep(0.5)
+        time.sleep(0.3)
         lost_at, served_at = lab.traffic.outages(crashed_at)[0]
         egress_at = next(at for at, address in lab.traffic.egresses(served_at) if address == ELASTIC_IP)
         calls = [call for call in lab.ec2.calls(instance='secondary', since=crashed_at)]
@@ -69,8 +75,9 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         record = {'what': 'crash', 'who': who, 'latency': latency, 'tables': tables, 'seed': seed,
                   'outage': served_at - lost_at, 'egress': egress_at - lost_at,
                   'calls_before': sum(call.at < moves[0].at for call in calls),
+                  'calls': sum(call.at < egress_at for call in calls),
                   'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
-                  'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
+                  'memory': memory, 'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
                   'strip': strip(lab, lost_at)}
     if not contender.script:
         settings = {**DEFAULTS, **contender.settings}
@@ -115,17 +122,20 @@ def watch(who: str, loss: int, minutes: float) -> Record:
             start(lab, contender)
             time.sleep(2.0 if loss else 20.0)  # the first look of the monitor
             if loss:
+                lab.traffic.close()  # nobody looks at it: the other labs shall have the CPU
                 lose_between(lab, loss)
-            begun_at, cpu = time.monotonic(), cpu_seconds(lab.secondary)
-            until = begun_at + 60 * minutes - record['seconds']
-            while time.monotonic() < until and not acted(lab, begun_at):
-                time.sleep(0.1)
-            seconds = time.monotonic() - begun_at
-            record['seconds'] += seconds
+            begun_at, cpu = time.monotonic(), [cpu_seconds(lab.secondary)]
+            period = (60 * minutes - record['seconds']) / 20
+            while len(cpu) <= 20 and not acted(lab, begun_at):
+                due = begun_at + len(cpu) * period
+                while time.monotonic() < due and not acted(lab, begun_at):
+                    time.sleep(0.1)
+                cpu.append(cpu_seconds(lab.secondary))
+            record['seconds'] += time.monotonic() - begun_at
             record['failovers'] += acted(lab, begun_at)
             if not loss:
-                record.update(cpu=(cpu_seconds(lab.secondary) - cpu) / seconds, memory=megabytes(lab.secondary),
-                              calls=len(lab.ec2.calls(since=begun_at)), gap=gap(lab, begun_at, until))
+                record.update(cpu=[(b - a) / period for a, b in zip(cpu, cpu[1:])], memory=megabytes(lab.secondary),
+                              calls=len(lab.ec2.calls(since=begun_at)), gap=gap(lab, begun_at, time.monotonic()))
     return record
 
 
@@ -154,19 +164,22 @@ def lose_between(lab: Lab, percent: int) -> None:
 
 def processes(instance: Instance) -> Iterator[str]:
     """Yield the /proc directories of what runs in an instance, without the lab's process and the job's own shell."""
-    for directory in (instance.node.root / 'proc').glob('[0-9]*'):
+    init = f'/proc/{instance.node.pid}'
+    for directory in map(str, Path('/proc').glob('[0-9]*')):
         with contextlib.suppress(OSError):
-            if directory.name != '1' and not (directory / 'cmdline').read_bytes().startswith(b'sh\0-c\0'):
-                yield str(directory)
+            if directory != init and os.readlink(f'{directory}/ns/pid') == os.readlink(f'{init}/ns/pid') and (
+                    not Path(directory, 'cmdline').read_bytes().startswith(b'sh\0-c\0')):
+                yield directory
 
 
 def cpu_seconds(instance: Instance) -> float:
-    """Return the CPU time of what runs in an instance and of the children that it has waited for."""
-    total = 0
+    """Return the CPU time of what runs in an instance and of the children that it has waited for (those in ticks)."""
+    total = 0.0
     for directory in processes(instance):
         with contextlib.suppress(OSError), open(f'{directory}/stat') as file:
-            total += sum(map(int, file.read().rpartition(')')[2].split()[11:15]))
-    return total / TICKS
+            total += sum(map(int, file.read().rpartition(')')[2].split()[13:15])) / TICKS
+            total += time.clock_gettime(~int(directory.rpartition('/')[2]) << 3 | 2)  # clock_getcpuclockid(3)
+    return total
 
 
 def megabytes(instance: Instance) -> float:
@@ -205,11 +218,25 @@ MEASUREMENTS: Dict[str, Callable[..., Record]] = {
     one.__name__: one for one in (crash, again, watch, begin, imports)}
 
 
-def perform(what: str, arguments: Dict[str, Any]) -> Record:
-    """Make a measurement by its name; one that fails is a record too."""
-    try:
-        return MEASUREMENTS[what](**arguments)
-    except KeyboardInterrupt:  # the lab is closed: no other measurement after this one
-        os._exit(130)
-    except Exception as error:
-        return {'what': 'failure', 'of': what, **arguments, 'why': f'{type(error).__name__}: {error}'}
+def too_long(*_: object) -> None:
+    raise TimeoutError('it took too long')
+
+
+def perform(what: str, arguments: Dict[str, Any], limit: float) -> List[Record]:
+    """Make a measurement by its name and return its record; one that fails or hangs is a record too, and repeated."""
+    records: List[Record] = []
+    signal.signal(signal.SIGALRM, too_long)
+    for attempt in 1, 2:
+        told = io.StringIO()  # by the lab, when something fails in it
+        try:
+            signal.alarm(math.ceil(limit))
+            with contextlib.redirect_stdout(told):
+                return [*records, MEASUREMENTS[what](**arguments)]
+        except KeyboardInterrupt:  # the lab is closed: no other measurement after this one
+            os._exit(130)
+        except Exception as error:
+            records.append({'what': 'failure', 'of': what, **arguments, 'attempt': attempt,
+                            'why': f'{type(error).__name__}: {error}', 'told': told.getvalue()[-4000:]})
+        finally:
+            signal.alarm(0)
+    return records

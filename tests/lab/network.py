@@ -158,6 +158,7 @@ class Network:
         self.links = {name: Link() for name in INSTANCE_ADDRESSES}
         self.routes = Routes([None] * tables)
         self._applied = ''
+        self._closed = False
         self._lock = threading.Lock()
         self.router = Node('router', prepare='''
             sysctl() { echo $2 >/proc/sys/net/ipv4/$1; }
@@ -212,7 +213,7 @@ class Network:
         """Make the router do what `links` and `routes` say, in one transaction."""
         with self._lock:
             rules = self._rules()
-            if rules != self._applied:
+            if rules != self._applied and not self._closed:
                 result = subprocess.run([*self.router.enter('net'), 'nft', '-f', '-'], input=rules, text=True,
                                         capture_output=True, env=ENVIRONMENT)
                 if result.returncode:
@@ -274,6 +275,8 @@ class Network:
 
     def close(self) -> None:
         """End all nodes: they are nested in the router's PID namespace."""
+        with self._lock:  # a call to EC2 that is under way changes nothing any more
+            self._closed = True
         self.router.end()
         for node in self.nodes.values():
             node.end()
