@@ -1211,13 +1211,10 @@ class Monitor:
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # what iam_policy.json asks for
 OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
-AGAIN = 'mend the other lines, then run: nat_monitor.py --check'
+AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
+RULES = {'nft': 'list ruleset', 'iptables': '-w 2 -t nat -S'}  # how to list them
 CRON_FILES = ('etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
 CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*'
-FIREWALLS = {  # how to list the rules, and how to add one that masquerades
-    'nft': ('list ruleset', "run: nft 'add table ip nat; add chain ip nat postrouting { type nat hook postrouting "
-                            'priority 100; }; add rule ip nat postrouting oifname != "lo" masquerade\''),
-    'iptables': ('-w 2 -t nat -S', 'run: iptables -t nat -A POSTROUTING ! -o lo -j MASQUERADE')}
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -1229,8 +1226,26 @@ def longest_outage(settings: Settings, pings: int, call: float) -> float:
             + call + OWN_WORK)
 
 
+def what_cron_minds(path: str, text: str, program: str) -> str:
+    """Return why cron would not start the program from this file, '' if it would."""
+    mode, in_folder = stat.S_IMODE(os.stat(path).st_mode), os.path.dirname(path).endswith('cron.d')
+    faults = {'has a name that cron ignores': in_folder and not re.fullmatch(r'[\w-]+', os.path.basename(path)),
+              'does not end with a newline': not text.endswith('\n'),
+              'does not belong to root': os.stat(path).st_uid != 0,
+              f'has mode {mode:o}': mode & (0o133 if in_folder else 0o022),
+              f'starts {program}, which cannot be executed': not os.access(program, os.X_OK)}
+    return ' and '.join(fault for fault, is_there in faults.items() if is_there)
+
+
 def has_profile(instance: Dict[str, Any]) -> bool:
     return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+
+
+def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
+    """Return by id the list that a Describe call answers; by a filter, as one unknown id would fail the whole call."""
+    answer = call(Filters=[{'Name': name, 'Values': list(values)}])
+    found = next(value for value in answer.values() if isinstance(value, list))
+    return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
 class Check:
@@ -1244,397 +1259,305 @@ class Check:
                  root: str = '/', log: logging.Logger = log) -> None:
         self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
         self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
-        self.verdicts: Set[str] = set()
-        self.edit, self.role = f'run: nano {settings_file}', PROFILE
+        self.settings: Optional[Settings] = None
+        self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
-        self.got: Dict[str, Any] = {}                   # what came of each EC2 call
-        self.instances: Dict[str, Dict[str, Any]] = {}  # as EC2 describes them, by id
-        self.tables: Dict[str, Dict[str, Any]] = {}
-        self.address: Dict[str, Any] = {}
+        self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
+        self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
+        self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        settings = self.check_settings()
-        self.check_files()
-        self.check_metadata()
-        valid = settings is not None and (not self.own_id or self.check_place(settings))
-        if settings and self.peer_id:
-            self.check_ec2(settings)
-        else:
-            self.say(False, 'EC2', '', 'permissions, instances, tables, Elastic IP and ping are not looked at: this '
-                     'needs valid settings, instance id and region', AGAIN, UNKNOWN)
-        self.check_host()
-        return 2 if not valid else 1 if FAIL in self.verdicts else 0
+        for what, check in (('settings', self.check_settings), ('file', self.check_files),
+                            ('metadata', self.check_metadata), ('this instance', self.check_place),
+                            ('EC2', self.check_ec2), ('masquerading', self.check_nat),
+                            ('cron job', self.check_cron), ('monitor', self.check_monitor)):
+            self.attempt(what, self.own_id, check)
+        return self.exit_code
 
-    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> bool:
+    def attempt(self, what: str, about: str, check: Callable[..., None], *arguments: Any) -> None:
+        """Make a check; if something is wrong or missing without which it cannot go on, say so."""
+        try:
+            check(*arguments)
+        except Refusal as refusal:
+            self.exit_code = max(self.exit_code, refusal.exit_code)
+            for fault in refusal.faults:
+                self.say(False, what, about, fault, self.edit)
+        except Exception as error:
+            remedy = self.allow if code_of(error) in DENIED else AGAIN
+            self.say(False, what, about, in_words(error), remedy, UNKNOWN)
+
+    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> None:
         """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
-        self.verdicts.add(FINE if fine else otherwise)
-        self.log.info(f'{FINE if fine else otherwise:8}{what:22}{about:23}{found}{"" if fine else "; " + remedy}')
-        return fine
+        verdict = FINE if fine else otherwise
+        self.exit_code = max(self.exit_code, int(verdict == FAIL))
+        self.log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
 
     # This host
 
-    def check_settings(self) -> Optional[Settings]:
-        try:
-            settings = read_settings(self.settings_file)
-        except Refusal as refusal:
-            for fault in refusal.faults:
-                self.say(False, 'settings', '', fault, self.edit)
-            return None
+    def check_settings(self) -> None:
+        self.settings = read_settings(self.settings_file)
         self.say(True, 'settings', '', f'{self.settings_file} is valid')
-        return settings
 
     def check_files(self) -> None:
         """See that nobody but root can write what runs as root, or put something else in its place."""
         files = [os.path.realpath(path) for path in (__file__, self.settings_file)]
-        for path in dict.fromkeys([*map(os.path.dirname, files), *files]):
-            found = os.stat(path) if os.path.exists(path) else None
-            sticky = path not in files and found and found.st_mode & stat.S_ISVTX
-            self.say(found is not None and found.st_uid == 0 and bool(sticky or not found.st_mode & 0o022), 'file', '',
-                     f'{path} does not exist' if found is None else f'{path} belongs to '
-                     f'{"root" if found.st_uid == 0 else f"user {found.st_uid}"}, mode {stat.S_IMODE(found.st_mode):o}',
-                     f'run: chown root:root {path} && chmod go-w {path}')
+        for path in filter(os.path.exists, dict.fromkeys([*map(os.path.dirname, files), *files])):
+            owner, mode = os.stat(path).st_uid, stat.S_IMODE(os.stat(path).st_mode)
+            self.say(owner == 0 and not mode & 0o022, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
+                     f'chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:
-        names = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
-        own_id, region, role = (found[n] for n in names)
-        failed = next((in_words(r) for r in (own_id, region) if isinstance(r, Exception)), None)
-        if not self.say(not failed, 'metadata', '' if failed else own_id,
-                        failed or f'IMDSv2 answers; the region is {region}',
-                        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
-                        '--instance-id <this instance>'):
-            return
-        self.own_id, self.region = own_id, region
-        if isinstance(role, str) and role:
-            self.role = role.split()[0]
-            self.say(True, 'role', own_id, self.role)
-        else:
-            self.say(False, 'role', own_id, f'none ({in_words(role) if role else "empty"})', self.give_profile(own_id))
+        items = ('instance-id', 'placement/region', 'iam/security-credentials/')
+        own_id, region, role = run_together(
+            {item: functools.partial(self.metadata.get, item) for item in items}, CALL_DEADLINE).values()
+        failed = next((in_words(one) for one in (own_id, region) if isinstance(one, Exception)), '')
+        self.say(not failed, 'metadata', '', failed or f'IMDSv2 answers: this is {own_id} in {region}',
+                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
+                 '--instance-id <this instance>')
+        if not failed:
+            self.own_id, self.region, self.role = own_id, region, role if isinstance(role, str) else PROFILE
+            self.say(role == self.role, 'role', own_id, str(role), self.give_profile(own_id))
 
-    def check_place(self, settings: Settings) -> bool:
-        try:
-            primary, self.peer_id = place_in_pair(settings, self.own_id)
-        except Refusal as refusal:
-            return self.say(False, 'this instance', self.own_id, str(refusal), self.edit)
-        return self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
+    def check_place(self) -> None:
+        if self.settings and self.own_id:
+            primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+            self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
 
-    def check_host(self) -> None:
-        on = self.forwards()
+    def check_nat(self) -> None:
+        """Tell whether this host forwards, and masquerades by a rule of nftables or else iptables."""
+        on, verdict, found = self.forwards(), UNKNOWN, 'neither nft nor iptables lists its rules'
         self.say(on, 'forwarding', '', f'net.ipv4.ip_forward is {int(on)}',
-                 'run: echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        self.check_masquerading()
-        self.check_cron()
-        try:
-            with open(os.path.join(self.root, LOCK_FILE[1:])) as file:
-                pid = file.read().strip()
-            with open(os.path.join(self.root, 'proc', pid, 'comm')) as file:
-                runs = file.read().strip() == 'nat_monitor.py'
-        except OSError:
-            runs = False
-        if runs and is_suspended(pid):
-            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'run: kill -CONT {pid}')
-        else:
-            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run', 'run: nohup '
-                     f'{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1 &', WARN)
-
-    def check_masquerading(self) -> None:
-        """Look for a rule in nftables and, if there is none, in iptables: whichever is installed."""
-        verdict, found, remedy = UNKNOWN, 'neither nft nor iptables is installed', 'run: dnf install nftables'
-        for tool, (listing, add) in FIREWALLS.items():
+                 'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
+        for tool, listing in RULES.items():
             path = shutil.which(tool, path=f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin')
-            if not path or verdict == FINE:
-                continue
-            try:
-                rules = subprocess.run([path, *listing.split()], stdin=subprocess.DEVNULL, capture_output=True,
-                                       encoding='utf-8', errors='replace', timeout=5, check=True).stdout
-            except (OSError, subprocess.SubprocessError) as error:
-                if verdict == UNKNOWN:
-                    found, remedy = f'{tool} does not list its rules: {error}', f'run: {tool} {listing}'
-                continue
-            rule = re.search(r'.*\b(masquerade|snat)\b.*', rules, re.IGNORECASE)
-            remedy = remedy if verdict == FAIL else add
-            verdict, found = (FINE, f'{tool}: {rule[0].strip()}') if rule else (FAIL, 'no masquerade or SNAT rule')
-        self.say(verdict == FINE, 'masquerading', '', found, remedy, verdict)
+            if path and verdict != FINE:
+                listed = subprocess.run([path, *listing.split()], stdin=subprocess.DEVNULL, capture_output=True,
+                                        encoding='utf-8', errors='replace', timeout=5, check=False)
+                rule = re.search(r'.*\b(masquerade|snat)\b.*', listed.stdout, re.IGNORECASE)
+                if listed.returncode == 0:
+                    verdict, found = FAIL, 'no masquerade or SNAT rule'
+                if rule:
+                    verdict, found = FINE, f'{tool}: {rule[0].strip()}'
+        self.say(verdict == FINE, 'masquerading', '', found, "nft 'table ip nat { chain postrouting { type nat hook "
+                 'postrouting priority 100; oifname != "lo" masquerade; }; }\'', verdict)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        folder = os.path.join(self.root, 'etc/cron.d')
-        names = [f'etc/cron.d/{name}' for name in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ())]
-        faults = []
-        for name in (*names, *CRON_FILES):
-            try:
-                with open(os.path.join(self.root, name), encoding='utf-8', errors='replace') as file:
-                    text, found = file.read(), os.fstat(file.fileno())
-            except OSError:
-                continue
-            job = re.search(CRON_JOB.format(user=r'root[ \t]+' if name.startswith('etc') else ''), text, re.MULTILINE)
-            if job is None:
-                continue
-            fault = ('has a name that cron ignores' if name in names and not re.fullmatch(r'[\w/-]+', name[9:]) else
-                     'does not end with a newline' if not text.endswith('\n') else
-                     f'belongs to user {found.st_uid}' if found.st_uid else
-                     f'has mode {stat.S_IMODE(found.st_mode):o}' if found.st_mode & (0o133 if name in names else 0o022)
-                     else f'starts {job[1]}, which cannot be executed' if not os.access(job[1], os.X_OK) else '')
-            if not fault:
-                self.say(True, 'cron job', '', f'/{name}: {job[0].strip()}')
-                return
-            faults.append(f'/{name} {fault}')
-        self.say(False, 'cron job', '', '; '.join(faults) or 'none starts the monitor at boot',
-                 'run: install -m 755 nat_monitor.py /usr/local/sbin/ && install -m 644 nat_monitor.cron '
-                 '/etc/cron.d/nat_monitor')
+        folder, jobs = os.path.join(self.root, 'etc/cron.d'), []
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        for name in (*(f'etc/cron.d/{name}' for name in names), *CRON_FILES):
+            text, user = self.read(name), r'root[ \t]+' if name.startswith('etc') else ''
+            job = re.search(CRON_JOB.format(user=user), text, re.MULTILINE)
+            if job:
+                fault = what_cron_minds(os.path.join(self.root, name), text, job[1])
+                jobs.append((fault, f'/{name}{" " if fault else ": "}{fault or job[0].strip()}'))
+        fault, found = min(jobs, default=('no job', 'none starts the monitor at boot'))
+        self.say(not fault, 'cron job', '', found, 'install -m 755 nat_monitor.py /usr/local/sbin/ && '
+                 'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
 
-    # EC2
+    def check_monitor(self) -> None:
+        pid = self.read(LOCK_FILE[1:]).strip()
+        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py'
+        if runs and is_suspended(pid):
+            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
+        else:
+            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
+                     f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
 
-    def check_ec2(self, settings: Settings) -> None:
-        """Ask EC2 in rounds of calls side by side, then tell what came back, subject by subject."""
-        pair, part = (self.own_id, self.peer_id), functools.partial
-        client = run_together({'': part(self.connect, self.region, 2 * len(settings.parts) + 10)}, CALL_DEADLINE)['']
-        if isinstance(client, Exception):
-            self.say(False, 'EC2', '', f'no client can be made: {in_words(client)}', AGAIN)
-            return
-        self.ask({**{f'DescribeInstances {i}': part(client.describe_instances, InstanceIds=[i]) for i in pair},
-                  **{f'DescribeInstanceStatus {i}': part(describe_states, client, i) for i in pair},
-                  'DescribeRouteTables': part(client.describe_route_tables, Filters=[
-                      {'Name': 'route-table-id', 'Values': list(settings.route_table_ids)}]),
-                  **({'DescribeAddresses': part(client.describe_addresses, Filters=[
-                      {'Name': 'public-ip', 'Values': [settings.elastic_ip]}])} if settings.elastic_ip else {})})
-        self.instances = {one['InstanceId']: one for i in pair for reservation in self.answer(
-            f'DescribeInstances {i}', 'Reservations') for one in reservation['Instances']}
-        self.tables = {one['RouteTableId']: one for one in self.answer('DescribeRouteTables', 'RouteTables')}
-        self.address = next(iter(self.answer('DescribeAddresses', 'Addresses')), {})
-        calls = rehearsal(settings, *pair, self.address.get('AllocationId', ''))
-        subnets = sorted({one.get('SubnetId', '') for one in self.instances.values()})
-        self.ask({**{name: part(call, client) for name, call in calls.items()},
-                  **{f'protection {i}': part(client.describe_instance_attribute, InstanceId=i,
-                                             Attribute='disableApiStop') for i in self.instances},
-                  **{f'spot {i}': part(client.describe_spot_instance_requests, SpotInstanceRequestIds=[
-                      one['SpotInstanceRequestId']]) for i, one in self.instances.items()
-                     if one.get('SpotInstanceRequestId')},
-                  'own tables': part(client.describe_route_tables, Filters=[
-                      {'Name': 'association.subnet-id', 'Values': subnets}])})
-        pings: List[float] = []
-        self.ask({'one call': part(self.time_a_call, client)}, part(self.send_pings, settings, pings))
-        self.check_permissions(settings, list(calls))
-        for i in pair:
-            self.check_instance(settings, i)
-        for table_id in settings.route_table_ids:
-            self.check_table(table_id)
-        self.check_address(settings)
-        self.check_ping(settings, pings)
-        self.check_speed(settings)
+    def read(self, path: str) -> str:
+        """Return the text of a file, '' if there is none."""
+        try:
+            with open(os.path.join(self.root, path), encoding='utf-8', errors='replace') as file:
+                return file.read()
+        except OSError:
+            return ''
 
-    def ask(self, calls: Dict[str, Callable[[], Any]], meanwhile: Optional[Callable[[], None]] = None) -> None:
-        self.got.update(run_together(calls, CALL_DEADLINE, meanwhile))
-
-    def answer(self, name: str, key: str) -> List[Any]:
-        """Return the list in EC2's answer to a call, empty if there was none."""
-        return list(self.got[name][key]) if isinstance(self.got.get(name), dict) else []
-
-    def time_a_call(self, client: Any) -> float:
-        started_at = self.clock.monotonic()
-        describe_states(client, self.own_id)
-        return float(self.clock.monotonic() - started_at)
-
-    def check_permissions(self, settings: Settings, rehearsed: List[str]) -> None:
-        """Tell of each call of a failover whether the role may make it."""
-        for action in dict.fromkeys(name.split()[0] for name in self.got if name.startswith('Describe')):
-            results = [result for name, result in self.got.items() if name.split()[0] == action]
-            denied = [r for r in results if code_of(r) in DENIED]
-            failed = denied + [r for r in results if not has_answered(r)]
-            self.say(not failed, 'permission', action, in_words(failed[0]) if failed else 'allowed',
-                     self.allow if denied else f'run: curl -sS https://ec2.{self.region}.amazonaws.com/',
-                     FAIL if denied else UNKNOWN)
-        for name in rehearsed:
-            (action, _, about), result = name.partition(' on '), self.got[name]
-            if code_of(result) in DENIED:
-                self.say(False, 'permission', action, f'not allowed on {about}', self.permit(action, about))
-            else:
-                fine = code_of(result) == 'DryRunOperation'
-                self.say(fine, 'permission', action, f'allowed on {about}' if fine else f'on {about}: ' + (
-                    in_words(result) if isinstance(result, Exception) else 'not a dry run'), AGAIN, UNKNOWN)
-        if settings.elastic_ip and not self.address:
-            self.say(False, 'permission', 'AssociateAddress', f'needs {settings.elastic_ip}, see there', AGAIN, UNKNOWN)
-
-    def permit(self, action: str, about: str) -> str:
-        """Return the command that allows the action: for the profile or tag that the policy asks for, or the policy."""
-        instance = self.instances.get(about if action.endswith('Instances') else self.own_id, {})
-        if not action.endswith('Route') and instance and not has_profile(instance):
-            return self.give_profile(instance['InstanceId'])
-        resource = self.address if action == 'AssociateAddress' else self.tables.get(about, {})
-        tagged, ids = not resource or TAG in resource.get('Tags', []), [resource.get('AllocationId', about)]
-        if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
-            ids += [n['NetworkInterfaceId'] for n in instance.get('NetworkInterfaces', [])]
-        elif tagged:
-            return self.allow
-        command = f'run: aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG["Key"]},Value={TAG["Value"]}'
-        return f'{command} && {self.allow[5:]}' if tagged else command
+    # What the policy asks for
 
     @property
     def allow(self) -> str:
-        return (f'run: aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} --policy-document '
+        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} --policy-document '
                 'file://iam_policy.json')
 
     def give_profile(self, i: str) -> str:
-        if not self.instances.get(i, {}).get('IamInstanceProfile'):
-            return (f'run: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={PROFILE} '
-                    f'--instance-id {i}')
-        return (f'run: aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values={i}, then: '
-                f'aws ec2 replace-iam-instance-profile-association --iam-instance-profile Name={PROFILE} '
-                '--association-id <of that association>')
+        profile = f'--iam-instance-profile Name={PROFILE}'
+        if 'IamInstanceProfile' not in self.things.get(i, {}):
+            return f'aws ec2 associate-iam-instance-profile {profile} --instance-id {i}'
+        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id $(aws ec2 describe-iam-'
+                f'instance-profile-associations --filters Name=instance-id,Values={i} --output text --query '
+                '"IamInstanceProfileAssociations[0].AssociationId")')
+
+    def check_permission(self, name: str) -> None:
+        (action, on, about), result = name.partition(' on '), self.got[name]
+        denied = code_of(result) in DENIED
+        if isinstance(result, Exception) and not denied and code_of(result) != 'DryRunOperation':
+            raise result
+        self.say(not denied, 'permission', action, f'{"not " if denied else ""}allowed{on}{about}',
+                 self.permit(action, about))
+
+    def permit(self, action: str, about: str) -> str:
+        """Return the command that gives the profile or the tags that the policy asks for, or else the policy."""
+        thing, moves_address = self.things.get(about, {}), action == 'AssociateAddress'
+        instance = self.things.get(self.own_id if moves_address else about, {})
+        if 'InstanceType' in instance and not has_profile(instance):
+            return self.give_profile(instance['InstanceId'])
+        tagged, ids = TAG in thing.get('Tags', []), [thing.get('AllocationId', about)]
+        if moves_address:  # EC2 has not told whether the interface has the tag
+            ids += [card['NetworkInterfaceId'] for card in instance.get('NetworkInterfaces', [])]
+        tags = f'aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG["Key"]},Value={TAG["Value"]}'
+        remedies = [tags] if moves_address or 'RouteTableId' in thing and not tagged else []
+        return ' && '.join(remedies + [self.allow] * (tagged or not remedies))
+
+    # EC2
+
+    def check_ec2(self) -> None:
+        """Ask EC2 for all that a failover is about, rehearse one, and tell of one thing after the other."""
+        settings, pair = self.settings, (self.own_id, self.peer_id)
+        if settings is None or not self.peer_id:
+            raise NoAnswer('it is not asked without valid settings, instance id and region')
+        address, tables = settings.elastic_ip or '', settings.route_table_ids
+        self.client = ec2 = self.connect(self.region, 2 * len(settings.parts) + 10)
+        calls: Dict[str, Callable[[], Any]] = {
+            'DescribeInstances': lambda: by_id(ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
+            'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
+            'DescribeRouteTables': lambda: by_id(ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables),
+            'DescribeAddresses': lambda: by_id(ec2.describe_addresses, 'PublicIp', 'public-ip', address)}
+        if not address:
+            del calls['DescribeAddresses']
+        self.got = run_together(calls, CALL_DEADLINE)
+        self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
+                       for i, thing in found.items() if isinstance(thing, dict)}
+        rehearsed = rehearsal(settings, *pair, self.things.get(address, {}).get('AllocationId', '')).items()
+        self.got.update(run_together({name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
+        for name in self.got:
+            self.attempt('permission', name.split()[0], self.check_permission, name)
+        if address and address not in self.things:
+            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there', AGAIN, UNKNOWN)
+        for i in pair:
+            self.attempt('instance', i, self.check_instance, settings, i)
+        for table_id in tables:
+            self.attempt('route table', table_id, self.check_table, table_id)
+        if address:
+            self.attempt('Elastic IP', address, self.check_address, address)
+        self.attempt('ping', self.peer_id, self.check_ping, settings)
+        self.attempt('longest outage', '', self.check_speed, settings)
+
+    def find(self, call: str, i: str) -> Any:
+        """Return what a call told of a thing; raise what it raised, or Refusal if there is no such thing."""
+        found = self.got[call]
+        if isinstance(found, Exception):
+            raise found
+        if i not in found:
+            raise Refusal(f'not found in {self.region}, see: aws ec2 {botocore.xform_name(call, "-")}', exit_code=1)
+        return found[i]
 
     def check_instance(self, settings: Settings, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
-        one, answer = self.instances.get(i, {}), self.got[f'DescribeInstances {i}']
-        if not one:
-            missing = not isinstance(answer, Exception) or code_of(answer).startswith('InvalidInstanceID')
-            self.say(False, 'instance', i, in_words(answer) if isinstance(answer, Exception) else 'does not exist',
-                     self.edit if missing else AGAIN, FAIL if missing else UNKNOWN)
-            return
-        state, checks = one['State']['Name'], self.got[f'DescribeInstanceStatus {i}']
-        if self.say(state == 'running', 'state', i, state, f'run: aws ec2 start-instances --instance-ids {i}'):
-            checks = checks.get(i, ('', 'unknown'))[1] if isinstance(checks, dict) else 'unknown'
-            self.say(checks == 'ok', 'status checks', i, checks, f'run: aws ec2 reboot-instances --instance-ids {i}'
-                     if checks == 'impaired' else f'run: aws ec2 wait instance-status-ok --instance-ids {i}',
-                     {'impaired': FAIL, 'unknown': UNKNOWN}.get(checks, WARN))
-        off = one.get('SourceDestCheck') is False
-        self.say(off, 'source/dest. check', i, 'off' if off else 'on',
-                 f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
-        interfaces = {n['NetworkInterfaceId']: n['Attachment'] for n in one.get('NetworkInterfaces', [])}
-        self.say(len(interfaces) == 1, 'network interface', i, ', '.join(interfaces) or 'none', 'EC2 moves nothing to '
-                 'an instance with several; ' + ' && '.join(
-                     f'run: aws ec2 detach-network-interface --attachment-id {a["AttachmentId"]}'
-                     for a in interfaces.values() if a.get('DeviceIndex')))
-        public = one.get('PublicIpAddress', '')
-        self.say(public != '', 'public address', i, public or 'none', 'unless the VPC has an endpoint for EC2, run: '
-                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-                 f'{" ".join(list(interfaces)[:1])}', WARN if settings.elastic_ip else FAIL)
+        one = self.find('DescribeInstances', i)
+        state, on, public = one['State']['Name'], one.get('SourceDestCheck', True), one.get('PublicIpAddress')
+        self.say(state == 'running', 'state', i, state, f'aws ec2 start-instances --instance-ids {i}')
+        self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
+                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId'] for card in one['NetworkInterfaces']}
+        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
+                 f'aws ec2 detach-network-interface --attachment-id {[*cards.values(), ""][len(cards) - 1]}')
+        self.say(bool(public), 'public address', i, public or 'none, so the VPC needs an endpoint for EC2', 'aws ec2 '
+                 f'modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
+                 f'{min(cards, default="")}', WARN if settings.elastic_ip else FAIL)
         self.say(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
                  self.give_profile(i))
-        self.check_stoppable(one, i)
-        group = next((t['Value'] for t in one.get('Tags', []) if t['Key'] == 'aws:autoscaling:groupName'), '')
-        self.say(not group, 'Auto Scaling group', i, f'{group} would replace it when the peer stops it' if group else
-                 'none', f'run: aws autoscaling detach-instances --instance-ids {i} --auto-scaling-group-name {group} '
-                 '--should-decrement-desired-capacity')
+        self.attempt('can be stopped', i, self.check_stop, one)
+        group = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}.get('aws:autoscaling:groupName', 'none')
+        self.say(group == 'none', 'Auto Scaling group', i, group, 'aws autoscaling detach-instances --instance-ids '
+                 f'{i} --auto-scaling-group-name {group} --should-decrement-desired-capacity')
+        checks = self.find('DescribeInstanceStatus', i)[1] if state == 'running' else 'ok'
+        self.say(checks == 'ok', 'status checks', i, checks, f'aws ec2 wait instance-status-ok --instance-ids {i} || '
+                 f'aws ec2 reboot-instances --instance-ids {i}', FAIL if checks == 'impaired' else WARN)
 
-    def check_stoppable(self, one: Dict[str, Any], i: str) -> None:
-        protection, spot = self.got[f'protection {i}'], self.got.get(f'spot {i}', {})
-        failed = [r for r in (protection, spot) if isinstance(r, Exception)]
-        remedy = f'launch another one like it, see: aws ec2 describe-instances --instance-ids {i}'
-        fault = ''
+    def check_stop(self, one: Dict[str, Any]) -> None:
+        """Tell whether EC2 would stop and start an instance; only this asks for what no failover needs."""
+        i, spot, fault = one['InstanceId'], one.get('SpotInstanceRequestId'), ''
         if one.get('RootDeviceType') != 'ebs':
-            fault = 'its root device is not in EBS'
-        elif any(r.get('Type') != 'persistent' for r in self.answer(f'spot {i}', 'SpotInstanceRequests')):
-            fault = 'it is a one-time Spot instance'
-        elif isinstance(protection, dict) and protection['DisableApiStop']['Value']:
-            fault = 'it is protected against it'
-            remedy = f'run: aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
-        if failed and not fault:
-            self.say(False, 'can be stopped', i, in_words(failed[0]), self.allow, UNKNOWN)
-        else:
-            self.say(not fault, 'can be stopped', i, f'no: {fault}' if fault else
-                     'yes: root in EBS, no one-time Spot, no stop protection', remedy)
+            fault = 'no, its root device is not in EBS: launch another one'
+        elif spot and self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
+                'SpotInstanceRequests'][0].get('Type') != 'persistent':
+            fault = 'no, it is a one-time Spot instance: launch another one'
+        elif self.client.describe_instance_attribute(
+                InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']:
+            fault = 'no, it has stop protection'
+        self.say(not fault, 'can be stopped', i, fault or 'yes: root in EBS, no one-time Spot, no stop protection',
+                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop' if 'protection' in fault
+                 else f'aws ec2 describe-instances --instance-ids {i}')
 
     def check_table(self, table_id: str) -> None:
-        """Tell of a table whether it exists, whom it serves, and what a claim would replace."""
-        table, answer = self.tables.get(table_id), self.got['DescribeRouteTables']
-        if table is None:
-            error = isinstance(answer, Exception)
-            self.say(False, 'route table', table_id, in_words(answer) if error else 'does not exist',
-                     AGAIN if error else self.edit, UNKNOWN if error else FAIL)
-            return
-        vpcs = sorted({one.get('VpcId', '') for one in self.instances.values()})
-        self.say(vpcs == [table['VpcId']], 'route table', table_id, f'in {table["VpcId"]}, the pair in '
-                 f'{" and ".join(vpcs) or "a VPC not known"}', self.edit if vpcs else AGAIN, FAIL if vpcs else UNKNOWN)
-        own = {one['SubnetId'] for one in self.instances.values() if one.get('SubnetId')}
-        serves = {a['SubnetId'] for a in table['Associations'] if a.get('SubnetId')}
-        main = any(a.get('Main') for a in table['Associations'])
-        if main and isinstance(self.got['own tables'], dict):  # it also serves the subnets without a table of their own
-            serves |= own - {a.get('SubnetId') for t in self.answer('own tables', 'RouteTables')
-                             for a in t['Associations']}
-        if serves & own:
-            self.say(False, 'subnets', table_id, f'{", ".join(serves & own)} is the pair\'s own: it would route to '
-                     'itself', 'run: aws ec2 associate-route-table --route-table-id <that of the internet gateway> '
-                     f'--subnet-id {min(serves & own)}')
-        else:
-            served = sorted(serves) + ['those without a table of their own'] * main
-            self.say(served != [], 'subnets', table_id, ', '.join(served) or 'none', 'run: aws ec2 '
-                     f'associate-route-table --route-table-id {table_id} --subnet-id <private subnet>')
-        route = default_route(table)
-        targets = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId')
-        self.say_holder('default route', table_id, next((route[t] for t in targets if route.get(t)), str(route or '')),
-                        route.get('State') == 'blackhole', f'describe-route-tables --route-table-ids {table_id}')
+        """Tell of a table what a claim would replace, and whom it serves."""
+        table = self.find('DescribeRouteTables', table_id)
+        self.say_holder('default route', table_id, default_route(table),
+                        f'describe-route-tables --route-table-ids {table_id}')
+        self.find('DescribeInstances', self.own_id)
+        pair = [self.things[i] for i in (self.own_id, self.peer_id) if i in self.things]
+        vpcs, own = ({str(one.get(key)) for one in pair} for key in ('VpcId', 'SubnetId'))
+        self.say(vpcs == {table['VpcId']}, 'route table', table_id,
+                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
+        served = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
+        if any(link.get('Main') for link in table['Associations']):
+            others = by_id(self.client.describe_route_tables, 'RouteTableId', 'association.subnet-id', *own)
+            lone = own - {link.get('SubnetId') for other in others.values() for link in other['Associations']}
+            served |= {'those without a table of their own', *lone}
+        mine = min(served & own, default='')
+        self.say(bool(served) and not mine, 'subnets', table_id, f"{mine} is the pair's own: it would route to itself"
+                 if mine else ', '.join(sorted(served)) or 'none', 'aws ec2 associate-route-table --route-table-id ' + (
+                     f'<that of the internet gateway> --subnet-id {mine}' if mine else
+                     f'{table_id} --subnet-id <private subnet>'))
 
-    def check_address(self, settings: Settings) -> None:
-        address = settings.elastic_ip
-        if not address:
-            self.say(True, 'Elastic IP', '', 'ELASTIC_IP is None: none is moved')
-        elif self.address:
-            keys = ('InstanceId', 'NetworkInterfaceId', 'AssociationId')
-            self.say_holder('Elastic IP', address, next((self.address[k] for k in keys if self.address.get(k)), ''),
-                            False, f'describe-addresses --public-ips {address}')
-        else:
-            error = self.got['DescribeAddresses'] if isinstance(self.got['DescribeAddresses'], Exception) else None
-            self.say(False, 'Elastic IP', address, in_words(error) if error else f'does not exist in {self.region}',
-                     AGAIN if error else f'{self.edit} (run: aws ec2 describe-addresses, to see which ones there are)',
-                     UNKNOWN if error else FAIL)
+    def check_address(self, address: str) -> None:
+        found = self.find('DescribeAddresses', address)
+        self.say_holder('Elastic IP', address, found, f'describe-addresses --public-ips {address}')
 
-    def say_holder(self, what: str, about: str, holder: str, blackhole: bool, look: str) -> None:
+    def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
         """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
-        who = {self.own_id: 'this instance', self.peer_id: 'the peer', '': 'nobody'}.get(holder, 'outside the pair')
-        self.say(who != 'outside the pair' and not blackhole, what, about, f'at {holder}, {who}' + (
-            ', a blackhole' if blackhole else '') if holder else 'at nobody: the monitor of the primary claims it',
-            'the monitor of the primary replaces this when it starts: if that is wrong, take it out of '
-            f'{self.settings_file}; run: aws ec2 {look}', WARN)
+        holder = next((held[k] for k in ('InstanceId', *held) if k.endswith('Id') and held.get(k)), 'nobody')
+        who = {self.own_id: 'this instance', self.peer_id: 'the peer', 'nobody': 'until the primary claims it'}.get(
+            holder, 'outside the pair')
+        lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
+        self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
+                 f"aws ec2 {look}  # the primary's monitor replaces this when it starts", WARN)
 
-    # Ping and speed
-
-    def send_pings(self, settings: Settings, pings: List[float]) -> None:
-        """Ping the peer NUM_PINGS times; append the seconds of each answer."""
-        address = self.instances.get(self.peer_id, {}).get('PrivateIpAddress', '')
-        ping = self.ping or Ping(settings.ping_timeout)
-        for _ in range(settings.num_pings if address else 0):
-            started_at = self.clock.monotonic()
-            try:
-                if ping(address):
-                    pings.append(self.clock.monotonic() - started_at)
-            except OwnFault as fault:
-                self.got['own fault'] = fault
-
-    def check_ping(self, settings: Settings, pings: List[float]) -> None:
-        peer, own = (self.instances.get(i, {}) for i in (self.peer_id, self.own_id))
-        address, count = peer.get('PrivateIpAddress', ''), settings.num_pings
-        states = self.got[f'DescribeInstanceStatus {self.peer_id}']
-        state, checks = states.get(self.peer_id, ('', '')) if isinstance(states, dict) else ('', '')
+    def check_ping(self, settings: Settings) -> None:
+        """Ping the peer as often as makes it silent."""
+        peer, own = (self.things.get(i, {}) for i in (self.peer_id, self.own_id))
+        address, times = peer.get('PrivateIpAddress'), []
         if not address:
-            self.say(False, 'ping', self.peer_id, 'needs its private address from EC2', AGAIN, UNKNOWN)
-        elif 'own fault' in self.got:
-            self.say(False, 'ping', self.peer_id, f'cannot leave this host: {self.got["own fault"]}',
-                     f'run: ip route get {address}')
-        elif pings or state != 'running':
-            self.say(len(pings) == count, 'ping', self.peer_id, f'{address} answers {len(pings)} of {count} '
-                     f'({", ".join(f"{p * 1000:.1f}" for p in pings)} ms)', f'run: ping -c 20 {address}')
-        else:
-            its, ours = ([g['GroupId'] for n in one.get('NetworkInterfaces', []) for g in n.get('Groups', [])]
-                         or ['<its security group>'] for one in (peer, own))
-            self.say(False, 'ping', self.peer_id, f'{address} answers none of {count}, but EC2 calls it running, '
-                     f'checks {checks}: look at its security groups {", ".join(its)}, and {", ".join(ours)} here',
-                     ' && '.join(
-                         f'run: aws ec2 authorize-security-group-ingress --group-id {into} --ip-permissions '
-                         f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={source}}}]'"
-                         for into, source in {its[0]: ours[0], ours[0]: its[0]}.items()))
+            raise NoAnswer('it needs its private address from EC2')
+        ping = self.ping or Ping(settings.ping_timeout)
+        try:
+            for _ in range(settings.num_pings):
+                started_at = self.clock.monotonic()
+                if ping(address):
+                    times.append(f'{(self.clock.monotonic() - started_at) * 1000:.1f}')
+        except OwnFault as fault:
+            self.say(False, 'ping', self.peer_id, f'cannot leave this host: {fault}', f'ip route get {address}')
+            return
+        found, remedy = f'{address} answers {len(times)} of {settings.num_pings}', f'ping -c 20 {address}'
+        if times:
+            found += f' ({", ".join(times)} ms)'
+        elif peer['State']['Name'] == 'running':
+            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', []) for group in card['Groups']]
+                         or ['<security group>'] for one in (peer, own))
+            found += f', but EC2 calls it running: look at its security groups {", ".join(its)}, here {", ".join(ours)}'
+            remedy = (f'aws ec2 authorize-security-group-ingress --group-id {its[0]} --ip-permissions '
+                      f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
+        self.say(len(times) == settings.num_pings, 'ping', self.peer_id, found, remedy)
 
     def check_speed(self, settings: Settings) -> None:
-        call, n = self.got['one call'], settings.num_pings
-        if isinstance(call, Exception):
-            self.say(False, 'longest outage', '', f'needs the time of an EC2 call: {in_words(call)}', AGAIN, UNKNOWN)
-            return
-        self.say(call < settings.ping_timeout, 'longest outage', '',
-                 f'{longest_outage(settings, n, call):.1f} s when the primary dies, '
-                 f'{longest_outage(settings, 2 * n, call):.1f} s when the secondary dies while it serves: '
-                 f'WAIT_BETWEEN_PINGS {settings.wait_between_pings:g}, {n} or {2 * n} times PING_TIMEOUT '
-                 f'{settings.ping_timeout:g}, EC2 call {call:.2f}, own work {OWN_WORK}',
-                 f'EC2 answers more slowly than PING_TIMEOUT; {self.edit}', WARN)
+        started_at = self.clock.monotonic()
+        describe_states(self.client, self.own_id)
+        call, n = self.clock.monotonic() - started_at, settings.num_pings
+        primary, secondary = (longest_outage(settings, pings, call) for pings in (n, 2 * n))
+        self.say(call < settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
+                 f'{secondary:.1f} s when the secondary dies while it serves; one EC2 call takes {call:.2f} s',
+                 f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 
 
 # The program ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any, Callable, ContextManager, Iterator, List, Set, Tuple
 
+import boto3
 import pytest
 import requests
 from moto import mock_aws
@@ -217,7 +218,7 @@ def take_role(pair: Pair) -> None:
     (forward_nothing, 'FAIL', 'forwarding', 'sysctl'),
     (drop_rules, 'FAIL', 'masquerading', 'nft '),
     (drop_cron_job, 'FAIL', 'cron job', 'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'),
-    (end_monitor, 'warn', 'monitor', 'nohup '),
+    (end_monitor, 'warn', 'monitor', "nat_monitor.py >> /var/log/nat_monitor.log 2>&1' | at now"),
     (switch_metadata_off, 'FAIL', 'metadata', '--http-endpoint enabled'),
     (take_role, 'FAIL', 'role', 'associate-iam-instance-profile'),
 ], ids=lambda value: getattr(value, '__name__', None))
@@ -313,6 +314,32 @@ def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
     assert {line.what for line in lines if line.verdict == 'unknown'} == {
         'permission', 'instance', 'route table', 'Elastic IP', 'ping', 'longest outage'}
     assert any(line.what == 'cron job' for line in lines)
+
+
+def test_a_ping_that_cannot_leave_this_host_is_a_fault_here(pair: Pair, capfd: Any,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> bool:
+        raise nat_monitor.OwnFault('Network is unreachable')
+
+    monkeypatch.setattr(pair, 'ping', fail)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert (line.verdict, line.what) == ('FAIL', 'ping') and 'Network is unreachable; run: ip route' in line.words
+    assert code == 1
+
+
+def test_another_profile_is_told_with_the_command_that_replaces_it(pair: Pair, capfd: Any) -> None:
+    take_profile(pair)
+    boto3.client('iam').create_instance_profile(InstanceProfileName='Other')
+    pair.ec2.associate_iam_instance_profile(IamInstanceProfile={'Name': 'Other'}, InstanceId=pair.primary)
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:3] == ('FAIL', 'instance profile', pair.primary)
+    assert 'replace-iam-instance-profile-association --iam-instance-profile Name=NAT_Monitor' in line.words
 
 
 def test_an_instance_that_does_not_exist_is_told_and_the_rest_goes_on(pair: Pair, capfd: Any) -> None:
@@ -660,6 +687,23 @@ def mode(lab: Lab, path: str, wrong: str, right: str) -> ContextManager[None]:
                   lambda: lab.primary.run('chmod', right, path, check=True))
 
 
+@contextlib.contextmanager
+def one_time_spot(lab: Lab) -> Iterator[None]:
+    nothing = dict.fromkeys((
+        'valid_from', 'valid_until', 'launch_group', 'availability_zone_group', 'key_name', 'user_data', 'placement',
+        'kernel_id', 'ramdisk_id'))
+    [request] = lab.ec2.backend.request_spot_instances(
+        price='1', image_id='ami-12345678', count=1, spot_instance_type='one-time', security_groups=[],
+        instance_type='t3.small', monitoring_enabled=False, subnet_id=record(lab, 'secondary').subnet_id, **nothing)
+    with changed(record(lab, 'secondary'), spot_instance_request_id=request.id):
+        yield
+
+
+def main_table(lab: Lab) -> ContextManager[None]:
+    """Make the private table the main one, which serves the pair's subnet: it has no table of its own in the lab."""
+    return changed(lab.ec2.backend.route_tables[lab.ec2.tables[0]], main_association_id='rtbassoc-12345678')
+
+
 def public_subnet(lab: Lab) -> Set[str]:
     return {record(lab, 'primary').subnet_id}
 
@@ -679,12 +723,14 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
      'FAIL', set()),
     ('instance store', lambda lab: changed(record(lab, 'secondary'), root_device_type='instance-store'),
      'can be stopped', 'FAIL', set()),
+    ('one-time Spot', one_time_spot, 'can be stopped', 'FAIL', set()),
     ('Auto Scaling', auto_scaling, 'Auto Scaling group', 'FAIL', set()),
     ('no such table', deleted_table, 'route table', 'FAIL', set()),
     ('other VPC', lambda lab: changed(lab.ec2.backend.route_tables[lab.ec2.tables[0]], vpc_id='vpc-12345678'),
      'route table', 'FAIL', set()),
     ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', set()),
     ('table of the own subnet', lambda lab: association(lab, public_subnet(lab)), 'subnets', 'FAIL', set()),
+    ('main table', main_table, 'subnets', 'FAIL', set()),
     ('route to a NAT gateway', at_nat_gateway, 'default route', 'warn', set()),
     ('no such address', address_gone, 'Elastic IP', 'FAIL', {'permission'}),
     ('address elsewhere', address_elsewhere, 'Elastic IP', 'warn', set()),
