@@ -18,7 +18,7 @@ from typing import Any, Collection, Dict, List, NamedTuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
-from .measure import Record, perform
+from .measure import CLIENTS, Record, perform
 
 RESULTS = Path(__file__).parent / 'results'
 EXPECTED = {'crash': 8.5, 'again': 105, 'begin': 3, 'imports': 1}  # s, of one measurement
@@ -75,7 +75,8 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             crash(*(rivals[1:] if number < 3 else ()))
             crash(*(rivals[:1] if number < 2 else ()), tables=20)
         if full or number < 3:
-            turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])] + [task('imports')]
+            turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])]
+            turn += [task('imports', who=who) for who in CLIENTS]
         chance.shuffle(turn)
         tasks += turn
     if not full:
