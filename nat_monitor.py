@@ -1316,7 +1316,7 @@ class Check:
                  'aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
                  '--instance-id <this instance>')
         if not failed:
-            self.own_id, self.region, self.role = own_id, region, role if isinstance(role, str) else PROFILE
+            self.own_id, self.region, self.role = own_id, region, role if role and isinstance(role, str) else PROFILE
             self.say(role == self.role, 'role', own_id, str(role), self.give_profile(own_id))
 
     def check_place(self) -> None:
@@ -1471,9 +1471,10 @@ class Check:
         group = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}.get('aws:autoscaling:groupName', 'none')
         self.say(group == 'none', 'Auto Scaling group', i, group, 'aws autoscaling detach-instances --instance-ids '
                  f'{i} --auto-scaling-group-name {group} --should-decrement-desired-capacity')
-        checks = self.find('DescribeInstanceStatus', i)[1] if state == 'running' else 'ok'
-        self.say(checks == 'ok', 'status checks', i, checks, f'aws ec2 wait instance-status-ok --instance-ids {i} || '
-                 f'aws ec2 reboot-instances --instance-ids {i}', FAIL if checks == 'impaired' else WARN)
+        if state == 'running':
+            checks = self.find('DescribeInstanceStatus', i)[1]
+            self.say(checks == 'ok', 'status checks', i, checks, f'aws ec2 wait instance-status-ok --instance-ids {i} '
+                     f'|| aws ec2 reboot-instances --instance-ids {i}', FAIL if checks == 'impaired' else WARN)
 
     def check_stop(self, one: Dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance; only this asks for what no failover needs."""
@@ -1497,7 +1498,7 @@ class Check:
                         f'describe-route-tables --route-table-ids {table_id}')
         self.find('DescribeInstances', self.own_id)
         pair = [self.things[i] for i in (self.own_id, self.peer_id) if i in self.things]
-        vpcs, own = ({str(one.get(key)) for one in pair} for key in ('VpcId', 'SubnetId'))
+        vpcs, own = ({one[key] for one in pair if one.get(key)} for key in ('VpcId', 'SubnetId'))
         self.say(vpcs == {table['VpcId']}, 'route table', table_id,
                  f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
         served = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
@@ -1517,7 +1518,9 @@ class Check:
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
         """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
-        holder = next((held[k] for k in ('InstanceId', *held) if k.endswith('Id') and held.get(k)), 'nobody')
+        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId', 'AssociationId')
+        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # a route to a target of another kind
+        holder = next((held[key] for key in keys if held.get(key)), unnamed)
         who = {self.own_id: 'this instance', self.peer_id: 'the peer', 'nobody': 'until the primary claims it'}.get(
             holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
@@ -1551,6 +1554,7 @@ class Check:
         self.say(len(times) == settings.num_pings, 'ping', self.peer_id, found, remedy)
 
     def check_speed(self, settings: Settings) -> None:
+        self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
         started_at = self.clock.monotonic()
         describe_states(self.client, self.own_id)
         call, n = self.clock.monotonic() - started_at, settings.num_pings

@@ -503,6 +503,26 @@ def test_no_default_route_yet_is_no_fault(pair: Pair, capfd: Any) -> None:
     assert line.verdict == 'ok' and 'nobody' in line.words
 
 
+def test_an_address_that_nobody_has_yet_is_no_fault(pair: Pair, capfd: Any) -> None:
+    pair.ec2.disassociate_address(AssociationId=pair.ec2.describe_addresses()['Addresses'][0]['AssociationId'])
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'Elastic IP']
+    assert line.verdict == 'ok' and 'nobody' in line.words
+
+
+def test_a_terminated_peer_is_told_and_no_other_line_blames_the_tables(pair: Pair, capfd: Any) -> None:
+    pair.ec2.terminate_instances(InstanceIds=[pair.primary])
+
+    code, lines = pair.check(capfd)
+
+    assert ('FAIL', 'state', pair.primary) in [line[:3] for line in lines]
+    assert ('ok', 'route table') in [line[:2] for line in lines], pair.text
+    assert not [line for line in lines if line[1:3] == ('status checks', pair.primary)]
+    assert code == 1
+
+
 def test_a_blackhole_is_told(pair: Pair, capfd: Any) -> None:
     for route in pair.backend.route_tables[pair.table].routes:
         if route.destination_cidr_block == '0.0.0.0/0':
