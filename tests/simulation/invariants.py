@@ -19,6 +19,7 @@ CLAIMS = ('replace_route', 'create_route', 'associate_address')
 LOOKS = ('describe_route_tables', 'describe_addresses')
 CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
+TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
 LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
 
 
@@ -147,10 +148,10 @@ def is_served(world: World) -> None:
 
 
 def takes_nothing_from_one_that_works(world: World, one: Instance, name: str) -> None:
-    """4. Who does not forward claims nothing while its peer does, and answers."""
-    peer = world.peer(one)
-    if name in CLAIMS and not one.forwarding and world.works(peer) and (
-            world.hub.now - world.records[one.name].answered_at < world.settings.wait_between_pings):
+    """4. Who does not forward begins no claim while its peer does, and can be heard."""
+    record, peer = world.records[one.name], world.peer(one)
+    if name in CLAIMS and not one.forwarding and world.works(peer) and world.hears(one) and not record.misses and (
+            world.hub.now - record.claim_at >= 30.0):
         broken(f'4: {one.name} calls {name} and does not forward, while its peer does')
 
 
@@ -188,6 +189,14 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
     if name == 'stop_instances' and not dry and not world.watch.killed and all(
             f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
         broken(f'5: {one.name} stops its peer for mere ping loss')
+
+
+def rests_between_turns(world: World, one: Instance) -> None:
+    """5. No monitor is busy for nothing, also where no call leaves it."""
+    turns = world.records[one.name].turns
+    turns.append(world.hub.now)
+    if len(turns) == TURNS_A_MINUTE and turns[-1] - turns[0] < 60.0:
+        broken(f'5: {one.name} is in a busy loop')
 
 
 def stops_are_spaced(world: World, one: Instance) -> None:

@@ -66,6 +66,7 @@ class Record:
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
         self.calls: Deque[float] = collections.deque()
+        self.turns: Deque[float] = collections.deque(maxlen=invariants.TURNS_A_MINUTE)
         self.error: List[str] = []
 
 
@@ -322,6 +323,7 @@ class World:
 
     def sleep(self, one: Instance, delay: float) -> None:
         monitor, process = one.monitor, one.process
+        invariants.rests_between_turns(self, one)
         if process and self.is_calm(monitor) and abs(self.hub.now + delay - monitor.next_ping_at) < 0.01:
             process.nap = (self.hub.now + delay, *self.hub.ticket())
             self.hub.wait()
