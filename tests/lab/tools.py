@@ -1,4 +1,4 @@
-"""Install the system tools that the lab needs, or name the missing ones in one line: `python -m tests.lab.tools`.
+"""Install the system tools that the lab needs, or name the missing ones in one line: `python tests/lab/tools.py`.
 
 With the argument `rivals`, those of the benchmark take the place of the host's.
 
