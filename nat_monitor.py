@@ -51,7 +51,7 @@ try:
     from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
     MISSING_PACKAGE = None
 except ImportError as import_error:
-    MISSING_PACKAGE = import_error.name
+    MISSING_PACKAGE = import_error.name or str(import_error)
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -97,11 +97,10 @@ class OwnFault(Exception):
 
 def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
-    text = str(error)
+    name, text = type(error).__name__, str(error)
     if isinstance(error, ClientError):
-        text = error.response['Error'].get('Message', '')
-        return f'{code_of(error)}: {" ".join(text.split())[:160]}'
-    return f'{type(error).__name__}: {" ".join(text.split())[:160]}'
+        name, text = code_of(error), error.response['Error'].get('Message', '')
+    return f'{name}: {" ".join(text.split())[:160]}'
 
 
 def failure_in(result: Any) -> str:
@@ -141,7 +140,7 @@ def is_ping_count(value: Any) -> bool:
 
 
 def is_time(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and 0 < value <= 86400
 
 
 def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = dataclasses.MISSING) -> Any:
@@ -150,7 +149,7 @@ def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = data
 
 
 AN_INSTANCE = (is_instance_id, "an instance id such as 'i-0123456789abcdef0'")
-SECONDS = (is_time, 'a number of seconds above 0')
+SECONDS = (is_time, 'a number of seconds above 0, at most 86400')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,24 +472,23 @@ def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> Dict[str, Call]:
     """Return by name the calls of a take-over and a restart, with DryRun: each raises, and changes nothing."""
-    calls: Dict[str, Call] = {}
-    for table in settings.route_table_ids:
-        route = {'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id, 'DryRun': True}
-        calls[f'ReplaceRoute on {table}'] = functools.partial(call_by_name, 'replace_route', route)
-        calls[f'CreateRoute on {table}'] = functools.partial(call_by_name, 'create_route', route)
+    steps: List[Tuple[str, str, Dict[str, Any]]] = [
+        (action, table, {'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
+        for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
     if allocation_id:
-        calls[f'AssociateAddress on {settings.elastic_ip}'] = lambda client: client.associate_address(
-            AllocationId=allocation_id, InstanceId=own_id, AllowReassociation=True, DryRun=True)
-    calls[f'StopInstances on {peer_id}'] = lambda client: client.stop_instances(InstanceIds=[peer_id], DryRun=True)
-    calls[f'StartInstances on {peer_id}'] = lambda client: client.start_instances(InstanceIds=[peer_id], DryRun=True)
-    return calls
+        steps.append(('AssociateAddress', settings.elastic_ip or '', {
+            'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
+    steps += [(action, peer_id, {'InstanceIds': [peer_id]}) for action in ('StopInstances', 'StartInstances')]
+    return {f'{action} on {about}': functools.partial(call_by_name, action, {**arguments, 'DryRun': True})
+            for action, about, arguments in steps}
 
 
-def call_by_name(name: str, arguments: Dict[str, Any], client: Any) -> Any:
-    return getattr(client, name)(**arguments)
+def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
+    return getattr(client, botocore.xform_name(action))(**arguments)
 
 
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
+BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
 
 
 # The decision ---------------------------------------------------------------------------------------------------------
@@ -527,7 +525,7 @@ class Situation:
     since_stop: float = math.inf
     since_start: float = math.inf
     stopping_for: float = 0.0     # since the stop was asked for, or forced, or first seen
-    kept_for: float = 0.0         # since a table that never came was first seen at the peer
+    kept_for: float = 0.0         # since a table was first seen at the peer after the take-over: it never came
     until_next_stop: float = 0.0  # the spacing of stops
 
 
@@ -546,31 +544,33 @@ STOP, FORCE, START = 'stop', 'force', 'start'
 def decide(now: Situation, settings: Settings) -> Decision:
     """Judge a silent peer, or one in the middle of a restart: README.adoc, table in section "Operation"."""
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
+    told = f'calls it {now.peer_state}' if now.peer_state else f'answered {now.error}'
     if now.own_state not in (None, 'running'):
-        return Decision(WAIT, f'EC2 calls this instance {now.own_state}: it is being stopped itself and does nothing')
+        return Decision(WAIT, f'is not judged: EC2 calls this instance {now.own_state}, so it is being stopped itself '
+                              'and does nothing')
     if now.answers:
         return decide_restart(now, settings)
     if not now.heard:
         if now.peer_state is None:
-            return Decision(WAIT, f'has not answered since this monitor started, and EC2 answered {now.error}: '
-                                  'asking again')
+            return Decision(WAIT, 'has not answered since it or this monitor started, and EC2 answered '
+                                  f'{now.error}: asking again')
         if now.peer_state == 'running' and now.checks == 'ok' and now.since_start >= wait_start:
-            return Decision(WAIT, 'has never answered a ping, but EC2 calls it running with all checks passed: ping is '
-                                  'blocked (look at the security groups of both instances, which must let each other '
-                                  'ping); nothing is moved and nobody stopped', LATER)
+            return Decision(WAIT, 'has not answered since it or this monitor started, but EC2 calls it running with '
+                                  'all checks passed: ping is blocked (look at the security groups of both instances, '
+                                  'which must let each other ping); nothing is moved and nobody stopped', LATER)
         if now.peer_state == 'running' and 'insufficient-data' in now.checks:
             return Decision(WAIT, 'has not answered, and EC2 has insufficient data about it: asking again')
     if now.lost:
         return Decision(WATCH, 'has taken back a table, so it is alive: nobody is stopped, watching it')
     if not now.primary and (now.remembered != SELF or now.holder == PEER and not now.claiming
                             and now.since_claim >= SETTLE_BEFORE_STOP):
-        return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error}: taking over')
-    if now.primary and (now.holder or now.remembered) not in (SELF, NOBODY):
+        return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
+    is_taking_over = now.claiming and now.remembered == SELF  # tried; what is left is tried again
+    if now.primary and not is_taking_over and (now.holder or now.remembered) not in (SELF, NOBODY):
         if now.remembered == PEER:
-            return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error} and it held: taking over')
+            return Decision(TAKE_OVER, f'is silent, it held, and EC2 {told}: taking over')
         if now.peer_state not in ('running', 'pending', None) or wait_stop <= now.since_aside < math.inf:
-            return Decision(TAKE_OVER, f'EC2 calls it {now.peer_state or now.error} and this instance still running: '
-                                       'taking over')
+            return Decision(TAKE_OVER, f'is silent, this instance is still running, and EC2 {told}: taking over')
         return Decision(STAND_ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
                                      f'{wait_stop:g} s')
     if now.primary and now.holder in (SELF, NOBODY) and not now.complete and not now.claiming and (
@@ -601,7 +601,7 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
     if not now.heard and now.since_start < wait_start:
         return Decision(WAIT, 'has been started: waiting for its answer')
     if not now.heard and now.checks != 'impaired':
-        return Decision(WAIT, f'has only just started (checks: {now.checks}): waiting for its answer', LATER)
+        return Decision(WAIT, f'has not answered yet (checks: {now.checks}): waiting for its answer', LATER)
     if now.until_next_stop > 0:
         return Decision(WAIT, 'was stopped not long ago: waiting before it is stopped once more',
                         min(now.until_next_stop, LATER))
@@ -609,7 +609,7 @@ def decide_restart(now: Situation, settings: Settings) -> Decision:
         return Decision(WAIT, 'is to be stopped if it stays silent: waiting until the claim has settled',
                         SETTLE_BEFORE_STOP - now.since_claim)
     if now.holder is None:
-        return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2', 0.0)
+        return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2')
     if now.holder == PEER and now.kept_for < wait_stop:
         return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is stopped')
     if now.holder == NOBODY and now.checks != 'impaired':
@@ -655,11 +655,12 @@ class Monitor:
         self.primary = False
         self.peer_address: Optional[str] = None    # None: EC2 has not said; '': there is no such instance
         self.allocation_id = ''
-        self.rehearsed = False
+        self.rehearsed: Set[str] = set()           # calls of a failover that EC2 has judged
         self.learn_at, self.learn_attempts = -math.inf, 0
         self.client: Any = None
 
-        self.misses = 0
+        self.misses = 0                            # in a row
+        self.silence = 0                           # the most of them since the peer last answered
         self.heard = False
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
         self.pinged_at = self.next_ping_at = -math.inf
@@ -676,7 +677,7 @@ class Monitor:
         self.claim: Optional[Claim] = None
         self.claimed_at = -math.inf
         self.moved: Set[str] = set()               # tables taken over in this silence
-        self.kept_at: Optional[float] = None       # a table that never came was seen at the peer
+        self.kept_at: Optional[float] = None       # a table was seen at the peer, since the last take-over
         self.judge_at = self.aside_at = -math.inf
         self.said = ''
         self.stops: List[float] = []               # when the peer was stopped
@@ -723,25 +724,28 @@ class Monitor:
         found = self.ask(*(topic for topic, is_wanted in wanted.items() if is_wanted))
         about = {'peer': self.peer_id, 'address': address, 'states': 'the states'}
         missing = [f'{about[topic]}: {in_words(r)}' for topic, r in found.items() if isinstance(r, Exception)]
+        is_late = bool(missing)
         if self.peer_address == '':
             missing.append(f'{self.peer_id}: there is no such instance, so it counts as silent')
         if found.get('address') == (ABSENT, ''):
             missing.append(f'{address}: there is no such Elastic IP')
         self.lasting('learning', '; '.join(missing), 'EC2 does not tell {}: asking again')
-        if not self.rehearsed:
-            self.rehearse()
+        is_late = not self.rehearse() or is_late
         self.learn_attempts += 1
-        self.learn_at = math.inf if self.rehearsed and not missing else (
-            self.clock.monotonic() + self.pause(self.learn_attempts, OTHER_RETRY))
+        self.learn_at = self.clock.monotonic() + (
+            self.pause(self.learn_attempts, OTHER_RETRY) if is_late else LATER if missing else math.inf)
 
-    def rehearse(self) -> None:
-        """Make the calls of a take-over and a restart with DryRun, and log as an error what the role does not allow."""
-        results = self.call(rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id))
-        self.rehearsed = all(map(has_answered, results.values()))
+    def rehearse(self) -> bool:
+        """Make the calls of a failover once with DryRun, log as an error what is not allowed; tell if EC2 answered."""
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
+        results = self.call({name: call for name, call in calls.items() if name not in self.rehearsed})
         for name, result in results.items():
-            if self.rehearsed and code_of(result) in DENIED:
+            if code_of(result) in DENIED:
                 self.log.error(f'the role of {self.own_id} does not allow {name}: a failover would fail; attach the '
                                'policy in iam_policy.json')
+        self.rehearsed |= {name for name, result in results.items()
+                           if has_answered(result) and code_of(result) not in BUSY}
+        return self.rehearsed == calls.keys()
 
     # The loop
 
@@ -777,17 +781,18 @@ class Monitor:
             self.settings.wait_between_pings if self.replied else 1.0 if self.replied is None else 0.0)
         if not self.replied:
             self.misses = self.misses + 1 if self.replied is False else 0
+            self.silence = max(self.silence, self.misses)
             if self.misses == self.threshold:
                 self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once EC2 answers')
             return
         if not self.heard and not self.left_stopped:
             self.log.info(f'{self.peer_id} answers')
         self.heard = True
-        if self.misses >= self.settings.num_pings:
+        if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
             self.end_silence()
-        self.misses = 0
+        self.misses = self.silence = 0
         if not self.left_stopped:
-            self.judge_at = -math.inf
+            self.judge_at, self.states = -math.inf, None  # the next silence is judged by an answer of its own
 
     def send_ping(self) -> None:
         """Ping and set `replied`; a ping during which this process was suspended tells nothing."""
@@ -809,7 +814,7 @@ class Monitor:
 
     def end_silence(self) -> None:
         """Note that the peer answers again; until the next look nobody knows what has moved meanwhile."""
-        self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: ' + (
+        self.log.info(f'{self.peer_id} answers again after {self.silence} missed pings: ' + (
             'it is being restarted' if self.left_stopped else
             'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
             'primary)'))
@@ -826,10 +831,9 @@ class Monitor:
         """Make the calls side by side, each within the deadline, and note whether EC2 answers this monitor."""
         if self.client is None:
             made = self.run_together({'client': lambda: self.connect(
-                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE)['client']
+                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE, meanwhile)['client']
+            meanwhile = None
             if self.lasting('client', failure_in(made), 'no EC2 client could be made ({}): trying again'):
-                if meanwhile:
-                    meanwhile()
                 return dict.fromkeys(calls, made)
             self.client = made
         asked_at = self.clock.monotonic()
@@ -885,6 +889,8 @@ class Monitor:
         own, peer = known.get(self.own_id, (None, '')), known.get(self.peer_id, (None, ''))
         error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
         self.states = States(asked_at, now, own[0], peer[0], peer[1], error)
+        if own[0] not in (None, 'running') and self.claim and not self.claim.at_start:
+            self.claim = None  # this instance is being stopped, and claims nothing more
         if self.states.peer not in (None, 'running'):
             self.heard = False
         if self.states.peer == 'stopping':
@@ -925,6 +931,9 @@ class Monitor:
             self.look_at = self.clock.monotonic() + self.chance.uniform(SOON, OTHER_RETRY)
             return
         assert self.holders is not None
+        absent = [part for part, holder in self.holders.items() if holder == ABSENT]
+        if self.lasting('absent', ' and '.join(absent), '{} does not exist: looking for it again'):
+            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
         ours = {part: holder for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)}
         found = set(ours.values())
         if found in (set(), {SELF}, {PEER}):
@@ -957,10 +966,11 @@ class Monitor:
             self.ask('states')
         if self.states is None:
             return False
-        state = self.states.own if self.states.own not in (None, 'running') else ''
+        own = self.states.own or 'running'
         off = '' if self.forwards() else 'net.ipv4.ip_forward is 0'
         return not (
-            self.lasting('own state', state or '', f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs') or
+            self.lasting('own state', '' if own == 'running' else own, (
+                f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs')) or
             self.lasting('forwarding', off, f'{self.own_id} does not forward ({{}}): it claims nothing until then'))
 
     def claim_parts(self, parts: List[str]) -> Dict[str, Any]:
@@ -1010,41 +1020,44 @@ class Monitor:
         claim.due_at = self.clock.monotonic() + 1.0
         if claim.at_start and not self.may_claim():
             return
-        if claim.moved or claim.unsure:
-            self.see_what_became_of(claim)
-        if claim.attempts and not claim.at_start and not (self.misses or claim.moved or claim.unsure):
-            self.log.warning(f'{self.peer_id} answers and nothing has been moved: the take-over is given up')
-            self.claim = None
-        if self.claim is None or claim.unsure and not self.misses:
-            return  # who answers may have it back by now
+        if claim.attempts and not self.goes_on(claim):
+            return
         results = self.claim_parts(claim.todo)
         claim.attempts += 1
         answered = {part for part in claim.todo if has_answered(results.get(part, NoAnswer()))}
-        claim.unsure = len(answered) < len(claim.todo)
+        claim.tried = claim.tried or len(answered) == len(claim.todo)
+        claim.unsure = len(answered) < len(claim.todo) or any(  # what EC2 does not find may exist all the same
+            code_of(result).endswith('.NotFound') for result in results.values())
         self.note_moved(claim, {part for part in answered if not isinstance(results[part], Exception)})
         if not claim.at_start and not claim.moved and not answered:
             self.claim = None  # cut off meanwhile: whether the peer is dead must be judged anew
             return
-        claim.tried = claim.tried or not claim.unsure
         if claim.tried and not claim.at_start:
             self.remembered = SELF  # what failed is tried again beside the restart
         claim.due_at = self.clock.monotonic() + self.pause(claim.attempts, CLAIM_RETRY)
 
-    def see_what_became_of(self, claim: Claim) -> None:
-        """Ask EC2, before a retry, what has moved; give up the rest where a moved part is back at the peer."""
-        self.ask(*self.who)
-        if self.holders is None:
-            claim.unsure = True
-            return
-        if any(self.holders[part] == PEER for part in claim.moved):
-            self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
-            self.claim, self.remembered = None, PEER
-            return
-        here = {part for part in claim.todo if self.holders[part] == SELF}
-        for part in sorted(here):
-            self.note_claimed(part)  # though EC2's answer was lost
-        self.note_moved(claim, here)
-        claim.unsure = False
+    def goes_on(self, claim: Claim) -> bool:
+        """See, before a retry, what has become of a claim; tell whether it is time to claim what is left."""
+        if claim.moved or claim.unsure:
+            self.ask(*self.who)
+            if self.holders is None:
+                return self.misses > 0  # who answers may have it back by now
+            if any(self.holders[part] == PEER for part in claim.moved):
+                if self.clock.monotonic() - self.claimed_at >= SOON:  # reads lag writes
+                    self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is '
+                                     'given up')
+                    self.claim, self.remembered = None, PEER
+                return False
+            done = {part for part in claim.todo if self.holders[part] in (SELF, ABSENT)}
+            for part in sorted(done):
+                if self.holders[part] == SELF:  # though EC2's answer was lost
+                    self.note_claimed(part)
+            self.note_moved(claim, done)
+            claim.unsure = False
+        if not (claim.at_start or self.misses or claim.moved):
+            self.log.warning(f'{self.peer_id} answers and nothing has been moved: the take-over is given up')
+            self.claim = None
+        return self.claim is not None
 
     def note_moved(self, claim: Claim, parts: Set[str]) -> None:
         """Take these parts of a claim as done; it ends when all are."""
@@ -1114,8 +1127,7 @@ class Monitor:
         if decision.why != self.said:
             self.said = decision.why
             level = logging.INFO if decision.act == BACK else logging.WARNING
-            self.log.log(level, f'{self.peer_id} {decision.why}' if not decision.why.startswith('EC2')
-                         else f'{self.peer_id} is silent: {decision.why}')
+            self.log.log(level, f'{self.peer_id} {decision.why}')
         self.act(decision.act)
         self.states = None  # each step asks for itself
 
@@ -1124,7 +1136,7 @@ class Monitor:
         if what == TAKE_OVER:
             self.take_over()
         elif what == STAND_ASIDE:
-            if now - self.aside_at > 2 * self.settings.wait_for_instance_stop:
+            if self.aside_at == -math.inf:
                 self.aside_at = now
         elif what == WATCH:
             self.remembered, self.moved, self.misses = PEER, set(), 0
@@ -1138,36 +1150,37 @@ class Monitor:
             self.start()
 
     def take_over(self) -> None:
-        """Claim all that the last look did not see at something outside the pair; what fails is tried again."""
+        """Claim all but what was seen outside the pair and, on the primary, what is here; what fails is tried again."""
         held = self.holders or {}
         todo = [part for part in self.settings.parts
                 if part not in self.foreign and not (self.primary and held.get(part) == SELF)]
-        self.moved = set()
+        self.moved, self.kept_at = set(), None
         self.aside_at = self.judge_at = -math.inf
         if not self.forwards():
             self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the same')
         if todo:
             self.claim = Claim(False, todo, due_at=self.clock.monotonic())
             self.work_on_claim()
-            self.judge_at = -math.inf
         else:
             self.remembered = SELF  # nothing of the pair's is to be had
 
     def stop(self, force: bool) -> None:
         """Stop the peer; whether the answer came or not, it may be stopping now."""
         result = self.call({'stop': lambda client: client.stop_instances(
-            InstanceIds=[self.peer_id], **({'Force': True} if force else {}))})['stop']
+            InstanceIds=[self.peer_id], Force=force)})['stop']
         now = self.clock.monotonic()
         if not self.failed('stopped', result):
             self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
                              'stopped')
-        if not code_of(result):
+        if code_of(result):
+            self.judge_at = now + self.chance.uniform(SOON, OTHER_RETRY)
+        else:
             self.stops += [] if force else [now]
             self.stopping_at = now
             self.left_stopped = True
 
     def start(self) -> None:
-        """Claim once more, as a stopped peer cannot contest it, then start the peer."""
+        """Start the peer; the secondary claims once more before, as a stopped peer cannot contest it."""
         if not self.primary:
             self.take_over()
         if not self.is_fresh(spare=-CALL_DEADLINE - MOVE_DEADLINE):
@@ -1180,7 +1193,8 @@ class Monitor:
             self.log.info(f'{self.peer_id} is being started: waiting for its answer')
 
     def failed(self, what: str, result: Any) -> bool:
-        return self.lasting(what, failure_in(result), f'{self.peer_id} could not be {what} ({{}}): trying again')
+        return self.lasting(what, failure_in(result),
+                            f'{self.peer_id} could not be {what} ({{}}): asking EC2 about it again')
 
     # Words and pauses
 
@@ -1571,8 +1585,10 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            os.write(sys.stdout.fileno(), (self.format(record) + '\n').encode(errors='replace'))
-        except (OSError, AttributeError):  # disk full, closed pipe; there is no standard output
+            output = sys.stdout.fileno()
+            if select.select([], [output], [], 0.0)[1]:  # a full pipe or a held terminal would block
+                os.write(output, (self.format(record) + '\n').encode(errors='replace'))
+        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no standard output
             pass
 
 

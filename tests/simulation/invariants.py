@@ -53,10 +53,13 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
         world.cloud.routes[how['RouteTableId']] if 'RouteTableId' in how else world.cloud.owner))
     if has_effect:
         never_against_an_answering_peer(world, one, name)
+        only_the_holder_stops(world, one, name)
         takes_nothing_from_one_that_works(world, one, name)
         decides_only_with_ec2(world, one, name)
     if name in CLAIMS:
-        world.records[one.name].claim_at = world.hub.now
+        record = world.records[one.name]
+        record.claim_at = world.hub.now
+        record.first_claim_at = min(record.first_claim_at, world.hub.now)
 
 
 def broken(text: str) -> None:
@@ -95,23 +98,34 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
             broken(f'2: {one.name} calls {name} after {record.misses} misses')
 
 
+def only_the_holder_stops(world: World, one: Instance, name: str) -> None:
+    """2. A peer that keeps all tables, whatever is claimed, is not stopped before it had the time to be heard."""
+    peer, record = world.peer(one), world.records[one.name]
+    keeps = all(set(routes.values()) == {peer.id} for routes in (world.cloud.routes, world.cloud.seen(10.0)[1]))
+    if name == 'stop_instances' and peer.state == 'running' and keeps and (
+            world.hub.now - record.first_claim_at < world.settings.wait_for_instance_stop - 10.0):
+        broken(f'2: {one.name} stops its peer, which holds all tables')
+
+
 def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
     """3. Nothing is begun without EC2's answer, in isolation, or by an instance that EC2 does not call running."""
     record, now = world.records[one.name], world.hub.now
+    if record.own_state != 'running' and not (name in CLAIMS and record.own_state == 'not known'):
+        broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')
     if name in CLAIMS and (is_claim_of_its_own(world, one, name) or now - record.claim_at < 30.0):
         return  # of a claim that has begun
     lifetime = CALL_DEADLINE + 2 * world.settings.ping_timeout
     claim = CALL_DEADLINE + MOVE_DEADLINE if name == 'start_instances' else 0.0  # which comes after one
     if now - record.status_at > lifetime + claim:
         broken(f'3: {one.name} calls {name} {now - record.status_at:.1f} s after EC2 told the states')
-    if record.own_state != 'running' and not (name in CLAIMS and record.own_state == 'not known'):
-        broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')
     if name == 'start_instances' or name == 'stop_instances' and world.peer(one).state != 'running':
         return
     if record.miss_at != record.ping_at or not record.ping_left:
         broken(f'3: {one.name} calls {name}, and its latest ping was no miss')
     if record.miss_at - record.status_before_miss > lifetime:
         broken(f'3: {one.name} calls {name}, and no miss was sent after EC2 answered')
+    if record.status_before_miss < record.answered_at:
+        broken(f'3: {one.name} calls {name}, and EC2 has not answered since the peer last did')
 
 
 def is_served(world: World) -> None:

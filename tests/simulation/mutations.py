@@ -33,7 +33,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'never looks': (('LOOK_INTERVAL = 300.0', 'LOOK_INTERVAL = 1e9'),),
     'stops without spacing': (('until_next_stop=spacing - since_stop', 'until_next_stop=0.0'),),
     'goes on with a take-over though the peer answers': (
-        ('if claim.attempts and not claim.at_start and not (self.misses', 'if False and (self.misses'),),
+        ('if not (claim.at_start or self.misses or claim.moved):', 'if False:'),),
     'does not look what has become of a lost answer': (
         ('if claim.moved or claim.unsure:', 'if False:'),),
     'keeps a client that has no credentials': (('self.client = None  # a client', 'pass  # a client'),),
@@ -49,6 +49,14 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('self.remembered = SELF  # nothing of', 'pass  # nothing of'),),
     'goes by its memory of who holds': (
         ('(now.remembered != SELF or now.holder == PEER', '(now.remembered != SELF or False'),),
+    'stops a peer that keeps its tables': (('self.moved, self.kept_at = set(), None', 'self.moved = set()'),),
+    'an answer from before the silence decides': (
+        ('self.judge_at, self.states = -math.inf, None', 'self.judge_at = -math.inf'),),
+    'claims on while it is being stopped': (
+        ("if own[0] not in (None, 'running') and self.claim", 'if False and self.claim'),),
+    'a silence that an own fault interrupts never ends': (
+        ('if self.silence >= self.settings.num_pings:', 'if self.misses >= self.settings.num_pings:'),),
+    'gives up a claim for a read that lags': (('if self.clock.monotonic() - self.claimed_at >= SOON:', 'if True:'),),
     'lost before its claim': (('and now - self.claimed_at >= SETTLE_BEFORE_STOP', ''),),
 }
 

@@ -59,6 +59,7 @@ class Record:
     def __init__(self, now: float) -> None:
         self.started_at = now
         self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
+        self.first_claim_at = float('inf')         # since the peer last answered
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
         self.stop_at = self.start_at = -1e9        # the latest stop and start of the peer
@@ -256,7 +257,7 @@ class World:
                 raise self.module.OwnFault('Network is unreachable')
             loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
             if self.hears(one) and not (loss and self.chance.random() < loss.how / 100):
-                record.answered_at, record.misses = self.hub.now, 0
+                record.answered_at, record.misses, record.first_claim_at = self.hub.now, 0, float('inf')
                 return True
             self.hub.sleep(timeout / nat_monitor.REQUESTS_PER_PING)
         record.miss_at, record.status_before_miss = record.ping_at, status_at

@@ -76,6 +76,13 @@ def test_a_primary_does_not_claim_anew_what_it_is_claiming() -> None:
     assert judged(PRIMARY, complete=False, claiming=True).act == STOP
 
 
+def test_a_primary_whose_take_over_is_not_complete_restarts_the_peer_beside_it() -> None:
+    taking = dataclasses.replace(PRIMARY, holder=PEER, complete=False, claiming=True)
+
+    assert judged(taking, kept_for=59.0).act == WAIT
+    assert judged(taking, kept_for=60.0).act == STOP
+
+
 def test_a_primary_whose_peer_has_just_taken_over_stands_aside() -> None:
     assert judged(PRIMARY, holder=PEER, complete=False).act == STAND_ASIDE
     assert judged(PRIMARY, holder=PEER, complete=False, since_aside=59.0).act == STAND_ASIDE

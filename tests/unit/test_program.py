@@ -1,11 +1,13 @@
 """The program from outside: one clear message and the right exit code for whatever keeps it from running."""
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import threading
 from typing import List, Optional, Sequence
 
 import pytest
@@ -95,6 +97,22 @@ def test_an_unknown_argument_is_named(tmp_path: pathlib.Path) -> None:
 
     assert done.returncode == 2
     assert "the arguments are '--chekc', but must be none, --check or --help" in done.stdout
+
+
+def test_a_log_line_that_would_block_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(reader), open(writer, 'w') as full:
+        os.set_blocking(writer, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        monkeypatch.setattr(sys, 'stdout', full)
+        line = logging.makeLogRecord({'msg': 'a line'})
+        thread = threading.Thread(target=nat_monitor.LineHandler().emit, args=[line], daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_importing_it_does_nothing() -> None:

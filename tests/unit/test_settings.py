@@ -63,6 +63,7 @@ def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_messag
     ('PING_TIMEOUT', 0, 'above 0'),
     ('PING_TIMEOUT', -1, 'above 0'),
     ('PING_TIMEOUT', '1', 'a number of seconds'),
+    ('PING_TIMEOUT', 10**400, 'at most 86400'),
     ('WAIT_BETWEEN_PINGS', float('nan'), 'a number of seconds'),
     ('WAIT_FOR_INSTANCE_STOP', float('inf'), 'a number of seconds'),
     ('WAIT_FOR_INSTANCE_START', None, 'a number of seconds'),
