@@ -723,17 +723,16 @@ class Monitor:
                                   'states': self.claim}
         found = self.ask(*(topic for topic, is_wanted in wanted.items() if is_wanted))
         about = {'peer': self.peer_id, 'address': address, 'states': 'the states'}
-        missing = [f'{about[topic]}: {in_words(r)}' for topic, r in found.items() if isinstance(r, Exception)]
-        is_late = bool(missing)
-        if self.peer_address == '':
-            missing.append(f'{self.peer_id}: there is no such instance, so it counts as silent')
+        failed = [f'{about[topic]}: {in_words(r)}' for topic, r in found.items() if isinstance(r, Exception)]
+        missing = [] if self.peer_address != '' else [
+            f'{self.peer_id}: there is no such instance, so it counts as silent']
         if found.get('address') == (ABSENT, ''):
             missing.append(f'{address}: there is no such Elastic IP')
-        self.lasting('learning', '; '.join(missing), 'EC2 does not tell {}: asking again')
-        is_late = not self.rehearse() or is_late
+        self.lasting('learning', '; '.join(failed + missing), 'EC2 does not tell {}: asking again')
+        is_rehearsed = self.rehearse() if not failed or not self.learn_attempts else False
         self.learn_attempts += 1
-        self.learn_at = self.clock.monotonic() + (
-            self.pause(self.learn_attempts, OTHER_RETRY) if is_late else LATER if missing else math.inf)
+        self.learn_at = self.clock.monotonic() + (self.pause(self.learn_attempts, OTHER_RETRY) if failed else
+                                                  math.inf if is_rehearsed and not missing else LATER)
 
     def rehearse(self) -> bool:
         """Make the calls of a failover once with DryRun, log as an error what is not allowed; tell if EC2 answered."""

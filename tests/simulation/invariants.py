@@ -194,8 +194,10 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
     record.calls.append(now)
     while record.calls[0] <= now - 60.0:
         record.calls.popleft()
+    bound = CALLS_A_MINUTE + CALLS_A_MINUTE_OF_A_PART * len(world.settings.parts)
     world.watch.worst('5: calls of one monitor in a minute', len(record.calls))
-    if len(record.calls) > CALLS_A_MINUTE + CALLS_A_MINUTE_OF_A_PART * len(world.settings.parts):
+    world.watch.worst('5: the same, as a share of its bound', len(record.calls) / bound)
+    if len(record.calls) > bound:
         broken(f'5: {one.name} makes {len(record.calls)} calls in a minute')
     if name in LOOKS:
         return

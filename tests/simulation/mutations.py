@@ -52,8 +52,6 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'stops a peer that keeps its tables': (('self.moved, self.kept_at = set(), None', 'self.moved = set()'),),
     'an answer from before the silence decides': (
         ('self.judge_at, self.states = -math.inf, None', 'self.judge_at = -math.inf'),),
-    'gives up a claim for a read that lags': (('if self.clock.monotonic() - self.claimed_at >= SOON:', 'if True:'),),
-    'lost before its claim': (('and now - self.claimed_at >= SETTLE_BEFORE_STOP', ''),),
 }
 
 
