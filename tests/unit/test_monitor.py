@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import Claim, Monitor, OwnFault, Settings
+from nat_monitor import PEER, SETTLE_BEFORE_STOP, SOON, Claim, Monitor, OwnFault, Settings
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
 
@@ -59,3 +59,26 @@ def test_a_take_over_ends_when_ec2_calls_this_instance_stopping(monitor: Monitor
     monitor.note_states({OWN: ('stopping', ''), PEER_ID: ('running', 'ok')}, asked_at=0.0)
 
     assert (monitor.claim is None) is not at_start
+
+
+def test_a_read_that_lags_does_not_end_a_claim(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor.misses, monitor.holders = 3, {TABLE: PEER}
+    monkeypatch.setattr(monitor, 'ask', lambda *topics: {})
+    claim = monitor.claim = Claim(False, ['198.51.100.7'], due_at=0.0, attempts=1, moved={TABLE})
+
+    monitor.claimed_at = monitor.clock.monotonic()
+    assert not monitor.goes_on(claim) and monitor.claim is claim
+
+    monitor.claimed_at -= SOON
+    assert not monitor.goes_on(claim) and monitor.claim is None
+
+
+def test_a_table_counts_as_taken_back_only_when_the_claim_has_settled(monitor: Monitor) -> None:
+    monitor.note_states({OWN: ('running', 'ok'), PEER_ID: ('running', 'ok')}, asked_at=0.0)
+    monitor.holders, monitor.moved = {TABLE: PEER}, {TABLE}
+
+    monitor.claimed_at = monitor.clock.monotonic()
+    assert not monitor.situation().lost
+
+    monitor.claimed_at -= SETTLE_BEFORE_STOP
+    assert monitor.situation().lost
