@@ -18,6 +18,7 @@ Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already run
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -103,9 +104,9 @@ def in_words(error: BaseException) -> str:
     return f'{name}: {" ".join(text.split())[:160]}'
 
 
-def failure_in(result: Any) -> str:
-    """Return in words what went wrong, '' if nothing did."""
-    return in_words(result) if isinstance(result, Exception) else ''
+def failures_in(results: Dict[str, Any]) -> str:
+    """Return what went wrong by name, in words, '' if nothing did."""
+    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items() if isinstance(one, Exception))
 
 
 def code_of(result: Any) -> str:
@@ -117,10 +118,6 @@ def code_of(result: Any) -> str:
 
 def is_id(value: Any, kind: str) -> bool:
     return isinstance(value, str) and re.fullmatch(f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})', value) is not None
-
-
-def is_instance_id(value: Any) -> bool:
-    return is_id(value, 'i')
 
 
 def is_list_of_tables(value: Any) -> bool:
@@ -135,21 +132,14 @@ def is_address_or_none(value: Any) -> bool:
         return False
 
 
-def is_ping_count(value: Any) -> bool:
-    return type(value) is int and value >= 2
-
-
-def is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= 86400
-
-
 def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = dataclasses.MISSING) -> Any:
     """Declare a setting: how its value is checked, what is allowed in words, and its default if it may be missing."""
     return dataclasses.field(default=default, metadata={'is_allowed': is_allowed, 'allowed': allowed})
 
 
-AN_INSTANCE = (is_instance_id, "an instance id such as 'i-0123456789abcdef0'")
-SECONDS = (is_time, 'a number of seconds above 0, at most 86400')
+AN_INSTANCE = (functools.partial(is_id, kind='i'), "an instance id such as 'i-0123456789abcdef0'")
+SECONDS = (lambda value: type(value) in (int, float) and 0 < value <= 86400,
+           'a number of seconds above 0, at most 86400')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +151,7 @@ class Settings:
     route_table_ids: Tuple[str, ...] = setting(
         is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']")
     elastic_ip: Optional[str] = setting(is_address_or_none, "an IPv4 address such as '198.51.100.7', or None", None)
-    num_pings: int = setting(is_ping_count, 'a whole number, at least 2', 3)
+    num_pings: int = setting(lambda value: type(value) is int and value >= 2, 'a whole number, at least 2', 3)
     ping_timeout: float = setting(*SECONDS, 1.0)
     wait_between_pings: float = setting(*SECONDS, 2.0)
     wait_for_instance_stop: float = setting(*SECONDS, 60.0)
@@ -267,10 +257,7 @@ class Ping:
     def __init__(self, timeout: float, clock: Any = time) -> None:
         self.timeout = timeout
         self.clock = clock
-        self.identifier = random.randrange(1 << 16)
-        self.sequence = 0
-        self.socket: Optional[socket.socket] = None
-        self.address = ''
+        self.identifier, self.sequence = random.randrange(1 << 16), 0
 
     def __call__(self, address: str) -> bool:
         """Ping once: up to four requests over `timeout` seconds; tell whether one of them was answered.
@@ -280,30 +267,17 @@ class Ping:
         started_at = self.clock.monotonic()
         requests_sent: Set[int] = set()
         try:
-            connection = self.connect(address)
-            for count in range(1, REQUESTS_PER_PING + 1):
-                requests_sent.add(self.send(connection))
-                if self.wait(connection, requests_sent, started_at + self.timeout * count / REQUESTS_PER_PING):
-                    return True
-            return False
+            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
+                connection.setblocking(False)
+                connection.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
+                connection.connect((address, 0))  # lets in what comes from there, and nothing else
+                for count in range(1, REQUESTS_PER_PING + 1):
+                    requests_sent.add(self.send(connection))
+                    if self.wait(connection, requests_sent, started_at + self.timeout * count / REQUESTS_PER_PING):
+                        return True
         except OSError as error:
-            self.close()
             raise OwnFault(f'{error.strerror or error}')
-
-    def connect(self, address: str) -> socket.socket:
-        if self.socket is None or self.address != address:
-            self.close()
-            self.socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-            self.socket.setblocking(False)
-            self.socket.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
-            self.socket.connect((address, 0))  # lets in what comes from there, and nothing else
-            self.address = address
-        return self.socket
-
-    def close(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
+        return False
 
     def send(self, connection: socket.socket) -> int:
         """Send one echo request and return its sequence number."""
@@ -358,21 +332,19 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 
     deadline = time.monotonic() + timeout
     results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
-    started = 0
     for name, call in calls.items():
         try:
             threading.Thread(target=make, args=(name, call), daemon=True).start()
-            started += 1
         except RuntimeError as error:  # no memory for a thread
-            results[name] = error
+            done.put((name, error))
     if meanwhile:
         meanwhile()
-    for _ in range(started):
-        try:
+    try:
+        for _ in calls:
             name, result = done.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            break
-        results[name] = result
+            results[name] = result
+    except queue.Empty:
+        pass
     return results
 
 
@@ -414,6 +386,11 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     return states
 
 
+def holder_of(thing: Any, own_id: str, peer_id: str) -> str:
+    """Return who of the pair a route or an address points to."""
+    return {own_id: SELF, peer_id: PEER}.get(thing.get('InstanceId', ''), OTHER)
+
+
 def default_route(table: Any) -> Dict[str, Any]:
     """Return the route to everywhere in a table as EC2 describes it, {} if there is none."""
     return next((dict(r) for r in table['Routes'] if r.get('DestinationCidrBlock') == EVERYWHERE), {})
@@ -425,10 +402,8 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
     holders = dict.fromkeys(table_ids, ABSENT)
     for table in answer['RouteTables']:
         route = default_route(table)
-        if not route or route.get('State') == 'blackhole':
-            holders[table['RouteTableId']] = NOBODY
-        else:
-            holders[table['RouteTableId']] = {own_id: SELF, peer_id: PEER}.get(route.get('InstanceId', ''), OTHER)
+        holders[table['RouteTableId']] = (
+            holder_of(route, own_id, peer_id) if route and route.get('State') != 'blackhole' else NOBODY)
     return holders
 
 
@@ -437,20 +412,13 @@ def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str)
     found = client.describe_addresses(Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
     if not found:
         return ABSENT, ''
-    holder = {own_id: SELF, peer_id: PEER}.get(found[0].get('InstanceId', ''),
-                                               OTHER if found[0].get('AssociationId') else NOBODY)
-    return holder, found[0]['AllocationId']
+    return holder_of(found[0], own_id, peer_id) if found[0].get('AssociationId') else NOBODY, found[0]['AllocationId']
 
 
 def describe_private_address(client: EC2Client, instance_id: str) -> str:
     """Return the instance's private address, '' if it has none (terminated, or unknown to EC2)."""
-    try:
-        answer = client.describe_instances(InstanceIds=[instance_id])
-    except ClientError as error:
-        if code_of(error) == 'InvalidInstanceID.NotFound':
-            return ''
-        raise
-    return answer['Reservations'][0]['Instances'][0].get('PrivateIpAddress', '')
+    found = client.describe_instances(Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
+    return found[0]['Instances'][0].get('PrivateIpAddress', '') if found else ''
 
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
@@ -465,9 +433,7 @@ def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
         try:
             client.create_route(**route)
         except ClientError as second:
-            if code_of(second) == 'RouteAlreadyExists':
-                raise error
-            raise
+            raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> Dict[str, Call]:
@@ -493,40 +459,43 @@ BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable
 
 # The decision ---------------------------------------------------------------------------------------------------------
 
-class States(NamedTuple):
-    """What EC2 answered when asked for both instances; a state is None where it answered with an error."""
-
-    asked_at: float
-    received_at: float
-    own: Optional[str]
-    peer: Optional[str]           # 'gone' if EC2 knows no such instance
-    checks: str                   # of the peer
-    error: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Situation:
-    """All that a decision is made from; times are seconds since an event, infinite if it never happened."""
+    """All that a decision is made from.  Names that end in _at are monotonic times, infinite for what never was."""
 
-    primary: bool
-    own_state: Optional[str]
-    peer_state: Optional[str]
-    checks: str                   # 'ok', 'impaired', or another word of EC2's
-    error: str                    # EC2's, in words, where a state is None
-    answers: bool                 # the peer answered the last ping
-    heard: bool
-    remembered: Optional[str]     # who held tables and address when this monitor last saw: SELF, PEER or None
-    holder: Optional[str]         # PEER: a table is there; else SELF: a part is here; else NOBODY; None: not asked
-    complete: bool                # this instance holds every part that exists
-    lost: bool                    # a table that this monitor had moved, a while ago, is back at the peer
-    claiming: bool = False        # a claim is under way
-    since_aside: float = math.inf
-    since_claim: float = math.inf
-    since_stop: float = math.inf
-    since_start: float = math.inf
-    stopping_for: float = 0.0     # since the stop was asked for, or forced, or first seen
-    kept_for: float = 0.0         # since a table was first seen at the peer after the take-over: it never came
-    until_next_stop: float = 0.0  # the spacing of stops
+    primary: bool = False
+    own_state: Optional[str] = None            # EC2's latest answer; None: it answered with an error
+    peer_state: Optional[str] = None           # 'gone' if EC2 knows no such instance
+    checks: str = ''                           # of the peer: 'ok', 'impaired', or another word of EC2's
+    error: str = ''                            # EC2's, in words, where a state is None
+    asked_at: float = -math.inf                # when EC2 was asked for that, until it has served, and when it answered
+    received_at: float = -math.inf
+    holders: Optional[Dict[str, str]] = None   # by part; None: EC2 has not told
+    seen_at: float = -math.inf                 # when it was asked for them
+    foreign: Set[str] = dataclasses.field(default_factory=set)  # parts that somebody gave to something outside the pair
+    answers: bool = False                      # the peer answered the last ping
+    heard: bool = False
+    remembered: Optional[str] = None           # who held tables and address when this monitor last saw: SELF or PEER
+    kept_at: float = math.inf                  # since when a part has been seen at the peer
+    taking_over: bool = False                  # in this silence
+    moved: Set[str] = dataclasses.field(default_factory=set)  # parts that this monitor has claimed
+    claimed_at: float = -math.inf
+    stops: List[float] = dataclasses.field(default_factory=list)  # when the peer was stopped
+    started_at: float = -math.inf
+    stopping_at: float = math.inf              # the stop was asked for, or forced, or first seen
+
+    def at_peer(self) -> Set[str]:
+        return {part for part, holder in (self.holders or {}).items() if holder == PEER}
+
+    def has_settled(self) -> bool:
+        """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
+        return self.seen_at - self.claimed_at >= SETTLE_BEFORE_STOP
+
+    def left_to_claim(self, settings: Settings) -> List[str]:
+        """Return the parts that exist, are not seen here, nor claimed just now, nor given to something else."""
+        done = self.foreign | (set() if self.has_settled() else self.moved)
+        return [part for part in settings.parts
+                if part not in done and (self.holders or {}).get(part) not in (SELF, ABSENT)]
 
 
 class Decision(NamedTuple):
@@ -537,101 +506,88 @@ class Decision(NamedTuple):
     again: float = SOON
 
 
-WAIT, TAKE_OVER, STAND_ASIDE, WATCH, BACK = 'wait', 'take over', 'stand aside', 'watch', 'back'
-STOP, FORCE, START = 'stop', 'force', 'start'
+WAIT, TAKE_OVER, GIVE_UP, BACK, STOP, FORCE, START = 'wait', 'take over', 'give up', 'back', 'stop', 'force', 'start'
 
 
-def decide(now: Situation, settings: Settings) -> Decision:
+def decide(known: Situation, settings: Settings, now: float) -> Decision:
     """Judge a silent peer, or one in the middle of a restart: README.adoc, table in section "Operation"."""
-    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    told = f'calls it {now.peer_state}' if now.peer_state else f'answered {now.error}'
-    if now.own_state not in (None, 'running'):
-        return Decision(WAIT, f'is not judged: EC2 calls this instance {now.own_state}, so it is being stopped itself '
-                              'and does nothing')
-    if now.answers:
-        return decide_restart(now, settings)
-    if not now.heard:
-        if now.peer_state is None:
-            return Decision(WAIT, 'has not answered since it or this monitor started, and EC2 answered '
-                                  f'{now.error}: asking again')
-        if now.peer_state == 'running' and now.checks == 'ok' and now.since_start >= wait_start:
+    told = f'calls it {known.peer_state}' if known.peer_state else f'answered {known.error}'
+    runs = known.peer_state == 'running'
+    if known.own_state not in (None, 'running'):
+        return Decision(WAIT, f'is not judged: EC2 calls this instance {known.own_state}, so it is being stopped '
+                              'itself and does nothing')
+    if known.answers:
+        return decide_restart(known, settings, now)
+    if not known.heard:
+        if known.peer_state is None:
+            return Decision(WAIT, f'has not answered since it or this monitor started, and EC2 {told}: asking again')
+        if runs and known.checks == 'ok' and now - known.started_at >= settings.wait_for_instance_start:
             return Decision(WAIT, 'has not answered since it or this monitor started, but EC2 calls it running with '
                                   'all checks passed: ping is blocked (look at the security groups of both instances, '
                                   'which must let each other ping); nothing is moved and nobody stopped', LATER)
-        if now.peer_state == 'running' and 'insufficient-data' in now.checks:
+        if runs and 'insufficient-data' in known.checks:
             return Decision(WAIT, 'has not answered, and EC2 has insufficient data about it: asking again')
-    if now.lost:
-        return Decision(WATCH, 'has taken back a table, so it is alive: nobody is stopped, watching it')
-    if not now.primary and (now.remembered != SELF or now.holder == PEER and not now.claiming
-                            and now.since_claim >= SETTLE_BEFORE_STOP):
-        return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
-    is_taking_over = now.claiming and now.remembered == SELF  # tried; what is left is tried again
-    if now.primary and not is_taking_over and (now.holder or now.remembered) not in (SELF, NOBODY):
-        if now.remembered == PEER:
-            return Decision(TAKE_OVER, f'is silent, it held, and EC2 {told}: taking over')
-        if now.peer_state not in ('running', 'pending', None) or wait_stop <= now.since_aside < math.inf:
-            return Decision(TAKE_OVER, f'is silent, this instance is still running, and EC2 {told}: taking over')
-        return Decision(STAND_ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
-                                     f'{wait_stop:g} s')
-    if now.primary and now.holder in (SELF, NOBODY) and not now.complete and not now.claiming and (
-            now.since_claim >= SOON):
-        return Decision(TAKE_OVER, 'is silent and a part is not here: claiming it')
-    return decide_restart(now, settings)
+    if known.taking_over:
+        if known.moved & known.at_peer() and known.has_settled():
+            return Decision(GIVE_UP, 'has taken back what had been moved, so it is alive: nobody is stopped, watching '
+                                     'it')
+        return decide_restart(known, settings, now)
+    held = known.primary and known.remembered != PEER
+    if not known.left_to_claim(settings) or held and known.holders is None:
+        return decide_restart(known, settings, now)
+    if held and known.at_peer() and (
+            known.peer_state in ('running', 'pending', None) and (
+                now - known.kept_at < settings.wait_for_instance_stop)):
+        return Decision(WAIT, 'has taken over, so it is about to restart this instance: standing aside for '
+                              f'{settings.wait_for_instance_stop:g} s')
+    return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
 
 
-def decide_restart(now: Situation, settings: Settings) -> Decision:
+def decide_restart(known: Situation, settings: Settings, now: float) -> Decision:
     """Choose the next step of a restart by what EC2 says of the peer, one branch for each row of the table."""
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    if now.peer_state is None:
-        return Decision(WAIT, f'is silent, and EC2 answered {now.error}: asking again')
-    if now.peer_state == 'stopped':
+    stopped_at = max(known.stops, default=-math.inf)
+    if known.peer_state is None:
+        return Decision(WAIT, f'is silent, and EC2 answered {known.error}: asking again')
+    if known.peer_state == 'stopped':
         return Decision(START, 'is stopped: starting it')
-    if now.peer_state == 'stopping':
-        if now.stopping_for < wait_stop:
+    if known.peer_state == 'stopping':
+        if now - known.stopping_at < wait_stop:
             return Decision(WAIT, 'is stopping: waiting until it is stopped')
         return Decision(FORCE, f'has been stopping for {wait_stop:g} s: forcing it')
-    if now.peer_state == 'pending':
+    if known.peer_state == 'pending':
         return Decision(WAIT, 'is starting: waiting for its answer')
-    if now.peer_state != 'running':
-        return Decision(WAIT, f'is gone (EC2 calls it {now.peer_state}): this instance serves on alone', LATER)
-    if now.answers:
-        if now.since_start < now.since_stop or now.since_stop >= wait_stop:
+    if known.peer_state != 'running':
+        return Decision(WAIT, f'is gone (EC2 calls it {known.peer_state}): this instance serves on alone', LATER)
+    if known.answers:
+        if known.started_at > stopped_at or now - stopped_at >= wait_stop:
             return Decision(BACK, 'answers again: watching it')
         return Decision(WAIT, 'answers, and is about to stop: waiting until it is stopped')
-    if not now.heard and now.since_start < wait_start:
+    if not known.heard and now - known.started_at < wait_start:
         return Decision(WAIT, 'has been started: waiting for its answer')
-    if not now.heard and now.checks != 'impaired':
-        return Decision(WAIT, f'has not answered yet (checks: {now.checks}): waiting for its answer', LATER)
-    if now.until_next_stop > 0:
+    if not known.heard and known.checks != 'impaired':
+        return Decision(WAIT, f'has not answered yet (checks: {known.checks}): waiting for its answer', LATER)
+    recent = sum(now - at < STOPS_REMEMBERED for at in known.stops)
+    spacing = min(LONGEST_STOP_SPACING, wait_start * 2 ** max(0, recent - 1))
+    if now - stopped_at < spacing:
         return Decision(WAIT, 'was stopped not long ago: waiting before it is stopped once more',
-                        min(now.until_next_stop, LATER))
-    if now.since_claim < SETTLE_BEFORE_STOP:
+                        min(stopped_at + spacing - now, LATER))
+    if not known.has_settled():
         return Decision(WAIT, 'is to be stopped if it stays silent: waiting until the claim has settled',
-                        SETTLE_BEFORE_STOP - now.since_claim)
-    if now.holder is None:
+                        SETTLE_BEFORE_STOP - (known.seen_at - known.claimed_at))
+    if known.holders is None:
         return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2')
-    if now.holder == PEER and now.kept_for < wait_stop:
-        return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is stopped')
-    if now.holder == NOBODY and now.checks != 'impaired':
+    if known.at_peer():
+        if now - known.kept_at < wait_stop:
+            return Decision(WAIT, f'still holds a part, so it may be alive: waiting {wait_stop:g} s before it is '
+                                  'stopped')
+    elif SELF not in known.holders.values() and known.checks != 'impaired':
         return Decision(WAIT, 'is silent, but neither holds anything, so EC2 cannot arbitrate: it is stopped only '
                               'if its checks fail', LATER)
-    return Decision(STOP, f'stays silent, EC2 calls it running (checks: {now.checks}): stopping it')
+    return Decision(STOP, f'stays silent, EC2 calls it running (checks: {known.checks}): stopping it')
 
 
 # The monitor ----------------------------------------------------------------------------------------------------------
-
-@dataclasses.dataclass
-class Claim:
-    """A claim under way: at the start (the fail-back), or to take over."""
-
-    at_start: bool
-    todo: List[str]
-    due_at: float
-    attempts: int = 0
-    moved: Set[str] = dataclasses.field(default_factory=set)
-    unsure: bool = False          # no answer came to a part of the last attempt: it may have moved
-    tried: bool = False           # every part was tried, and EC2 answered
-
 
 def forwards() -> bool:
     """Tell whether this host forwards packets."""
@@ -650,50 +606,32 @@ class Monitor:
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.connect, self.run_together, self.forwards = connect, run_together, forwards
         self.troubles: Dict[str, Tuple[float, float, str]] = {}  # what lasts: since, last logged at, words
-
         self.own_id = self.peer_id = self.region = ''
-        self.primary = False
         self.peer_address: Optional[str] = None    # None: EC2 has not said; '': there is no such instance
         self.allocation_id = ''
         self.rehearsed: Set[str] = set()           # calls of a failover that EC2 has judged
-        self.learn_at, self.learn_attempts = -math.inf, 0
+        self.rehearse_at = -math.inf
         self.client: Any = None
-
+        self.known = Situation()
         self.misses = 0                            # in a row
         self.silence = 0                           # the most of them since the peer last answered
-        self.heard = False
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
-        self.pinged_at = self.next_ping_at = -math.inf
-
-        self.states: Optional[States] = None       # the latest answer about both instances, until it has served
-        self.peer_state: Optional[str] = None      # of the latest answer
-        self.holders: Optional[Dict[str, str]] = None  # by part, not older than `states`; None: EC2 has not told
-        self.who = ('tables', 'address') if settings.elastic_ip else ('tables',)  # what tells the holders
-        self.remembered: Optional[str] = None      # who held tables and address when this monitor last saw
-        self.foreign: Set[str] = set()             # parts that somebody gave to something outside the pair
-        self.look_at = math.inf
-        self.split_seen = False
-
-        self.claim: Optional[Claim] = None
-        self.claimed_at = -math.inf
-        self.moved: Set[str] = set()               # tables taken over in this silence
-        self.kept_at: Optional[float] = None       # a table was seen at the peer, since the last take-over
-        self.judge_at = self.aside_at = -math.inf
+        self.pinged_at = self.next_ping_at = self.look_at = self.judge_at = -math.inf
+        self.starting = False                      # the primary has not yet claimed all since its start
+        self.split_seen = False                    # by the latest look
+        self.attempts = 0                          # in a row, at what a look or a take-over failed to do
+        self.left_stopped = False                  # the peer was stopped by this monitor, and is not yet back
         self.said = ''
-        self.stops: List[float] = []               # when the peer was stopped
-        self.started_at = -math.inf
-        self.stopping_at: Optional[float] = None   # asked for, forced, or first seen
-        self.left_stopped = False                  # stopped by this monitor, and not yet back
 
     # Start
 
     def run(self) -> None:
         """Find out who this is, then ping and act for ever; raise Refusal if this instance is not of the pair."""
         self.identify()
-        self.log.info(f'watching {self.peer_id} from {self.own_id}, the {"primary" if self.primary else "secondary"}')
-        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        if self.primary:
-            self.claim = Claim(True, list(self.settings.parts), due_at=-math.inf)
+        self.log.info(f'watching {self.peer_id} from {self.own_id}, the '
+                      f'{"primary" if self.known.primary else "secondary"}')
+        self.starting = self.known.primary
+        self.known.claimed_at = self.clock.monotonic()  # an earlier monitor may have claimed, and started the peer
         while True:
             try:
                 self.turn()
@@ -708,72 +646,46 @@ class Monitor:
         attempts = 0
         while True:
             found = self.run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
-            failed = [f'{n}: {in_words(r)}' for n, r in found.items() if isinstance(r, Exception)]
-            if not self.lasting('metadata', '; '.join(failed), 'the metadata service does not tell {}: asking again'):
+            if not self.lasting('metadata', failures_in(found), 'the metadata service does not tell {}: asking again'):
                 break
             attempts += 1
             self.clock.sleep(self.pause(attempts, CLAIM_RETRY))
         self.own_id, self.region = (str(found[n]) for n in names)
-        self.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.known.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
 
-    def learn(self) -> None:
-        """Ask EC2 now for what a take-over will need, and rehearse it; what is missing is asked for again later."""
-        address = self.settings.elastic_ip
-        wanted: Dict[str, Any] = {'peer': not self.peer_address, 'address': address and not self.allocation_id,
-                                  'states': self.claim}
-        found = self.ask(*(topic for topic, is_wanted in wanted.items() if is_wanted))
-        about = {'peer': self.peer_id, 'address': address, 'states': 'the states'}
-        failed = [f'{about[topic]}: {in_words(r)}' for topic, r in found.items() if isinstance(r, Exception)]
-        missing = [] if self.peer_address != '' else [
-            f'{self.peer_id}: there is no such instance, so it counts as silent']
-        if found.get('address') == (ABSENT, ''):
-            missing.append(f'{address}: there is no such Elastic IP')
-        self.lasting('learning', '; '.join(failed + missing), 'EC2 does not tell {}: asking again')
-        is_rehearsed = self.rehearse() if not failed or not self.learn_attempts else False
-        self.learn_attempts += 1
-        self.learn_at = self.clock.monotonic() + (self.pause(self.learn_attempts, OTHER_RETRY) if failed else
-                                                  math.inf if is_rehearsed and not missing else LATER)
-
-    def rehearse(self) -> bool:
-        """Make the calls of a failover once with DryRun, log as an error what is not allowed; tell if EC2 answered."""
+    def rehearse(self) -> None:
+        """Make the calls of a failover with DryRun, once each, and log as an error what is not allowed."""
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
         results = self.call({name: call for name, call in calls.items() if name not in self.rehearsed})
         for name, result in results.items():
             if code_of(result) in DENIED:
                 self.log.error(f'the role of {self.own_id} does not allow {name}: a failover would fail; attach the '
                                'policy in iam_policy.json')
-        self.rehearsed |= {name for name, result in results.items()
-                           if has_answered(result) and code_of(result) not in BUSY}
-        return self.rehearsed == calls.keys()
+            if has_answered(result) and code_of(result) not in BUSY:
+                self.rehearsed.add(name)
+        is_complete = self.rehearsed >= calls.keys() and (self.allocation_id or not self.settings.elastic_ip)
+        self.rehearse_at = math.inf if is_complete else self.clock.monotonic() + LATER
 
     # The loop
 
     def turn(self) -> None:
         """Ping once, then do whatever falls due until the next ping."""
         self.ping_once()
+        if self.can_judge():
+            self.judge()
         while True:
-            self.work()
+            if self.clock.monotonic() >= self.look_at:
+                self.look()
             now = self.clock.monotonic()
             if now >= self.next_ping_at:
                 return
-            due = [self.next_ping_at, self.look_at, self.learn_at] + ([self.claim.due_at] if self.claim else [])
-            self.clock.sleep(max(0.001, min(due) - now))
-
-    def work(self) -> None:
-        if self.clock.monotonic() >= self.learn_at:
-            self.learn()
-        if self.claim and self.clock.monotonic() >= self.claim.due_at:
-            self.work_on_claim()
-        if self.clock.monotonic() >= self.look_at:
-            self.look()
-        if self.can_judge():
-            self.judge()
+            self.clock.sleep(max(0.001, min(self.next_ping_at, self.look_at) - now))
 
     def ping_once(self) -> None:
         """Ping the peer, beside the question to EC2 if the next miss may decide something, and note the outcome."""
-        if self.must_ask():
-            tells_who = self.peer_state in (None, 'running', 'stopped')  # where it matters who holds
-            self.ask('states', *self.who if tells_who else (), meanwhile=self.send_ping)
+        if self.clock.monotonic() >= self.judge_at and not self.is_fresh(spare=self.settings.ping_timeout) and (
+                self.left_stopped or self.misses >= max(1, self.threshold - 2)):
+            self.ask(states=True, meanwhile=self.send_ping)
         else:
             self.send_ping()
         self.next_ping_at = self.clock.monotonic() + (
@@ -784,14 +696,14 @@ class Monitor:
             if self.misses == self.threshold:
                 self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once EC2 answers')
             return
-        if not self.heard and not self.left_stopped:
+        if not self.known.heard and not self.left_stopped:
             self.log.info(f'{self.peer_id} answers')
-        self.heard = True
+        self.known.heard = True
         if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
             self.end_silence()
         self.misses = self.silence = 0
         if not self.left_stopped:
-            self.judge_at, self.states = -math.inf, None  # the next silence is judged by an answer of its own
+            self.judge_at = self.known.asked_at = -math.inf  # the next silence is judged by an answer of its own
 
     def send_ping(self) -> None:
         """Ping and set `replied`; a ping during which this process was suspended tells nothing."""
@@ -808,8 +720,9 @@ class Monitor:
             failure = str(fault)
         self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): trying again')
         if self.clock.monotonic() - self.pinged_at > timeout + 1.0:
-            self.states = None
+            self.known.asked_at = -math.inf
             self.replied = self.replied or None
+        self.known.answers = bool(self.replied)
 
     def end_silence(self) -> None:
         """Note that the peer answers again; until the next look nobody knows what has moved meanwhile."""
@@ -817,11 +730,21 @@ class Monitor:
             'it is being restarted' if self.left_stopped else
             'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
             'primary)'))
-        if not self.primary:
-            self.remembered = None  # a restarted primary claims: until the next look nobody knows
-        self.aside_at, self.kept_at = -math.inf, None
-        self.said, self.moved = '', set()
-        self.look_at = min(self.look_at, self.clock.monotonic() + (SOON if self.primary else LOOK_AFTER_CHANGE))
+        if not self.known.primary:
+            self.known.remembered = None  # a restarted primary claims: until the next look nobody knows
+        self.known.taking_over, self.known.kept_at, self.said = False, math.inf, ''
+        self.look_at = min(self.look_at, self.clock.monotonic() + (
+            SOON if self.known.primary else LOOK_AFTER_CHANGE))
+
+    @property
+    def threshold(self) -> int:
+        """Misses in a row that make the peer silent: the primary is in no hurry."""
+        return self.settings.num_pings * (2 if self.known.primary else 1)
+
+    def is_fresh(self, spare: float = 0.0) -> bool:
+        """Tell whether EC2's latest answer can still serve a decision `spare` seconds from now."""
+        lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout  # a slow answer, then the deciding ping
+        return bool(self.clock.monotonic() + spare - self.known.asked_at <= lifetime)
 
     # EC2
 
@@ -830,11 +753,11 @@ class Monitor:
         """Make the calls side by side, each within the deadline, and note whether EC2 answers this monitor."""
         if self.client is None:
             made = self.run_together({'client': lambda: self.connect(
-                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE, meanwhile)['client']
+                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE, meanwhile)
             meanwhile = None
-            if self.lasting('client', failure_in(made), 'no EC2 client could be made ({}): trying again'):
-                return dict.fromkeys(calls, made)
-            self.client = made
+            if self.lasting('client', failures_in(made), 'no EC2 client could be made ({}): trying again'):
+                return dict.fromkeys(calls, made['client'])
+            self.client = made['client']
         asked_at = self.clock.monotonic()
         results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
                                     deadline, meanwhile)
@@ -842,358 +765,240 @@ class Monitor:
             results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
             self.misses = 0
         silent = [r for r in results.values() if not has_answered(r)]
+        if silent:
+            self.client.close()  # a move of the public address kills pooled connections without a word
         if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
             self.client = None  # a client that was made without credentials never gets any
-        if silent:
-            self.close_connections()
         if len(silent) < len(results):
             self.lasting('EC2', '', '')
         elif silent and deadline == CALL_DEADLINE:
             self.lasting('EC2', in_words(silent[0]), 'EC2 does not answer this monitor ({}): it decides nothing')
         return results
 
-    def close_connections(self) -> None:
-        """Drop the pooled connections, which a move of the public address kills without a word."""
-        if self.client is not None:
-            self.client.close()
-
-    def ask(self, *topics: str, meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
-        """Ask EC2 about `topics` side by side; return what came back, and note the states and the holders."""
-        pair, settings = (self.own_id, self.peer_id), self.settings
+    def ask(self, states: bool, meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
+        """Ask EC2 who holds what, for the states of both if wanted, and for what is missing; note and return it."""
+        pair, settings, known = (self.own_id, self.peer_id), self.settings, self.known
         questions: Dict[str, Call] = {
-            'states': lambda client: describe_states(client, *pair),
-            'tables': lambda client: describe_tables(client, settings.route_table_ids, *pair),
-            'address': lambda client: describe_address(client, settings.elastic_ip or '', *pair),
-            'peer': lambda client: describe_private_address(client, self.peer_id)}
-        asked_at = self.clock.monotonic()
-        self.close_connections()  # an older one may have died without a FIN, as a public address moved
-        results = self.call({topic: questions[topic] for topic in topics}, meanwhile)
+            'tables': lambda client: describe_tables(client, settings.route_table_ids, *pair)}
+        if settings.elastic_ip:
+            questions['address'] = lambda client: describe_address(client, settings.elastic_ip or '', *pair)
+        if not self.peer_address:
+            questions['peer'] = lambda client: describe_private_address(client, self.peer_id)
+        if states:
+            questions['states'] = lambda client: describe_states(client, *pair)
+        asked_at = known.seen_at = self.clock.monotonic()
+        if self.client is not None:
+            self.client.close()  # an older connection may have died without a FIN, as a public address moved
+        results = self.call(questions, meanwhile)
         if isinstance(results.get('peer'), str):
             self.peer_address = results['peer']
-        if isinstance(results.get('address'), tuple):
-            self.allocation_id = results['address'][1] or self.allocation_id
-        if 'states' in topics:
+        if states:
             self.note_states(results['states'], asked_at)
-        if 'tables' in topics:
-            self.note_holders(results)
+        if any(isinstance(results[topic], Exception) for topic in ('tables', 'address') if topic in results):
+            known.holders = None
+            return results
+        known.holders = dict(results['tables'])
+        if settings.elastic_ip:
+            known.holders[settings.elastic_ip], allocation_id = results['address']
+            self.allocation_id = allocation_id or self.allocation_id
+        for part, holder in known.holders.items():
+            if holder == SELF and part in self.troubles:
+                self.note_claimed(part)  # though EC2's answer was lost
+        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.at_peer() else math.inf
+        foreign = {part for part, holder in known.holders.items() if holder == OTHER and not self.starting}
+        for part in sorted(foreign - known.foreign):
+            self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
+                             'the primary starts')
+        known.foreign = foreign
         return results
 
     def note_states(self, result: Any, asked_at: float) -> None:
         """Note what EC2 said of both instances, and what follows from that alone."""
-        self.states = self.holders = None
+        known, now = self.known, self.clock.monotonic()
+        known.asked_at = -math.inf
         if not has_answered(result):
             return
-        now = self.clock.monotonic()
-        known: Dict[str, Any] = result if isinstance(result, dict) else {}
-        own, peer = known.get(self.own_id, (None, '')), known.get(self.peer_id, (None, ''))
-        error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
-        self.states = States(asked_at, now, own[0], peer[0], peer[1], error)
-        if own[0] not in (None, 'running') and self.claim and not self.claim.at_start:
-            self.claim = None  # this instance is being stopped, and claims nothing more
-        if self.states.peer not in (None, 'running'):
-            self.heard = False
-        if self.states.peer == 'stopping':
-            self.stopping_at = now if self.stopping_at is None else self.stopping_at
-        elif self.states.peer is not None:
-            self.stopping_at = None
-        if self.peer_state != self.states.peer:
-            self.said = ''
-        self.peer_state = self.states.peer
+        states: Dict[str, Any] = result if isinstance(result, dict) else {}
+        known.asked_at, known.received_at = asked_at, now
+        known.own_state = states.get(self.own_id, (None, ''))[0]
+        known.peer_state, known.checks = states.get(self.peer_id, (None, ''))
+        known.error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
+        if known.own_state not in (None, 'running'):
+            known.taking_over = False  # this instance is being stopped, and claims nothing more
+        if known.peer_state not in (None, 'running'):
+            known.heard = False
+        if known.peer_state is not None:
+            known.stopping_at = min(known.stopping_at, now) if known.peer_state == 'stopping' else math.inf
 
-    def note_holders(self, results: Dict[str, Any]) -> None:
-        """Note who holds each part, and what follows from that alone; nobody knows where an answer is missing."""
-        self.holders = None
-        if any(isinstance(results[topic], Exception) for topic in self.who):
-            return
-        holders: Dict[str, str] = dict(results['tables'])
-        if self.settings.elastic_ip:
-            holders[self.settings.elastic_ip] = results['address'][0]
-        foreign = {part for part, holder in holders.items() if holder == OTHER}
-        for part in sorted(foreign - self.foreign):
-            self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
-                             'the primary starts')
-        self.holders, self.foreign = holders, foreign
-        if not any(holders[table] == PEER for table in self.settings.route_table_ids):
-            self.kept_at = None
-        elif self.kept_at is None:
-            self.kept_at = self.clock.monotonic()
-
-    # Look
+    # Look and claim
 
     def look(self) -> None:
-        """See who holds what and remember it; claim what is missing, or what lies apart."""
-        self.look_at = self.clock.monotonic() + LOOK_INTERVAL
-        if self.claim:  # it looks for itself
+        """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
+        known, is_first = self.known, self.look_at == -math.inf
+        results = self.ask(states=self.starting)
+        if self.clock.monotonic() >= self.rehearse_at and any(map(has_answered, results.values())):
+            self.rehearse()
+        absent = [part for part, holder in (known.holders or {}).items() if holder == ABSENT]
+        absent += [self.peer_id] if self.peer_address == '' else []
+        failed = self.lasting('look', failures_in(results), 'EC2 does not tell {}: looking again')
+        is_absent = self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
+        if is_first:
+            known.holders = None  # a primary claims all at its start; who holds is seen after that
+        rest = known.left_to_claim(self.settings)
+        self.starting = self.starting and bool(rest)
+        self.attempts = self.attempts + 1 if failed or self.starting else 0
+        self.look_at = self.clock.monotonic() + (
+            self.pause(self.attempts, SOON if self.starting else OTHER_RETRY) if failed or self.starting else
+            LOOK_AFTER_CHANGE if is_absent or not known.has_settled() else
+            LOOK_INTERVAL if self.rehearse_at == math.inf else LATER)
+        if known.taking_over or known.holders is None and not self.starting:
             return
-        failure = next(filter(None, map(failure_in, self.ask(*self.who).values())), '')
-        if self.lasting('look', failure, 'EC2 does not tell who holds tables and address ({}): looking again'):
-            self.look_at = self.clock.monotonic() + self.chance.uniform(SOON, OTHER_RETRY)
-            return
-        assert self.holders is not None
-        absent = [part for part, holder in self.holders.items() if holder == ABSENT]
-        if self.lasting('absent', ' and '.join(absent), '{} does not exist: looking for it again'):
-            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        ours = {part: holder for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)}
-        found = set(ours.values())
-        if found in (set(), {SELF}, {PEER}):
+        found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
+        if not self.starting and found in (set(), {SELF}, {PEER}):
             self.split_seen = False
             self.remember(found)
-            return
-        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        if not self.primary and not self.split_seen:
+        elif not self.starting and not known.primary and not self.split_seen:
             self.split_seen = True
-            return
-        self.split_seen = False
-        if self.may_claim():
-            rest = [part for part, holder in ours.items() if holder != SELF]
-            self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
-            self.claim_parts(rest)  # once: the next look tells what became of it
+            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        elif rest and self.may_claim():
+            self.split_seen = False
+            if not self.starting:
+                self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
+            self.claim(rest)
 
     def remember(self, found: Set[str]) -> None:
         """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
         holder = next(iter(found), None)
-        if holder == SELF or holder == PEER and not (self.primary and self.misses):
-            if holder != self.remembered:
+        if holder == SELF or holder == PEER and not (self.known.primary and self.misses):
+            if holder != self.known.remembered:
                 self.log.info(f'{self.own_id if holder == SELF else self.peer_id} holds tables and address')
-            self.remembered = holder
-
-    # Claim
+            self.known.remembered = holder
 
     def may_claim(self) -> bool:
         """Tell whether this instance may claim while the peer may be well: EC2 calls it running, and it forwards."""
         if not self.is_fresh():
-            self.ask('states')
-        if self.states is None:
+            self.ask(states=True)
+        if not self.is_fresh():
             return False
-        own = self.states.own or 'running'
+        own = self.known.own_state or 'running'
         off = '' if self.forwards() else 'net.ipv4.ip_forward is 0'
         return not (
             self.lasting('own state', '' if own == 'running' else own, (
                 f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs')) or
             self.lasting('forwarding', off, f'{self.own_id} does not forward ({{}}): it claims nothing until then'))
 
-    def claim_parts(self, parts: List[str]) -> Dict[str, Any]:
-        """Claim all these tables at once, then the address; return by part what came back.
+    def claim(self, parts: List[str]) -> bool:
+        """Claim all these tables at once, then the address; tell whether EC2 has answered at all.
 
         Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
         """
-        address = self.settings.elastic_ip
+        known, address, answered = self.known, self.settings.elastic_ip, False
         tables: Dict[str, Call] = {part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
                                    for part in parts if part != address}
-        results = self.claim_together(tables, CALL_DEADLINE) if tables else {}
-        if address in parts and (not tables or any(map(has_answered, results.values()))):
-            results.update(self.claim_together({address: self.claim_address}, MOVE_DEADLINE))
-            self.close_connections()
-        self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        return results
-
-    def claim_together(self, calls: Dict[str, Call], deadline: float) -> Dict[str, Any]:
-        """Claim these parts side by side and log what became of each."""
-        results = self.call(calls, deadline=deadline)
-        for part, result in results.items():
-            if not isinstance(result, Exception):
-                self.note_claimed(part)
-            else:
-                self.lasting(part, in_words(result), (
-                    f'{part} could not be moved to {self.own_id} ({{}}): trying again' if has_answered(result) else
-                    f'{part}: the answer to its move to {self.own_id} did not come ({{}}): asking EC2 where it is'))
-        return results
+        move: Dict[str, Call] = {address: lambda client: client.associate_address(
+            AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
+        } if address and address in parts and self.allocation_id else {}
+        for calls, deadline in ((tables, CALL_DEADLINE), (move, MOVE_DEADLINE)):
+            if calls is move and tables and not answered:
+                break
+            for part, result in self.call(calls, deadline=deadline).items():
+                answered = answered or has_answered(result)
+                if isinstance(result, Exception):
+                    self.lasting(part, in_words(result), (
+                        f'{part} could not be moved to {self.own_id} ({{}}): trying again' if has_answered(result) else
+                        f'{part}: the answer to its move to {self.own_id} did not come ({{}}): asking EC2 where it is'))
+                else:
+                    self.note_claimed(part)
+        if not known.left_to_claim(self.settings):
+            self.starting, known.remembered = False, SELF
+        if not self.starting:
+            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+        return answered
 
     def note_claimed(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
         self.troubles.pop(part, None)
-        self.claimed_at = self.clock.monotonic()
-
-    def claim_address(self, client: Any) -> None:
-        if not self.allocation_id:
-            self.allocation_id = describe_address(client, self.settings.elastic_ip or '', self.own_id, self.peer_id)[1]
-        if not self.allocation_id:
-            raise ClientError({'Error': {'Code': 'InvalidAddress.NotFound', 'Message': 'there is no such Elastic IP'}},
-                              'DescribeAddresses')
-        client.associate_address(AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
-
-    def work_on_claim(self) -> None:
-        """Make one attempt at the claim under way, and set when the next one is due; end it when all is here."""
-        claim = self.claim
-        assert claim is not None
-        claim.due_at = self.clock.monotonic() + 1.0
-        if claim.at_start and not self.may_claim():
-            return
-        if claim.attempts and not self.goes_on(claim):
-            return
-        results = self.claim_parts(claim.todo)
-        claim.attempts += 1
-        answered = {part for part in claim.todo if has_answered(results.get(part, NoAnswer()))}
-        claim.tried = claim.tried or len(answered) == len(claim.todo)
-        claim.unsure = len(answered) < len(claim.todo) or any(  # what EC2 does not find may exist all the same
-            code_of(result).endswith('.NotFound') for result in results.values())
-        self.note_moved(claim, {part for part in answered if not isinstance(results[part], Exception)})
-        if not claim.at_start and not claim.moved and not answered:
-            self.claim = None  # cut off meanwhile: whether the peer is dead must be judged anew
-            return
-        if claim.tried and not claim.at_start:
-            self.remembered = SELF  # what failed is tried again beside the restart
-        claim.due_at = self.clock.monotonic() + self.pause(claim.attempts, CLAIM_RETRY)
-
-    def goes_on(self, claim: Claim) -> bool:
-        """See, before a retry, what has become of a claim; tell whether it is time to claim what is left."""
-        if claim.moved or claim.unsure:
-            self.ask(*self.who)
-            if self.holders is None:
-                return self.misses > 0  # who answers may have it back by now
-            if any(self.holders[part] == PEER for part in claim.moved):
-                if self.clock.monotonic() - self.claimed_at >= SOON:  # reads lag writes
-                    self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is '
-                                     'given up')
-                    self.claim, self.remembered = None, PEER
-                return False
-            done = {part for part in claim.todo if self.holders[part] in (SELF, ABSENT)}
-            for part in sorted(done):
-                if self.holders[part] == SELF:  # though EC2's answer was lost
-                    self.note_claimed(part)
-            self.note_moved(claim, done)
-            claim.unsure = False
-        if not (claim.at_start or self.misses or claim.moved):
-            self.log.warning(f'{self.peer_id} answers and nothing has been moved: the take-over is given up')
-            self.claim = None
-        return self.claim is not None
-
-    def note_moved(self, claim: Claim, parts: Set[str]) -> None:
-        """Take these parts of a claim as done; it ends when all are."""
-        claim.moved |= parts
-        claim.todo = [part for part in claim.todo if part not in parts]
-        if not claim.at_start:
-            self.moved = claim.moved & set(self.settings.route_table_ids)
-        if not claim.todo:
-            self.claim, self.remembered = None, SELF
+        self.known.moved.add(part)
+        self.known.claimed_at = self.clock.monotonic()
 
     # Judge and act
-
-    @property
-    def threshold(self) -> int:
-        """Misses in a row that make the peer silent: the primary is in no hurry."""
-        return self.settings.num_pings * (2 if self.primary else 1)
-
-    def must_ask(self) -> bool:
-        """Tell whether the next miss may decide something, or a restart has a step to make, and EC2 must be asked."""
-        if self.clock.monotonic() < self.judge_at or not (
-                self.left_stopped or self.misses >= max(1, self.threshold - 2)):
-            return False
-        return not self.is_fresh(spare=self.settings.ping_timeout)
-
-    def is_fresh(self, spare: float = 0.0) -> bool:
-        """Tell whether EC2's latest answer can still serve a decision `spare` seconds from now."""
-        lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout  # a slow answer, then the deciding ping
-        return self.states is not None and self.clock.monotonic() + spare - self.states.asked_at <= lifetime
 
     def can_judge(self) -> bool:
         """Tell whether EC2 has answered and, unless the peer answers, a ping sent after that was missed."""
         if self.clock.monotonic() < self.judge_at or not self.is_fresh() or self.replied is None:
             return False
-        if self.claim and not self.claim.at_start and not self.claim.tried:
-            return False
         if self.replied:
             return self.left_stopped
-        assert self.states is not None
-        return self.misses >= self.threshold and self.states.received_at <= self.pinged_at
-
-    def situation(self) -> Situation:
-        now, states, settings = self.clock.monotonic(), self.states, self.settings
-        assert states is not None
-        holder, complete, lost = None, False, False
-        if self.holders is not None:
-            at_peer = {t for t in settings.route_table_ids if self.holders[t] == PEER}
-            holder = PEER if at_peer else SELF if SELF in self.holders.values() else NOBODY
-            complete = all(h in (SELF, OTHER, ABSENT) for h in self.holders.values())
-            lost = bool(at_peer & self.moved) and now - self.claimed_at >= SETTLE_BEFORE_STOP
-        recent = [at for at in self.stops if now - at < STOPS_REMEMBERED]
-        spacing = min(LONGEST_STOP_SPACING, settings.wait_for_instance_start * 2 ** max(0, len(recent) - 1))
-        since_stop = now - self.stops[-1] if self.stops else math.inf
-        return Situation(
-            primary=self.primary, own_state=states.own, peer_state=states.peer, checks=states.checks,
-            error=states.error, answers=bool(self.replied), heard=self.heard, remembered=self.remembered,
-            holder=holder, complete=complete, lost=lost, claiming=self.claim is not None,
-            since_aside=now - self.aside_at, since_claim=states.asked_at - self.claimed_at,
-            since_stop=since_stop, since_start=now - self.started_at,
-            stopping_for=now - self.stopping_at if self.stopping_at is not None else 0.0,
-            kept_for=now - self.kept_at if self.kept_at is not None else 0.0,
-            until_next_stop=spacing - since_stop)
+        return self.misses >= self.threshold and self.known.received_at <= self.pinged_at
 
     def judge(self) -> None:
         """Decide what to do about the peer, say so when it is news, and do it."""
-        decision = decide(self.situation(), self.settings)
-        self.judge_at = self.clock.monotonic() + decision.again
-        if decision.why != self.said:
-            self.said = decision.why
-            level = logging.INFO if decision.act == BACK else logging.WARNING
-            self.log.log(level, f'{self.peer_id} {decision.why}')
-        self.act(decision.act)
-        self.states = None  # each step asks for itself
-
-    def act(self, what: str) -> None:
-        now = self.clock.monotonic()
+        known, now = self.known, self.clock.monotonic()
+        what, why, again = decide(known, self.settings, now)
+        self.judge_at = now + again
+        if why != self.said:
+            self.said = why
+            self.log.log(logging.INFO if what == BACK else logging.WARNING, f'{self.peer_id} {why}')
         if what == TAKE_OVER:
-            self.take_over()
-        elif what == STAND_ASIDE:
-            if self.aside_at == -math.inf:
-                self.aside_at = now
-        elif what == WATCH:
-            self.remembered, self.moved, self.misses = PEER, set(), 0
-            self.judge_at = -math.inf
+            known.taking_over, known.moved, known.kept_at, self.attempts = True, set(), math.inf, 0
+            if not self.forwards():
+                self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
+                                 'same')
+        if what == GIVE_UP:
+            known.taking_over, known.remembered, self.misses = False, PEER, 0
         elif what == BACK:
             self.left_stopped = False
-            self.judge_at = -math.inf
         elif what in (STOP, FORCE):
             self.stop(force=what == FORCE)
         elif what == START:
             self.start()
+        elif known.taking_over and not known.answers:
+            self.go_on()
+        known.asked_at = -math.inf  # each step asks for itself
 
-    def take_over(self) -> None:
-        """Claim all but what was seen outside the pair and, on the primary, what is here; what fails is tried again."""
-        held = self.holders or {}
-        todo = [part for part in self.settings.parts
-                if part not in self.foreign and not (self.primary and held.get(part) == SELF)]
-        self.moved, self.kept_at = set(), None
-        self.aside_at = self.judge_at = -math.inf
-        if not self.forwards():
-            self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the same')
-        if todo:
-            self.claim = Claim(False, todo, due_at=self.clock.monotonic())
-            self.work_on_claim()
-        else:
-            self.remembered = SELF  # nothing of the pair's is to be had
+    def go_on(self) -> None:
+        """Claim what is left of a take-over; what fails is tried again with the next judgement."""
+        known = self.known
+        rest = known.left_to_claim(self.settings)
+        if rest:
+            known.taking_over = self.claim(rest) or bool(known.moved)  # cut off meanwhile: it must be judged anew
+            self.attempts += 1
+        if known.left_to_claim(self.settings):
+            self.judge_at = min(self.judge_at, self.clock.monotonic() + self.pause(self.attempts, CLAIM_RETRY))
 
     def stop(self, force: bool) -> None:
         """Stop the peer; whether the answer came or not, it may be stopping now."""
-        result = self.call({'stop': lambda client: client.stop_instances(
-            InstanceIds=[self.peer_id], Force=force)})['stop']
+        result = self.call({'stopped': lambda client: client.stop_instances(
+            InstanceIds=[self.peer_id], Force=force)})
         now = self.clock.monotonic()
-        if not self.failed('stopped', result):
+        if not self.failed(result):
             self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
                              'stopped')
-        if code_of(result):
+        if code_of(result['stopped']):
             self.judge_at = now + self.chance.uniform(SOON, OTHER_RETRY)
         else:
-            self.stops += [] if force else [now]
-            self.stopping_at = now
+            self.known.stops += [] if force else [now]
+            self.known.stopping_at = now
             self.left_stopped = True
 
     def start(self) -> None:
-        """Start the peer; the secondary claims once more before, as a stopped peer cannot contest it."""
-        if not self.primary:
-            self.take_over()
+        """Start the peer; the secondary claims all once more before, as a stopped peer cannot contest it."""
+        known = self.known
+        if not known.primary:
+            known.taking_over, known.moved = True, set()
+            self.claim([part for part in self.settings.parts if part not in known.foreign])
         if not self.is_fresh(spare=-CALL_DEADLINE - MOVE_DEADLINE):
             return  # it took longer than a claim can take: this process was suspended, and EC2 is asked again
-        result = self.call({'start': lambda client: client.start_instances(InstanceIds=[self.peer_id])})['start']
+        result = self.call({'started': lambda client: client.start_instances(InstanceIds=[self.peer_id])})
         now = self.clock.monotonic()
-        self.judge_at = now + (LATER if code_of(result) else SOON)
-        if not self.failed('started', result):
-            self.started_at = now
+        self.judge_at = now + (LATER if code_of(result['started']) else SOON)
+        if not self.failed(result):
+            known.started_at = now
             self.log.info(f'{self.peer_id} is being started: waiting for its answer')
 
-    def failed(self, what: str, result: Any) -> bool:
-        return self.lasting(what, failure_in(result),
-                            f'{self.peer_id} could not be {what} ({{}}): asking EC2 about it again')
+    def failed(self, results: Dict[str, Any]) -> bool:
+        return self.lasting('restart', failures_in(results), (
+            f'{self.peer_id} could not be {{}}: asking EC2 about it again'))
 
     # Words and pauses
 
@@ -1621,20 +1426,15 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
 def is_suspended(pid: str) -> bool:
     """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
-    try:
-        with open(f'/proc/{pid}/stat') as file:
-            return file.read().rpartition(')')[2].split()[0] in ('T', 't')
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), open(f'/proc/{pid}/stat') as file:
+        return file.read().rpartition(')')[2].split()[0] in ('T', 't')
+    return False
 
 
 def write_proc(path: str, text: str) -> None:
     """Write to /proc/self, best effort: it matters little where it is not allowed."""
-    try:
-        with open(path, 'w') as file:
-            file.write(text)
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open(path, 'w') as file:
+        file.write(text)
 
 
 def main(argv: Optional[List[str]] = None) -> int:

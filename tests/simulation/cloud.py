@@ -226,9 +226,9 @@ class Cloud:
              'SystemStatus': {'Status': bad or ('ok' if states[one.id][1] == 'impaired' else states[one.id][1])}}
             for one in self.known(*InstanceIds)]}
 
-    def describe_instances(self, by: Instance, lag: float, InstanceIds: List[str]) -> Any:
-        one, = self.known(*InstanceIds)
-        return {'Reservations': [{'Instances': [
+    def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
+        one = self.instances[Filters[0]['Values'][0]]
+        return {'Reservations': [] if self.forgotten(one) else [{'Instances': [
             {} if one.state == 'terminated' else {'PrivateIpAddress': one.address}]}]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:

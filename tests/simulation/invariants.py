@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CLAIMS = ('replace_route', 'create_route', 'associate_address')
 LOOKS = ('describe_route_tables', 'describe_addresses')
-CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
+CALLS_A_MINUTE = 120              # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
 TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
 LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
@@ -75,9 +75,7 @@ def never_both_stopped(world: World) -> None:
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
-    claim = one.monitor.claim
-    starts = one is world.instances[0] and claim is not None and claim.at_start
-    return name in CLAIMS and (starts or world.hub.now - world.watch.split_at < 30.0)
+    return name in CLAIMS and (one.monitor.starting or world.hub.now - world.watch.split_at < 30.0)
 
 
 def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
@@ -184,7 +182,7 @@ def served_again_within(world: World, one: Instance) -> float:
     pings = settings.num_pings * (2 if one is world.instances[0] else 1) * settings.ping_timeout
     calls = 4 * conditions.latency + 2 * conditions.effect_lag
     right = settings.wait_between_pings + pings + max(settings.ping_timeout, conditions.latency) + calls + 1.0
-    known = one.monitor.remembered == nat_monitor.PEER
+    known = one.monitor.known.primary is False or one.monitor.known.remembered == nat_monitor.PEER
     return float(right if known else right + pings + settings.wait_for_instance_stop)
 
 

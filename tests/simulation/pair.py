@@ -332,7 +332,7 @@ class World:
             self.hub.sleep(delay)
 
     def is_calm(self, monitor: Any) -> bool:
-        return bool(monitor.replied) and monitor.claim is None and not monitor.misses and not monitor.left_stopped
+        return bool(monitor.replied) and not (monitor.starting or monitor.misses or monitor.left_stopped)
 
     def skip(self, horizon: float) -> None:
         """Leave out the pings of a stretch in which both are answered and nothing falls due before the horizon."""

@@ -6,21 +6,26 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import (BACK, FORCE, LATER, NOBODY, PEER, SELF, SETTLE_BEFORE_STOP, SOON, STAND_ASIDE, START, STOP,
-                         TAKE_OVER, WAIT, WATCH, Decision, Settings, Situation, decide)
+from nat_monitor import (ABSENT, BACK, FORCE, GIVE_UP, LATER, NOBODY, OTHER, PEER, SELF, SETTLE_BEFORE_STOP, SOON,
+                         START, STOP, TAKE_OVER, WAIT, Decision, Settings, Situation, decide)
 
-SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', ('rtb-0123456789abcdef0',), '198.51.100.7')
+NOW = 10000.0
+TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
+SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', (TABLE,), ADDRESS)
+HERE, THERE, NOWHERE = ({TABLE: holder, ADDRESS: holder} for holder in (SELF, PEER, NOBODY))
 # A secondary whose running peer, the holder, fell silent.
-SILENT = Situation(primary=False, own_state='running', peer_state='running', checks='ok', error='', answers=False,
-                   heard=True, remembered=PEER, holder=None, complete=False, lost=False)
+SILENT = Situation(own_state='running', peer_state='running', checks='ok', asked_at=NOW, seen_at=NOW, received_at=NOW,
+                   holders=THERE, heard=True, remembered=PEER)
 # The same, after it has taken over and the claim has settled.
-TAKEN = dataclasses.replace(SILENT, remembered=SELF, holder=SELF, complete=True, since_claim=30.0)
+TAKEN = dataclasses.replace(SILENT, holders=HERE, taking_over=True, moved={TABLE, ADDRESS}, claimed_at=NOW - 30.0)
 # A primary that serves, whose peer fell silent.
-PRIMARY = dataclasses.replace(SILENT, primary=True, remembered=SELF, holder=SELF, complete=True, since_claim=3600.0)
+PRIMARY = dataclasses.replace(SILENT, primary=True, remembered=SELF, holders=HERE, claimed_at=NOW - 3600.0)
+# The same, but EC2 says that all is at the peer since ten seconds ago.
+BEREFT = dataclasses.replace(PRIMARY, holders=THERE, kept_at=NOW - 10.0)
 
 
 def judged(situation: Situation, **changed: Any) -> Decision:
-    return decide(dataclasses.replace(situation, **changed), SETTINGS)
+    return decide(dataclasses.replace(situation, **changed), SETTINGS, NOW)
 
 
 @pytest.mark.parametrize('state', ['stopping', 'stopped', 'pending', 'shutting-down', 'terminated', 'gone'])
@@ -59,9 +64,29 @@ def test_a_peer_never_heard_is_not_judged_on_insufficient_data() -> None:
     {'heard': False, 'peer_state': 'terminated'},
     {'heard': False, 'peer_state': 'gone'},
     {'remembered': None},
+    {'remembered': SELF},
+    {'holders': None},
+    {'holders': NOWHERE},
+    {'holders': {TABLE: SELF, ADDRESS: PEER}},
 ])
 def test_the_secondary_takes_over_from_a_failed_peer(changed: Any) -> None:
     assert judged(SILENT, **changed).act == TAKE_OVER
+
+
+@pytest.mark.parametrize('changed', [
+    {'holders': {TABLE: OTHER, ADDRESS: OTHER}, 'foreign': {TABLE, ADDRESS}},
+    {'holders': {TABLE: ABSENT, ADDRESS: SELF}},
+])
+def test_what_is_outside_the_pair_or_does_not_exist_is_not_taken_over(changed: Any) -> None:
+    assert judged(SILENT, **changed).act != TAKE_OVER
+
+
+def test_a_read_that_lags_behind_a_claim_is_no_reason_to_claim_again() -> None:
+    just_claimed = dataclasses.replace(SILENT, moved={TABLE, ADDRESS}, claimed_at=NOW - 4.0)
+
+    assert just_claimed.left_to_claim(SETTINGS) == []
+    assert dataclasses.replace(just_claimed, claimed_at=NOW - SETTLE_BEFORE_STOP).left_to_claim(SETTINGS) == [
+        TABLE, ADDRESS]
 
 
 def test_a_primary_that_holds_restarts_the_peer_and_moves_nothing() -> None:
@@ -69,35 +94,38 @@ def test_a_primary_that_holds_restarts_the_peer_and_moves_nothing() -> None:
 
 
 def test_a_primary_that_holds_claims_a_missing_part() -> None:
-    assert judged(PRIMARY, complete=False).act == TAKE_OVER
+    assert judged(PRIMARY, holders={TABLE: SELF, ADDRESS: NOBODY}).act == TAKE_OVER
 
 
-def test_a_primary_does_not_claim_anew_what_it_is_claiming() -> None:
-    assert judged(PRIMARY, complete=False, claiming=True).act == STOP
+def test_a_primary_that_does_not_know_who_holds_moves_nothing() -> None:
+    assert judged(PRIMARY, holders=None).act == WAIT
 
 
 def test_a_primary_whose_take_over_is_not_complete_restarts_the_peer_beside_it() -> None:
-    taking = dataclasses.replace(PRIMARY, holder=PEER, complete=False, claiming=True)
+    taking = dataclasses.replace(BEREFT, taking_over=True, moved=set())
 
-    assert judged(taking, kept_for=59.0).act == WAIT
-    assert judged(taking, kept_for=60.0).act == STOP
+    assert judged(taking, kept_at=NOW - 59.0).act == WAIT
+    assert judged(taking, kept_at=NOW - 60.0).act == STOP
 
 
 def test_a_primary_whose_peer_has_just_taken_over_stands_aside() -> None:
-    assert judged(PRIMARY, holder=PEER, complete=False).act == STAND_ASIDE
-    assert judged(PRIMARY, holder=PEER, complete=False, since_aside=59.0).act == STAND_ASIDE
+    decision = judged(BEREFT, kept_at=NOW - 59.0)
+
+    assert decision.act == WAIT
+    assert 'standing aside' in decision.why
 
 
 def test_a_primary_that_stood_aside_in_vain_takes_over() -> None:
-    assert judged(PRIMARY, holder=PEER, complete=False, since_aside=60.0).act == TAKE_OVER
+    assert judged(BEREFT, kept_at=NOW - 60.0).act == TAKE_OVER
 
 
 def test_a_primary_does_not_stand_aside_for_a_peer_that_does_not_run() -> None:
-    assert judged(PRIMARY, holder=PEER, complete=False, peer_state='stopped').act == TAKE_OVER
+    assert judged(BEREFT, peer_state='stopped').act == TAKE_OVER
 
 
-def test_a_primary_takes_over_at_once_from_a_peer_that_held_before() -> None:
-    assert judged(PRIMARY, remembered=PEER, holder=PEER, complete=False).act == TAKE_OVER
+@pytest.mark.parametrize('holders', [THERE, None])
+def test_a_primary_takes_over_at_once_from_a_peer_that_held_before(holders: Any) -> None:
+    assert judged(BEREFT, remembered=PEER, holders=holders).act == TAKE_OVER
 
 
 @pytest.mark.parametrize('situation', [TAKEN, PRIMARY])
@@ -107,15 +135,15 @@ def test_a_primary_takes_over_at_once_from_a_peer_that_held_before() -> None:
     ({'heard': False, 'checks': 'impaired'}, STOP, SOON),
     ({'heard': False, 'checks': 'initializing'}, WAIT, LATER),
     # stopping
-    ({'peer_state': 'stopping', 'heard': False, 'stopping_for': 59.0}, WAIT, SOON),
-    ({'peer_state': 'stopping', 'heard': False, 'stopping_for': 60.0}, FORCE, SOON),
+    ({'peer_state': 'stopping', 'heard': False, 'stopping_at': NOW - 59.0}, WAIT, SOON),
+    ({'peer_state': 'stopping', 'heard': False, 'stopping_at': NOW - 60.0}, FORCE, SOON),
     # stopped
     ({'peer_state': 'stopped', 'heard': False}, START, SOON),
     # pending, or just started
     ({'peer_state': 'pending', 'heard': False}, WAIT, SOON),
-    ({'heard': False, 'since_start': 299.0}, WAIT, SOON),
-    ({'heard': False, 'checks': 'impaired', 'since_start': 299.0}, WAIT, SOON),
-    ({'heard': False, 'checks': 'impaired', 'since_start': 300.0}, STOP, SOON),
+    ({'heard': False, 'started_at': NOW - 299.0}, WAIT, SOON),
+    ({'heard': False, 'checks': 'impaired', 'started_at': NOW - 299.0}, WAIT, SOON),
+    ({'heard': False, 'checks': 'impaired', 'started_at': NOW - 300.0}, STOP, SOON),
     # gone
     ({'peer_state': 'shutting-down', 'heard': False}, WAIT, LATER),
     ({'peer_state': 'terminated', 'heard': False}, WAIT, LATER),
@@ -130,50 +158,62 @@ def test_the_table_of_restarts(situation: Situation, changed: Any, act: str, aga
 
 
 def test_nobody_is_stopped_before_the_claim_has_settled() -> None:
-    assert judged(TAKEN, since_claim=4.0)[::2] == (WAIT, SETTLE_BEFORE_STOP - 4.0)
+    assert judged(TAKEN, claimed_at=NOW - 4.0)[::2] == (WAIT, SETTLE_BEFORE_STOP - 4.0)
 
 
 def test_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
-    assert judged(TAKEN, holder=None).act == WAIT
+    assert judged(TAKEN, holders=None).act == WAIT
 
 
-def test_nobody_is_stopped_who_has_taken_a_table_back() -> None:
-    assert judged(TAKEN, holder=PEER, lost=True, kept_for=600.0).act == WATCH
+def test_nobody_is_stopped_who_has_taken_a_part_back() -> None:
+    back = dataclasses.replace(TAKEN, holders={TABLE: PEER, ADDRESS: SELF}, kept_at=NOW - 600.0)
+
+    assert judged(back).act == GIVE_UP
+    assert judged(back, claimed_at=NOW - 4.0).act == WAIT  # reads lag
 
 
-def test_a_peer_that_keeps_a_table_which_never_came_is_stopped_only_after_a_while() -> None:
-    kept = dataclasses.replace(TAKEN, holder=PEER, complete=False, claiming=True)
+def test_a_peer_that_keeps_a_part_which_never_came_is_stopped_only_after_a_while() -> None:
+    kept = dataclasses.replace(TAKEN, holders=THERE, moved=set())
 
-    assert judged(kept, kept_for=59.0).act == WAIT
-    assert judged(kept, kept_for=60.0).act == STOP
+    assert judged(kept, kept_at=NOW - 59.0).act == WAIT
+    assert judged(kept, kept_at=NOW - 60.0).act == STOP
 
 
 def test_where_neither_holds_anything_only_a_peer_whose_checks_fail_is_stopped() -> None:
-    assert judged(PRIMARY, holder=NOBODY).act == WAIT
-    assert judged(PRIMARY, holder=NOBODY, checks='impaired').act == STOP
+    assert judged(TAKEN, holders=NOWHERE).act == WAIT
+    assert judged(TAKEN, holders=NOWHERE, checks='impaired').act == STOP
 
 
 def test_stops_are_spaced() -> None:
-    assert judged(TAKEN, until_next_stop=7.0)[::2] == (WAIT, 7.0)
-    assert judged(TAKEN, until_next_stop=700.0)[::2] == (WAIT, LATER)
+    assert judged(TAKEN, stops=[NOW - 293.0])[::2] == (WAIT, 7.0)
+    assert judged(TAKEN, stops=[NOW - 200.0])[::2] == (WAIT, LATER)
+    assert judged(TAKEN, stops=[NOW - 300.0]).act == STOP
+    assert judged(TAKEN, stops=[NOW - 7300.0, NOW - 300.0]).act == STOP
+
+
+def test_stops_are_spaced_twice_as_far_with_each_further_one_up_to_an_hour() -> None:
+    assert judged(TAKEN, stops=[NOW - 4000.0, NOW - 599.0]).act == WAIT
+    assert judged(TAKEN, stops=[NOW - 4000.0, NOW - 600.0]).act == STOP
+    assert judged(TAKEN, stops=[NOW - 7000.0] * 9 + [NOW - 3599.0]).act == WAIT
+    assert judged(TAKEN, stops=[NOW - 7000.0] * 9 + [NOW - 3600.0]).act == STOP
 
 
 @pytest.mark.parametrize('state', ['running', 'stopped', 'pending', 'terminated', None])
 @pytest.mark.parametrize('since_stop', [0.0, 61.0])
 def test_nobody_stops_a_peer_that_answers(state: Any, since_stop: float) -> None:
-    decision = judged(TAKEN, answers=True, peer_state=state, since_stop=since_stop, stopping_for=600.0)
+    decision = judged(TAKEN, answers=True, peer_state=state, stops=[NOW - since_stop], stopping_at=NOW - 600.0)
 
     assert decision.act not in (STOP, FORCE, TAKE_OVER)
 
 
 def test_a_stop_that_hangs_is_forced_even_if_the_peer_answers() -> None:
-    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_for=59.0).act == WAIT
-    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_for=60.0).act == FORCE
+    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_at=NOW - 59.0).act == WAIT
+    assert judged(TAKEN, answers=True, peer_state='stopping', stopping_at=NOW - 60.0).act == FORCE
 
 
 def test_a_restart_is_over_when_the_peer_runs_and_answers() -> None:
-    back = dataclasses.replace(TAKEN, answers=True, since_stop=50.0)
+    back = dataclasses.replace(TAKEN, answers=True, stops=[NOW - 50.0])
 
-    assert judged(back, since_start=30.0).act == BACK
+    assert judged(back, started_at=NOW - 30.0).act == BACK
     assert judged(back).act == WAIT  # EC2 lags: it is about to stop
-    assert judged(back, since_stop=61.0).act == BACK
+    assert judged(back, stops=[NOW - 61.0]).act == BACK

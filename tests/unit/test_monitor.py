@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import PEER, SETTLE_BEFORE_STOP, SOON, Claim, Monitor, OwnFault, Settings
+from nat_monitor import Monitor, OwnFault, Settings
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
 
@@ -34,12 +34,12 @@ def script(*outcomes: Any) -> Any:
 
 def test_a_silence_that_a_fault_of_our_own_interrupts_ends_with_the_next_answer(monitor: Monitor) -> None:
     monitor.ping = script(False, False, False, OwnFault('no buffer space'), True)
-    monitor.moved = {TABLE}
+    monitor.known.taking_over = True
 
     for _ in range(5):
         monitor.ping_once()
 
-    assert (monitor.misses, monitor.silence, monitor.moved) == (0, 0, set())
+    assert (monitor.misses, monitor.silence, monitor.known.taking_over) == (0, 0, False)
 
 
 def test_an_answer_discards_what_ec2_has_told_before(monitor: Monitor) -> None:
@@ -52,33 +52,11 @@ def test_an_answer_discards_what_ec2_has_told_before(monitor: Monitor) -> None:
     assert not monitor.is_fresh()
 
 
-@pytest.mark.parametrize('at_start', [True, False])
-def test_a_take_over_ends_when_ec2_calls_this_instance_stopping(monitor: Monitor, at_start: bool) -> None:
-    monitor.claim = Claim(at_start, [TABLE], due_at=0.0)
+@pytest.mark.parametrize('state, goes_on', [('running', True), ('stopping', False), ('stopped', False)])
+def test_a_take_over_ends_when_ec2_calls_this_instance_anything_but_running(
+        monitor: Monitor, state: str, goes_on: bool) -> None:
+    monitor.known.taking_over = True
 
-    monitor.note_states({OWN: ('stopping', ''), PEER_ID: ('running', 'ok')}, asked_at=0.0)
+    monitor.note_states({OWN: (state, ''), PEER_ID: ('running', 'ok')}, asked_at=0.0)
 
-    assert (monitor.claim is None) is not at_start
-
-
-def test_a_read_that_lags_does_not_end_a_claim(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor.misses, monitor.holders = 3, {TABLE: PEER}
-    monkeypatch.setattr(monitor, 'ask', lambda *topics: {})
-    claim = monitor.claim = Claim(False, ['198.51.100.7'], due_at=0.0, attempts=1, moved={TABLE})
-
-    monitor.claimed_at = monitor.clock.monotonic()
-    assert not monitor.goes_on(claim) and monitor.claim is claim
-
-    monitor.claimed_at -= SOON
-    assert not monitor.goes_on(claim) and monitor.claim is None
-
-
-def test_a_table_counts_as_taken_back_only_when_the_claim_has_settled(monitor: Monitor) -> None:
-    monitor.note_states({OWN: ('running', 'ok'), PEER_ID: ('running', 'ok')}, asked_at=0.0)
-    monitor.holders, monitor.moved = {TABLE: PEER}, {TABLE}
-
-    monitor.claimed_at = monitor.clock.monotonic()
-    assert not monitor.situation().lost
-
-    monitor.claimed_at -= SETTLE_BEFORE_STOP
-    assert monitor.situation().lost
+    assert monitor.known.taking_over is goes_on
