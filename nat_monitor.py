@@ -24,6 +24,7 @@ import difflib
 import errno
 import fcntl
 import functools
+import glob
 import ipaddress
 import logging
 import math
@@ -33,10 +34,8 @@ import random
 import re
 import runpy
 import select
-import shutil
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -1027,12 +1026,12 @@ class Monitor:
 # The check ------------------------------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
-PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # what iam_policy.json asks for
+PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
 OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
-RULES = {'nft': 'list ruleset', 'iptables': '-w 2 -t nat -S'}  # how to list them
-CRON_FILES = ('etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*'
+LIST_RULES = 'PATH=$PATH:/usr/sbin:/sbin; nft list ruleset; listed=$?; iptables -w 2 -t nat -S || exit $listed'
+CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
+CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*\n'  # cron skips a line without end
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -1044,15 +1043,8 @@ def longest_outage(settings: Settings, pings: int, call: float) -> float:
             + call + OWN_WORK)
 
 
-def what_cron_minds(path: str, text: str, program: str) -> str:
-    """Return why cron would not start the program from this file, '' if it would."""
-    mode, in_folder = stat.S_IMODE(os.stat(path).st_mode), os.path.dirname(path).endswith('cron.d')
-    faults = {'has a name that cron ignores': in_folder and not re.fullmatch(r'[\w-]+', os.path.basename(path)),
-              'does not end with a newline': not text.endswith('\n'),
-              'does not belong to root': os.stat(path).st_uid != 0,
-              f'has mode {mode:o}': mode & (0o133 if in_folder else 0o022),
-              f'starts {program}, which cannot be executed': not os.access(program, os.X_OK)}
-    return ' and '.join(fault for fault, is_there in faults.items() if is_there)
+def only_root_writes(path: str) -> bool:
+    return os.stat(path).st_uid == 0 and not os.stat(path).st_mode & 0o022
 
 
 def has_profile(instance: Dict[str, Any]) -> bool:
@@ -1077,7 +1069,7 @@ class Check:
                  root: str = '/', log: logging.Logger = log) -> None:
         self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
         self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
-        self.settings: Optional[Settings] = None
+        self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
         self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
@@ -1102,8 +1094,8 @@ class Check:
             for fault in refusal.faults:
                 self.say(False, what, about, fault, self.edit)
         except Exception as error:
-            remedy = self.allow if code_of(error) in DENIED else AGAIN
-            self.say(False, what, about, in_words(error), remedy, UNKNOWN)
+            remedy = self.allow if code_of(error) in DENIED else 'ip route' if isinstance(error, OwnFault) else AGAIN
+            self.say(False, what, about, in_words(error), remedy, FAIL if isinstance(error, OwnFault) else UNKNOWN)
 
     def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> None:
         """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
@@ -1121,21 +1113,21 @@ class Check:
         """See that nobody but root can write what runs as root, or put something else in its place."""
         files = [os.path.realpath(path) for path in (__file__, self.settings_file)]
         for path in filter(os.path.exists, dict.fromkeys([*map(os.path.dirname, files), *files])):
-            owner, mode = os.stat(path).st_uid, stat.S_IMODE(os.stat(path).st_mode)
-            self.say(owner == 0 and not mode & 0o022, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
+            self.say(only_root_writes(path), 'file', '',
+                     f'{path} belongs to user {os.stat(path).st_uid}, mode {os.stat(path).st_mode & 0o7777:o}',
                      f'chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:
         items = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        own_id, region, role = run_together(
-            {item: functools.partial(self.metadata.get, item) for item in items}, CALL_DEADLINE).values()
-        failed = next((in_words(one) for one in (own_id, region) if isinstance(one, Exception)), '')
-        self.say(not failed, 'metadata', '', failed or f'IMDSv2 answers: this is {own_id} in {region}',
+        found = run_together({item: functools.partial(self.metadata.get, item) for item in items}, CALL_DEADLINE)
+        role, failed = found.pop(items[2]), failures_in(found)
+        self.own_id, self.region = ('', '') if failed else found.values()
+        self.say(not failed, 'metadata', '', failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
                  'aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
                  '--instance-id <this instance>')
         if not failed:
-            self.own_id, self.region, self.role = own_id, region, role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', own_id, str(role), self.give_profile(own_id))
+            self.role = role if role and isinstance(role, str) else PROFILE
+            self.say(role == self.role, 'role', self.own_id, str(role), self.give_profile(self.own_id))
 
     def check_place(self) -> None:
         if self.settings and self.own_id:
@@ -1143,53 +1135,40 @@ class Check:
             self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards, and masquerades by a rule of nftables or else iptables."""
-        on, verdict, found = self.forwards(), UNKNOWN, 'neither nft nor iptables lists its rules'
+        """Tell whether this host forwards, and masquerades by a rule of nftables or of iptables."""
+        on = self.forwards()
         self.say(on, 'forwarding', '', f'net.ipv4.ip_forward is {int(on)}',
                  'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        for tool, listing in RULES.items():
-            path = shutil.which(tool, path=f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin')
-            if path and verdict != FINE:
-                listed = subprocess.run([path, *listing.split()], stdin=subprocess.DEVNULL, capture_output=True,
-                                        encoding='utf-8', errors='replace', timeout=5, check=False)
-                rule = re.search(r'.*\b(masquerade|snat)\b.*', listed.stdout, re.IGNORECASE)
-                if listed.returncode == 0:
-                    verdict, found = FAIL, 'no masquerade or SNAT rule'
-                if rule:
-                    verdict, found = FINE, f'{tool}: {rule[0].strip()}'
-        self.say(verdict == FINE, 'masquerading', '', found, "nft 'table ip nat { chain postrouting { type nat hook "
-                 'postrouting priority 100; oifname != "lo" masquerade; }; }\'', verdict)
+        listed = subprocess.run(['/bin/sh', '-c', LIST_RULES], stdin=subprocess.DEVNULL, capture_output=True,
+                                encoding='utf-8', errors='replace', timeout=5, check=False)
+        rule = re.search(r'.*\b(masquerade|snat)\b.*', listed.stdout, re.IGNORECASE)
+        self.say(bool(rule), 'masquerading', '', rule[0].strip() if rule else 'no masquerade or SNAT rule is listed',
+                 "nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; oifname != \"lo\" "
+                 "masquerade; }; }'", UNKNOWN if listed.returncode else FAIL)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        folder, jobs = os.path.join(self.root, 'etc/cron.d'), []
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for name in (*(f'etc/cron.d/{name}' for name in names), *CRON_FILES):
-            text, user = self.read(name), r'root[ \t]+' if name.startswith('etc') else ''
-            job = re.search(CRON_JOB.format(user=user), text, re.MULTILINE)
-            if job:
-                fault = what_cron_minds(os.path.join(self.root, name), text, job[1])
-                jobs.append((fault, f'/{name}{" " if fault else ": "}{fault or job[0].strip()}'))
-        fault, found = min(jobs, default=('no job', 'none starts the monitor at boot'))
-        self.say(not fault, 'cron job', '', found, 'install -m 755 nat_monitor.py /usr/local/sbin/ && '
+        jobs = []
+        for path in (path for files in CRON_FILES for path in glob.glob(os.path.join(self.root, files))):
+            user = r'root[ \t]+' if '/etc/' in path else ''
+            job = re.search(CRON_JOB.format(user=user), self.read(path), re.MULTILINE)
+            if job and os.access(job[1], os.X_OK) and only_root_writes(path) and '.' not in os.path.basename(path):
+                jobs.append(f'{path}: {job[0].strip()}')
+        self.say(bool(jobs), 'cron job', '', min(jobs, default='none that cron accepts starts the monitor at boot'),
+                 'install -m 755 nat_monitor.py /usr/local/sbin/ && '
                  'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
 
     def check_monitor(self) -> None:
         pid = self.read(LOCK_FILE[1:]).strip()
-        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py'
-        if runs and is_suspended(pid):
-            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
-        else:
-            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
-                     f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py' and not is_suspended(pid)
+        self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
+                 f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
 
     def read(self, path: str) -> str:
         """Return the text of a file, '' if there is none."""
-        try:
-            with open(os.path.join(self.root, path), encoding='utf-8', errors='replace') as file:
-                return file.read()
-        except OSError:
-            return ''
+        with contextlib.suppress(OSError), open(os.path.join(self.root, path), errors='replace') as file:
+            return file.read()
+        return ''
 
     # What the policy asks for
 
@@ -1215,34 +1194,31 @@ class Check:
                  self.permit(action, about))
 
     def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile or the tags that the policy asks for, or else the policy."""
-        thing, moves_address = self.things.get(about, {}), action == 'AssociateAddress'
-        instance = self.things.get(self.own_id if moves_address else about, {})
-        if 'InstanceType' in instance and not has_profile(instance):
-            return self.give_profile(instance['InstanceId'])
-        tagged, ids = TAG in thing.get('Tags', []), [thing.get('AllocationId', about)]
-        if moves_address:  # EC2 has not told whether the interface has the tag
-            ids += [card['NetworkInterfaceId'] for card in instance.get('NetworkInterfaces', [])]
-        tags = f'aws ec2 create-tags --resources {" ".join(ids)} --tags Key={TAG["Key"]},Value={TAG["Value"]}'
-        remedies = [tags] if moves_address or 'RouteTableId' in thing and not tagged else []
-        return ' && '.join(remedies + [self.allow] * (tagged or not remedies))
+        """Return the commands that give what the policy asks for (the profile, the tags), and the policy."""
+        thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
+        if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
+            return self.give_profile(about)
+        cards = [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
+        ids = {'ReplaceRoute': [about], 'CreateRoute': [about],
+               'AssociateAddress': [thing.get('AllocationId', about), *cards]}.get(action)
+        tags = f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG} && ' if ids else ''
+        return tags + self.allow
 
     # EC2
 
     def check_ec2(self) -> None:
         """Ask EC2 for all that a failover is about, rehearse one, and tell of one thing after the other."""
         settings, pair = self.settings, (self.own_id, self.peer_id)
-        if settings is None or not self.peer_id:
+        if not self.peer_id:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
-        address, tables = settings.elastic_ip or '', settings.route_table_ids
+        address, tables = settings.elastic_ip, settings.route_table_ids
         self.client = ec2 = self.connect(self.region, 2 * len(settings.parts) + 10)
         calls: Dict[str, Callable[[], Any]] = {
             'DescribeInstances': lambda: by_id(ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
             'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
-            'DescribeRouteTables': lambda: by_id(ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables),
-            'DescribeAddresses': lambda: by_id(ec2.describe_addresses, 'PublicIp', 'public-ip', address)}
-        if not address:
-            del calls['DescribeAddresses']
+            'DescribeRouteTables': lambda: by_id(ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
+        if address:
+            calls['DescribeAddresses'] = lambda: by_id(ec2.describe_addresses, 'PublicIp', 'public-ip', address)
         self.got = run_together(calls, CALL_DEADLINE)
         self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
                        for i, thing in found.items() if isinstance(thing, dict)}
@@ -1252,14 +1228,12 @@ class Check:
             self.attempt('permission', name.split()[0], self.check_permission, name)
         if address and address not in self.things:
             self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there', AGAIN, UNKNOWN)
-        for i in pair:
-            self.attempt('instance', i, self.check_instance, settings, i)
-        for table_id in tables:
-            self.attempt('route table', table_id, self.check_table, table_id)
-        if address:
-            self.attempt('Elastic IP', address, self.check_address, address)
-        self.attempt('ping', self.peer_id, self.check_ping, settings)
-        self.attempt('longest outage', '', self.check_speed, settings)
+        for what, ids, check in (('instance', pair, self.check_instance), ('route table', tables, self.check_table),
+                                 ('Elastic IP', settings.parts[len(tables):], self.check_address)):
+            for i in ids:
+                self.attempt(what, i, check, i)
+        self.attempt('ping', self.peer_id, self.check_ping)
+        self.attempt('longest outage', '', self.check_speed)
 
     def find(self, call: str, i: str) -> Any:
         """Return what a call told of a thing; raise what it raised, or Refusal if there is no such thing."""
@@ -1270,7 +1244,7 @@ class Check:
             raise Refusal(f'not found in {self.region}, see: aws ec2 {botocore.xform_name(call, "-")}', exit_code=1)
         return found[i]
 
-    def check_instance(self, settings: Settings, i: str) -> None:
+    def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
         state, on, public = one['State']['Name'], one.get('SourceDestCheck', True), one.get('PublicIpAddress')
@@ -1282,32 +1256,27 @@ class Check:
                  f'aws ec2 detach-network-interface --attachment-id {[*cards.values(), ""][len(cards) - 1]}')
         self.say(bool(public), 'public address', i, public or 'none, so the VPC needs an endpoint for EC2', 'aws ec2 '
                  f'modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-                 f'{min(cards, default="")}', WARN if settings.elastic_ip else FAIL)
+                 f'{min(cards, default="")}', WARN if self.settings.elastic_ip else FAIL)
         self.say(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
                  self.give_profile(i))
-        self.attempt('can be stopped', i, self.check_stop, one)
         group = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}.get('aws:autoscaling:groupName', 'none')
         self.say(group == 'none', 'Auto Scaling group', i, group, 'aws autoscaling detach-instances --instance-ids '
                  f'{i} --auto-scaling-group-name {group} --should-decrement-desired-capacity')
-        if state == 'running':
-            checks = self.find('DescribeInstanceStatus', i)[1]
-            self.say(checks == 'ok', 'status checks', i, checks, f'aws ec2 wait instance-status-ok --instance-ids {i} '
-                     f'|| aws ec2 reboot-instances --instance-ids {i}', FAIL if checks == 'impaired' else WARN)
+        self.attempt('can be stopped', i, self.check_stop, one)
 
     def check_stop(self, one: Dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance; only this asks for what no failover needs."""
-        i, spot, fault = one['InstanceId'], one.get('SpotInstanceRequestId'), ''
-        if one.get('RootDeviceType') != 'ebs':
-            fault = 'no, its root device is not in EBS: launch another one'
-        elif spot and self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
-                'SpotInstanceRequests'][0].get('Type') != 'persistent':
-            fault = 'no, it is a one-time Spot instance: launch another one'
-        elif self.client.describe_instance_attribute(
-                InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']:
-            fault = 'no, it has stop protection'
+        i, spot = one['InstanceId'], one.get('SpotInstanceRequestId')
+        request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
+            'SpotInstanceRequests'][0] if spot else {}
+        protected = self.client.describe_instance_attribute(
+            InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
+        fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
+                 'no, it is a one-time Spot instance' if request.get('Type', 'persistent') != 'persistent' else
+                 'no, it has stop protection' if protected else '')
         self.say(not fault, 'can be stopped', i, fault or 'yes: root in EBS, no one-time Spot, no stop protection',
                  f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop' if 'protection' in fault
-                 else f'aws ec2 describe-instances --instance-ids {i}')
+                 else f'aws ec2 describe-instances --instance-ids {i}  # and launch another one')
 
     def check_table(self, table_id: str) -> None:
         """Tell of a table what a claim would replace, and whom it serves."""
@@ -1331,8 +1300,8 @@ class Check:
                      f'{table_id} --subnet-id <private subnet>'))
 
     def check_address(self, address: str) -> None:
-        found = self.find('DescribeAddresses', address)
-        self.say_holder('Elastic IP', address, found, f'describe-addresses --public-ips {address}')
+        self.say_holder('Elastic IP', address, self.find('DescribeAddresses', address),
+                        f'describe-addresses --public-ips {address}')
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
         """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
@@ -1345,39 +1314,33 @@ class Check:
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
                  f"aws ec2 {look}  # the primary's monitor replaces this when it starts", WARN)
 
-    def check_ping(self, settings: Settings) -> None:
+    def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
         peer, own = (self.things.get(i, {}) for i in (self.peer_id, self.own_id))
-        address, times = peer.get('PrivateIpAddress'), []
+        address, times, wanted = peer.get('PrivateIpAddress'), [], self.settings.num_pings
         if not address:
             raise NoAnswer('it needs its private address from EC2')
-        ping = self.ping or Ping(settings.ping_timeout)
-        try:
-            for _ in range(settings.num_pings):
-                started_at = self.clock.monotonic()
-                if ping(address):
-                    times.append(f'{(self.clock.monotonic() - started_at) * 1000:.1f}')
-        except OwnFault as fault:
-            self.say(False, 'ping', self.peer_id, f'cannot leave this host: {fault}', f'ip route get {address}')
-            return
-        found, remedy = f'{address} answers {len(times)} of {settings.num_pings}', f'ping -c 20 {address}'
-        if times:
-            found += f' ({", ".join(times)} ms)'
-        elif peer['State']['Name'] == 'running':
+        ping, remedy = self.ping or Ping(self.settings.ping_timeout), f'ping -c 20 {address}'
+        for _ in range(wanted):
+            started_at = self.clock.monotonic()
+            if ping(address):
+                times.append(f'{(self.clock.monotonic() - started_at) * 1000:.1f} ms')
+        found = f'{address} answers {len(times)} of {wanted}{" in " if times else ""}{", ".join(times)}'
+        if not times and peer['State']['Name'] == 'running':
             its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', []) for group in card['Groups']]
                          or ['<security group>'] for one in (peer, own))
             found += f', but EC2 calls it running: look at its security groups {", ".join(its)}, here {", ".join(ours)}'
             remedy = (f'aws ec2 authorize-security-group-ingress --group-id {its[0]} --ip-permissions '
                       f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
-        self.say(len(times) == settings.num_pings, 'ping', self.peer_id, found, remedy)
+        self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
 
-    def check_speed(self, settings: Settings) -> None:
+    def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
         started_at = self.clock.monotonic()
         describe_states(self.client, self.own_id)
-        call, n = self.clock.monotonic() - started_at, settings.num_pings
-        primary, secondary = (longest_outage(settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
+        call, n = self.clock.monotonic() - started_at, self.settings.num_pings
+        primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
+        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
                  f'{secondary:.1f} s when the secondary dies while it serves; one EC2 call takes {call:.2f} s',
                  f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 

@@ -51,7 +51,7 @@ def test_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
     said = [(line.what, line.about) for line in lines if line.what != 'file']
     assert len(set(said)) == len(said)
     for i in pair.instances:
-        for what in ('state', 'status checks', 'source/dest. check', 'network interface', 'public address',
+        for what in ('state', 'source/dest. check', 'network interface', 'public address',
                      'instance profile', 'can be stopped', 'Auto Scaling group'):
             assert (what, i) in said
     for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses',
@@ -274,10 +274,9 @@ def test_a_missing_tag_is_told_with_the_command_that_sets_it(pair: Pair, capfd: 
 
     words = {line.about: line.words for line in lines if line.verdict == 'FAIL'}
     for action in ('ReplaceRoute', 'CreateRoute'):
-        assert words[action].endswith(f'run: aws ec2 create-tags --resources {pair.table} --tags '
-                                      'Key=nat_monitor,Value=true')
+        assert f'run: aws ec2 create-tags --resources {pair.table} --tags Key=nat_monitor,Value=true' in words[action]
     assert re.search(f'run: aws ec2 create-tags --resources {pair.allocation} eni-[0-9a-f]+ --tags '
-                     'Key=nat_monitor,Value=true$', words['AssociateAddress'])
+                     'Key=nat_monitor,Value=true', words['AssociateAddress'])
 
 
 def test_a_missing_profile_is_told_with_the_command_that_gives_it(pair: Pair, capfd: Any) -> None:
@@ -404,24 +403,22 @@ def test_files_of_another_user_are_told(pair: Pair, capfd: Any) -> None:
 JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
 
 
-@pytest.mark.parametrize('name, text, mode, words', [
-    ('etc/cron.d/nat_monitor', JOB, 0o664, 'has mode 664'),
-    ('etc/cron.d/nat_monitor', JOB, 0o755, 'has mode 755'),
-    ('etc/cron.d/nat_monitor', JOB.strip(), 0o644, 'does not end with a newline'),
-    ('etc/cron.d/nat_monitor.cron', JOB, 0o644, 'has a name that cron ignores'),
-    ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644, 'none starts the monitor'),
-    ('etc/cron.d/nat_monitor', '#' + JOB, 0o644, 'none starts the monitor'),
-    ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644, 'cannot be executed'),
+@pytest.mark.parametrize('name, text, mode', [
+    ('etc/cron.d/nat_monitor', JOB, 0o664),
+    ('etc/cron.d/nat_monitor', JOB.strip(), 0o644),  # the line does not end
+    ('etc/cron.d/nat_monitor.cron', JOB, 0o644),  # cron skips files with such names
+    ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644),
+    ('etc/cron.d/nat_monitor', '#' + JOB, 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644),
 ])
-def test_a_cron_job_that_cron_would_not_start_is_told(pair: Pair, capfd: Any, name: str, text: str, mode: int,
-                                                      words: str) -> None:
+def test_a_cron_job_that_cron_would_not_start_is_none(pair: Pair, capfd: Any, name: str, text: str, mode: int) -> None:
     drop_cron_job(pair)
     pair.file(name, text.format(root=pair.root), mode)
 
     code, lines = pair.check(capfd)
 
     [line] = [line for line in lines if line.verdict == 'FAIL' and line.what == 'cron job']
-    assert words in line.words and code == 1
+    assert line.words.startswith('none that cron accepts') and code == 1
 
 
 def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
@@ -439,7 +436,7 @@ def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
     _, lines = pair.check(capfd)
 
     [line] = [line for line in lines if line.what == 'masquerading']
-    assert line.verdict == 'ok' and line.words == 'iptables: -A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'
+    assert line.verdict == 'ok' and line.words == '-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'
 
 
 def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
@@ -453,7 +450,7 @@ def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None
 
 
 @pytest.mark.skipif(not shutil.which('sleep'), reason='needs sleep')
-def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
+def test_a_suspended_monitor_does_not_run(pair: Pair, capfd: Any) -> None:
     with subprocess.Popen(['sleep', '60']) as process:
         try:
             process.send_signal(signal.SIGSTOP)
@@ -464,9 +461,9 @@ def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
             code, lines = pair.check(capfd)
         finally:
             process.kill()
-    [line] = [line for line in lines if line.verdict == 'FAIL']
-    assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}')
-    assert code == 1
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert (line.verdict, line.what) == ('warn', 'monitor') and line.words.startswith('does not run')
+    assert code == 0
 
 
 @pytest.mark.parametrize('call, pings, seconds', [(0.15, 3, 5.35), (0.15, 6, 8.35), (1.5, 3, 7.2)])
@@ -519,7 +516,6 @@ def test_a_terminated_peer_is_told_and_no_other_line_blames_the_tables(pair: Pai
 
     assert ('FAIL', 'state', pair.primary) in [line[:3] for line in lines]
     assert ('ok', 'route table') in [line[:2] for line in lines], pair.text
-    assert not [line for line in lines if line[1:3] == ('status checks', pair.primary)]
     assert code == 1
 
 
@@ -625,7 +621,6 @@ def stopped(lab: Lab) -> ContextManager[None]:
     def undo() -> None:
         lab.ec2.start('secondary')
         lab.wait_until(lambda: lab.secondary.state == 'running' and not lab.secondary.unreachable_at, 20, 'it is back')
-        lab.ec2.lives['secondary'].running_at = 0.0  # so that its checks are ok at once
         lab.secondary.run('sh', '-c', 'killall nat_monitor.py; true')
     lab.secondary.runs_boot_job = False
     return undone(do, undo)
@@ -732,8 +727,6 @@ MONITOR, CONFIG = '/usr/local/sbin/nat_monitor.py', '/usr/local/sbin/nat_config.
 FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]]] = [
     # what is wrong, how it is made, the line that tells, its verdict, lines that this makes tell too
     ('peer stopped', stopped, 'state', 'FAIL', {'ping', 'public address'}),
-    ('checks impaired', lambda lab: changed(lab.ec2.lives['secondary'], forced_checks='impaired'), 'status checks',
-     'FAIL', set()),
     ('source/destination check on', lambda lab: changed(record(lab, 'secondary'), source_dest_check=True),
      'source/dest. check', 'FAIL', set()),
     ('two interfaces', second_interface, 'network interface', 'FAIL', set()),
