@@ -264,7 +264,7 @@ class Ping:
         A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
         """
         started_at = self.clock.monotonic()
-        requests_sent: Set[int] = set()
+        requests_sent: Set[bytes] = set()
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
                 connection.setblocking(False)
@@ -278,23 +278,23 @@ class Ping:
             raise OwnFault(f'{error.strerror or error}')
         return False
 
-    def send(self, connection: socket.socket) -> int:
-        """Send one echo request and return its sequence number."""
+    def send(self, connection: socket.socket) -> bytes:
+        """Send one echo request and return its identifier and sequence number, as they come back."""
         self.sequence = (self.sequence + 1) % (1 << 16)
-        head = struct.pack('!BBHHH', ECHO_REQUEST, 0, 0, self.identifier, self.sequence)
+        tag = struct.pack('!HH', self.identifier, self.sequence)
+        empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
         connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears what came of an earlier request
         try:
-            connection.send(struct.pack('!BBHHH', ECHO_REQUEST, 0, checksum(head), self.identifier, self.sequence))
+            connection.send(struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
         except OSError as error:
             if error.errno not in UNREACHABLE:
                 raise
-        return self.sequence
+        return tag
 
-    def wait(self, connection: socket.socket, requests_sent: Set[int], until: float) -> bool:
+    def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
         """Wait until the monotonic time `until` for the reply to one of the requests; tell whether it came."""
         while True:
-            remaining = until - self.clock.monotonic()
-            if not select.select([connection], [], [], max(0.0, remaining))[0]:
+            if not select.select([connection], [], [], max(0.0, until - self.clock.monotonic()))[0]:
                 return False
             try:
                 packet = connection.recv(2048)
@@ -302,11 +302,9 @@ class Ping:
                 if error.errno not in UNREACHABLE + (errno.EAGAIN,):
                     raise
                 continue  # reading the error has cleared it
-            reply = packet[(packet[0] & 15) * 4:][:8]  # behind the IP header
-            if len(reply) == 8:
-                kind, _, _, identifier, sequence = struct.unpack('!BBHHH', reply)
-                if kind == ECHO_REPLY and identifier == self.identifier and sequence in requests_sent:
-                    return True
+            reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
+            if reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent:
+                return True
 
 
 # EC2 ------------------------------------------------------------------------------------------------------------------
@@ -347,13 +345,13 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     return results
 
 
-def connect(region: str, connections: int = 10) -> EC2Client:
+def connect(region: str) -> EC2Client:
     """Make an EC2 client that tries once and never hangs for long; the monitor repeats and spaces its calls itself."""
     return boto3.session.Session(region_name=region).client(
         'ec2', endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's boto3 does not read it
         config=botocore.config.Config(connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
                                       retries={'mode': 'standard', 'total_max_attempts': 1},
-                                      max_pool_connections=connections))
+                                      max_pool_connections=100))  # as many calls side by side
 
 
 Call = Callable[[Any], Any]  # takes the EC2 client
@@ -477,7 +475,8 @@ class Situation:
     remembered: Optional[str] = None           # who held tables and address when this monitor last saw: SELF or PEER
     kept_at: float = math.inf                  # since when a part has been seen at the peer
     taking_over: bool = False                  # in this silence
-    moved: Set[str] = dataclasses.field(default_factory=set)  # parts that this monitor has claimed
+    starting: bool = False                     # the primary has not yet claimed all since its start
+    moved: Set[str] = dataclasses.field(default_factory=set)  # parts that it has claimed since one of the two began
     claimed_at: float = -math.inf
     stops: List[float] = dataclasses.field(default_factory=list)  # when the peer was stopped
     started_at: float = -math.inf
@@ -490,9 +489,18 @@ class Situation:
         """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
         return self.seen_at - self.claimed_at >= SETTLE_BEFORE_STOP
 
+    def has_lost(self) -> bool:
+        """Tell whether the peer has taken back what this monitor had claimed."""
+        return bool(self.moved & self.at_peer()) and self.has_settled()
+
     def left_to_claim(self, settings: Settings) -> List[str]:
-        """Return the parts that exist, are not seen here, nor claimed just now, nor given to something else."""
-        done = self.foreign | (set() if self.has_settled() else self.moved)
+        """Return the parts that exist, are not known to be here, nor given to something outside the pair.
+
+        A claim at the start takes from whoever has a part, but once only.
+        """
+        done = set() if self.starting else self.foreign
+        if self.starting or not self.has_settled() or self.taking_over and self.holders is None:
+            done = done | self.moved
         return [part for part in settings.parts
                 if part not in done and (self.holders or {}).get(part) not in (SELF, ABSENT)]
 
@@ -505,7 +513,8 @@ class Decision(NamedTuple):
     again: float = SOON
 
 
-WAIT, TAKE_OVER, GIVE_UP, BACK, STOP, FORCE, START = 'wait', 'take over', 'give up', 'back', 'stop', 'force', 'start'
+NOTHING, TAKE_OVER, GIVE_UP, BACK = 'nothing', 'take over', 'give up', 'back'
+WAIT, STOP, FORCE, START = 'wait', 'stop', 'force', 'start'  # steps of a restart
 
 
 def decide(known: Situation, settings: Settings, now: float) -> Decision:
@@ -513,32 +522,30 @@ def decide(known: Situation, settings: Settings, now: float) -> Decision:
     told = f'calls it {known.peer_state}' if known.peer_state else f'answered {known.error}'
     runs = known.peer_state == 'running'
     if known.own_state not in (None, 'running'):
-        return Decision(WAIT, f'is not judged: EC2 calls this instance {known.own_state}, so it is being stopped '
-                              'itself and does nothing')
+        return Decision(NOTHING, f'is not judged: EC2 calls this instance {known.own_state}, so it is being '
+                                 'stopped itself and does nothing')
     if known.answers:
         return decide_restart(known, settings, now)
+    if known.taking_over and known.has_lost():
+        return Decision(GIVE_UP, 'has taken back what had been moved, so it is alive: nobody is stopped, watching it')
     if not known.heard:
         if known.peer_state is None:
-            return Decision(WAIT, f'has not answered since it or this monitor started, and EC2 {told}: asking again')
-        if runs and known.checks == 'ok' and now - known.started_at >= settings.wait_for_instance_start:
-            return Decision(WAIT, 'has not answered since it or this monitor started, but EC2 calls it running with '
-                                  'all checks passed: ping is blocked (look at the security groups of both instances, '
-                                  'which must let each other ping); nothing is moved and nobody stopped', LATER)
+            return Decision(NOTHING, f'has not answered since it or this monitor started, and EC2 {told}: asking again')
+        if runs and known.checks == 'ok':
+            return Decision(NOTHING, 'has not answered since it or this monitor started, but EC2 calls it running '
+                                     'with all checks passed: ping is blocked (look at the security groups of both '
+                                     'instances, which must let each other ping); nothing is moved and nobody stopped',
+                            LATER)
         if runs and 'insufficient-data' in known.checks:
-            return Decision(WAIT, 'has not answered, and EC2 has insufficient data about it: asking again')
-    if known.taking_over:
-        if known.moved & known.at_peer() and known.has_settled():
-            return Decision(GIVE_UP, 'has taken back what had been moved, so it is alive: nobody is stopped, watching '
-                                     'it')
-        return decide_restart(known, settings, now)
+            return Decision(NOTHING, 'has not answered, and EC2 has insufficient data about it: asking again')
     held = known.primary and known.remembered != PEER
-    if not known.left_to_claim(settings) or held and known.holders is None:
+    if known.taking_over or not known.left_to_claim(settings) or held and known.holders is None:
         return decide_restart(known, settings, now)
     if held and known.at_peer() and (
             known.peer_state in ('running', 'pending', None) and (
                 now - known.kept_at < settings.wait_for_instance_stop)):
-        return Decision(WAIT, 'has taken over, so it is about to restart this instance: standing aside for '
-                              f'{settings.wait_for_instance_stop:g} s')
+        return Decision(NOTHING, 'has taken over, so it is about to restart this instance: standing aside for '
+                                 f'{settings.wait_for_instance_stop:g} s')
     return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
 
 
@@ -598,7 +605,7 @@ class Monitor:
     """One monitor's life.  The arguments after `settings` are its only doors to the world outside."""
 
     def __init__(self, settings: Settings, *, clock: Any = time, ping: Optional[Callable[[str], bool]] = None,
-                 metadata: Any = None, connect: Callable[[str, int], Any] = connect,
+                 metadata: Any = None, connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together, forwards: Callable[[], bool] = forwards,
                  chance: Any = random, log: logging.Logger = log) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
@@ -616,7 +623,6 @@ class Monitor:
         self.silence = 0                           # the most of them since the peer last answered
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
         self.pinged_at = self.next_ping_at = self.look_at = self.judge_at = -math.inf
-        self.starting = False                      # the primary has not yet claimed all since its start
         self.split_seen = False                    # by the latest look
         self.attempts = 0                          # in a row, at what a look or a take-over failed to do
         self.left_stopped = False                  # the peer was stopped by this monitor, and is not yet back
@@ -629,7 +635,7 @@ class Monitor:
         self.identify()
         self.log.info(f'watching {self.peer_id} from {self.own_id}, the '
                       f'{"primary" if self.known.primary else "secondary"}')
-        self.starting = self.known.primary
+        self.known.starting = self.known.primary
         self.known.claimed_at = self.clock.monotonic()  # an earlier monitor may have claimed, and started the peer
         while True:
             try:
@@ -697,7 +703,7 @@ class Monitor:
             return
         if not self.known.heard and not self.left_stopped:
             self.log.info(f'{self.peer_id} answers')
-        self.known.heard = True
+        self.known.heard, self.known.taking_over, self.known.kept_at = True, False, math.inf
         if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
             self.end_silence()
         self.misses = self.silence = 0
@@ -719,9 +725,13 @@ class Monitor:
             failure = str(fault)
         self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): trying again')
         if self.clock.monotonic() - self.pinged_at > timeout + 1.0:
-            self.known.asked_at = -math.inf
+            self.start_over()
             self.replied = self.replied or None
         self.known.answers = bool(self.replied)
+
+    def start_over(self) -> None:
+        """Take nothing for granted that was known of a silence: this process was suspended in the middle of it."""
+        self.misses, self.known.asked_at, self.known.taking_over = 0, -math.inf, False
 
     def end_silence(self) -> None:
         """Note that the peer answers again; until the next look nobody knows what has moved meanwhile."""
@@ -731,7 +741,7 @@ class Monitor:
             'primary)'))
         if not self.known.primary:
             self.known.remembered = None  # a restarted primary claims: until the next look nobody knows
-        self.known.taking_over, self.known.kept_at, self.said = False, math.inf, ''
+        self.said = ''
         self.look_at = min(self.look_at, self.clock.monotonic() + (
             SOON if self.known.primary else LOOK_AFTER_CHANGE))
 
@@ -751,8 +761,7 @@ class Monitor:
              deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
         """Make the calls side by side, each within the deadline, and note whether EC2 answers this monitor."""
         if self.client is None:
-            made = self.run_together({'client': lambda: self.connect(
-                self.region, len(self.settings.parts) + 10)}, CALL_DEADLINE, meanwhile)
+            made = self.run_together({'client': lambda: self.connect(self.region)}, CALL_DEADLINE, meanwhile)
             meanwhile = None
             if self.lasting('client', failures_in(made), 'no EC2 client could be made ({}): trying again'):
                 return dict.fromkeys(calls, made['client'])
@@ -762,10 +771,10 @@ class Monitor:
                                     deadline, meanwhile)
         if self.clock.monotonic() - asked_at > deadline + self.settings.ping_timeout + 1.0:
             results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
-            self.misses = 0
+            self.start_over()
         silent = [r for r in results.values() if not has_answered(r)]
         if silent:
-            self.client.close()  # a move of the public address kills pooled connections without a word
+            self.close_connections()
         if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
             self.client = None  # a client that was made without credentials never gets any
         if len(silent) < len(results):
@@ -773,6 +782,11 @@ class Monitor:
         elif silent and deadline == CALL_DEADLINE:
             self.lasting('EC2', in_words(silent[0]), 'EC2 does not answer this monitor ({}): it decides nothing')
         return results
+
+    def close_connections(self) -> None:
+        """Drop the pooled connections, which a move of the public address kills without a word."""
+        if self.client is not None:
+            self.client.close()
 
     def ask(self, states: bool, meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
         """Ask EC2 who holds what, for the states of both if wanted, and for what is missing; note and return it."""
@@ -786,8 +800,7 @@ class Monitor:
         if states:
             questions['states'] = lambda client: describe_states(client, *pair)
         asked_at = known.seen_at = self.clock.monotonic()
-        if self.client is not None:
-            self.client.close()  # an older connection may have died without a FIN, as a public address moved
+        self.close_connections()  # an older one may have died without a FIN
         results = self.call(questions, meanwhile)
         if isinstance(results.get('peer'), str):
             self.peer_address = results['peer']
@@ -804,7 +817,7 @@ class Monitor:
             if holder == SELF and part in self.troubles:
                 self.note_claimed(part)  # though EC2's answer was lost
         known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.at_peer() else math.inf
-        foreign = {part for part, holder in known.holders.items() if holder == OTHER and not self.starting}
+        foreign = {part for part, holder in known.holders.items() if holder == OTHER and not self.known.starting}
         for part in sorted(foreign - known.foreign):
             self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
                              'the primary starts')
@@ -822,8 +835,6 @@ class Monitor:
         known.own_state = states.get(self.own_id, (None, ''))[0]
         known.peer_state, known.checks = states.get(self.peer_id, (None, ''))
         known.error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
-        if known.own_state not in (None, 'running'):
-            known.taking_over = False  # this instance is being stopped, and claims nothing more
         if known.peer_state not in (None, 'running'):
             known.heard = False
         if known.peer_state is not None:
@@ -834,34 +845,41 @@ class Monitor:
     def look(self) -> None:
         """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
         known, is_first = self.known, self.look_at == -math.inf
-        results = self.ask(states=self.starting)
+        results = self.ask(states=known.starting)
         if self.clock.monotonic() >= self.rehearse_at and any(map(has_answered, results.values())):
             self.rehearse()
-        absent = [part for part, holder in (known.holders or {}).items() if holder == ABSENT]
-        absent += [self.peer_id] if self.peer_address == '' else []
         failed = self.lasting('look', failures_in(results), 'EC2 does not tell {}: looking again')
-        is_absent = self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
+        if known.holders is not None:
+            absent = [part for part, holder in known.holders.items() if holder == ABSENT]
+            absent += [self.peer_id] if self.peer_address == '' else []
+            self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
         if is_first:
             known.holders = None  # a primary claims all at its start; who holds is seen after that
+        if known.starting and known.has_lost():
+            self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
+            known.starting = False
         rest = known.left_to_claim(self.settings)
-        self.starting = self.starting and bool(rest)
-        self.attempts = self.attempts + 1 if failed or self.starting else 0
+        known.starting = known.starting and bool(rest)
+        self.attempts = self.attempts + 1 if failed or known.starting else 0
         self.look_at = self.clock.monotonic() + (
-            self.pause(self.attempts, SOON if self.starting else OTHER_RETRY) if failed or self.starting else
-            LOOK_AFTER_CHANGE if is_absent or not known.has_settled() else
+            self.pause(self.attempts, SOON if known.starting else OTHER_RETRY) if failed or known.starting else
+            LOOK_AFTER_CHANGE if 'absent' in self.troubles or not known.has_settled() else
             LOOK_INTERVAL if self.rehearse_at == math.inf else LATER)
-        if known.taking_over or known.holders is None and not self.starting:
+        if known.taking_over or known.holders is None and not known.starting:
             return
-        found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
-        if not self.starting and found in (set(), {SELF}, {PEER}):
-            self.split_seen = False
-            self.remember(found)
-        elif not self.starting and not known.primary and not self.split_seen:
-            self.split_seen = True
+        if not known.starting:
+            found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
+            if found in (set(), {SELF}, {PEER}):
+                self.split_seen = False
+                self.remember(found)
+                return
             self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        elif rest and self.may_claim():
+            if not known.primary and not self.split_seen:
+                self.split_seen = True
+                return
+        if rest and self.may_claim():
             self.split_seen = False
-            if not self.starting:
+            if not known.starting:
                 self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
             self.claim(rest)
 
@@ -908,9 +926,10 @@ class Monitor:
                         f'{part}: the answer to its move to {self.own_id} did not come ({{}}): asking EC2 where it is'))
                 else:
                     self.note_claimed(part)
+        self.close_connections()
         if not known.left_to_claim(self.settings):
-            self.starting, known.remembered = False, SELF
-        if not self.starting:
+            self.known.starting, known.remembered = False, SELF
+        if not self.known.starting:
             self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
         return answered
 
@@ -943,7 +962,9 @@ class Monitor:
             if not self.forwards():
                 self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
                                  'same')
-        if what == GIVE_UP:
+        if what == NOTHING:
+            known.taking_over = False
+        elif what == GIVE_UP:
             known.taking_over, known.remembered, self.misses = False, PEER, 0
         elif what == BACK:
             self.left_stopped = False
@@ -951,7 +972,7 @@ class Monitor:
             self.stop(force=what == FORCE)
         elif what == START:
             self.start()
-        elif known.taking_over and not known.answers:
+        elif known.taking_over:
             self.go_on()
         known.asked_at = -math.inf  # each step asks for itself
 
@@ -960,8 +981,9 @@ class Monitor:
         known = self.known
         rest = known.left_to_claim(self.settings)
         if rest:
-            known.taking_over = self.claim(rest) or bool(known.moved)  # cut off meanwhile: it must be judged anew
             self.attempts += 1
+            if not self.claim(rest) and not known.moved:
+                known.taking_over = False  # cut off meanwhile: whether the peer is dead must be judged anew
         if known.left_to_claim(self.settings):
             self.judge_at = min(self.judge_at, self.clock.monotonic() + self.pause(self.attempts, CLAIM_RETRY))
 
@@ -1065,7 +1087,7 @@ class Check:
     """
 
     def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None, clock: Any = time,
-                 connect: Callable[[str, int], Any] = connect, forwards: Callable[[], bool] = forwards,
+                 connect: Callable[[str], Any] = connect, forwards: Callable[[], bool] = forwards,
                  root: str = '/', log: logging.Logger = log) -> None:
         self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
         self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
@@ -1212,7 +1234,7 @@ class Check:
         if not self.peer_id:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
         address, tables = settings.elastic_ip, settings.route_table_ids
-        self.client = ec2 = self.connect(self.region, 2 * len(settings.parts) + 10)
+        self.client = ec2 = self.connect(self.region)
         calls: Dict[str, Callable[[], Any]] = {
             'DescribeInstances': lambda: by_id(ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
             'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),

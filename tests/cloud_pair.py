@@ -105,8 +105,8 @@ class Pair:
     def ping(self, address: str) -> bool:
         return address not in self.deaf
 
-    def connect(self, region: str, connections: int) -> Any:
-        client = nat_monitor.connect(region, connections)
+    def connect(self, region: str) -> Any:
+        client = nat_monitor.connect(region)
         client.meta.events.register('before-call.ec2', self.answer)
         return client
 

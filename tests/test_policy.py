@@ -271,15 +271,15 @@ class FastClock:
 class Watched(FastClock):
     """The doors of a secondary whose peer dies and comes back, and what EC2 answered to each of its calls."""
 
-    def __init__(self, connect: Callable[[str, int], Any]) -> None:
+    def __init__(self, connect: Callable[[str], Any]) -> None:
         self.connect_really = connect
         self.allowed: Set[str] = set()
         self.refused: Set[str] = set()
         self.began_at = self.monotonic()
         self.pings = self.answered_again = 0
 
-    def connect(self, region: str, connections: int) -> Any:
-        client = self.connect_really(region, connections)
+    def connect(self, region: str) -> Any:
+        client = self.connect_really(region)
         client.meta.events.register('after-call.ec2', self.note)
         return client
 

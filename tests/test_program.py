@@ -144,7 +144,8 @@ def test_a_table_and_an_address_that_do_not_exist_are_waited_for(python: str) ->
 
         lab.primary.start_monitor()
 
-        lab.wait_until(lambda: 'does not know rtb-0123456789abcdef0 and 198.51.100.200' in lab.primary.log, 20, 'it says so')
+        missing = 'EC2 does not know rtb-0123456789abcdef0 and 198.51.100.200: looking'
+        lab.wait_until(lambda: missing in lab.primary.log, 20, 'it says so')
         lab.wait_until(lambda: lab.ec2.route_target() == 'primary', 20, 'the rest is claimed')
         lab.stays(lambda: lab.primary.monitor_pid, 3, 'it keeps trying')
         assert 'Traceback' not in lab.primary.log

@@ -145,10 +145,6 @@ class Instance(MotoInstance):
     def instance_status(self) -> Dict[str, Any]:
         return self.life.checks()
 
-    @property
-    def system_status(self) -> Dict[str, Any]:
-        return self.life.checks() if self.life.forced_checks else super().system_status
-
 
 class Life:
     """The states of one instance. All methods are called with the lock of EC2 held."""
@@ -156,7 +152,6 @@ class Life:
     def __init__(self, ec2: 'Ec2', record: Any, machine: Machine) -> None:
         self.ec2, self.record, self.machine = ec2, record, machine
         self.ignores_stop = False  # a graceful stop has no effect, as with a crashed kernel: it has to be forced
-        self.forced_checks: Optional[str] = None  # 'ok', 'impaired', 'insufficient-data', 'initializing'
         self.force = False  # the parameter of the StopInstances call under way
         self.running_at = time.monotonic() - 3600
         self.automatic: Optional[str] = None  # its public address while it has no Elastic IP
@@ -250,9 +245,7 @@ class Life:
         lost_at = self.machine.unreachable_at
         if self.state != 'running':
             return {'Status': 'not-applicable'}
-        if self.forced_checks:
-            status = self.forced_checks
-        elif lost_at is not None and now - max(lost_at, self.running_at) > self.ec2.times.impaired:
+        if lost_at is not None and now - max(lost_at, self.running_at) > self.ec2.times.impaired:
             status = 'impaired'
         elif now - self.running_at < self.ec2.times.checks:
             status = 'initializing'

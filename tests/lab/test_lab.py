@@ -319,14 +319,6 @@ def test_no_capacity_leaves_the_instance_stopped(lab: Lab) -> None:
     assert lab.primary.state == 'stopped'
 
 
-def test_forced_checks_are_what_ec2_says(lab: Lab) -> None:
-    ask = Asker(lab.secondary)
-    for status in 'insufficient-data', 'impaired', 'ok':
-        lab.primary.life.forced_checks = status
-        [answer] = ask('describe_instance_status', InstanceIds=[lab.primary.id])['InstanceStatuses']
-        assert (answer['InstanceStatus']['Status'], answer['SystemStatus']['Status']) == (status, status)
-
-
 def test_tables_and_address_can_be_changed_by_hand(lab: Lab) -> None:
     gateway = lab.ec2.set_route_to_nat_gateway()
     assert lab.holder().routes == [gateway]

@@ -80,6 +80,10 @@ class Cloud:
         self.went_down: Callable[[Instance], None] = lambda one: None
         self.keep()
 
+    def owners(self) -> Dict[str, Optional[str]]:
+        """Return by part which instance has it."""
+        return {**self.routes, ADDRESS: self.owner}
+
     def keep(self) -> None:
         """Keep what is true now for reads that lag."""
         self.times.append(self.hub.now)

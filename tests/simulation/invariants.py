@@ -1,7 +1,7 @@
 """What must hold in every run: one function for each invariant, with the bound it states and the worst value seen."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
@@ -19,6 +19,7 @@ CLAIMS = ('replace_route', 'create_route', 'associate_address')
 LOOKS = ('describe_route_tables', 'describe_addresses')
 CALLS_A_MINUTE = 120              # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
+CHANGES_OF_A_PART = 8             # of its owner by monitors, in five minutes: more is a contest
 TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
 LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
 
@@ -34,6 +35,7 @@ class Watch:
         self.killed = False                        # the serving instance of the settled pair
         self.final_at: Optional[float] = None      # when, as long as nobody has taken over
         self.bound = 0.0                           # for that
+        self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
 
     def worst(self, what: str, value: float) -> None:
         if value > self.seen.get(what, -1.0):
@@ -75,7 +77,7 @@ def never_both_stopped(world: World) -> None:
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
-    return name in CLAIMS and (one.monitor.starting or world.hub.now - world.watch.split_at < 30.0)
+    return name in CLAIMS and (one.monitor.known.starting or world.hub.now - world.watch.split_at < 30.0)
 
 
 def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
@@ -203,6 +205,17 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
     if name == 'stop_instances' and not dry and not world.watch.killed and all(
             f.kind == 'loss' and f.how <= 20 for f in world.schedule.faults):
         broken(f'5: {one.name} stops its peer for mere ping loss')
+
+
+def parts_change_hands_seldom(world: World, before: Dict[str, Optional[str]]) -> None:
+    """5. Two monitors do not contend for a part."""
+    for part, owner in world.cloud.owners().items():
+        if owner != before[part]:
+            changes = world.watch.changes.setdefault(part, [])
+            changes[:] = [at for at in changes if world.hub.now - at < 300.0] + [world.hub.now]
+            world.watch.worst('5: changes of a part in five minutes', len(changes))
+            if len(changes) > CHANGES_OF_A_PART:
+                broken(f'5: {part} changes hands {len(changes)} times in five minutes')
 
 
 def rests_between_turns(world: World, one: Instance) -> None:

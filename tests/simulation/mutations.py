@@ -14,44 +14,43 @@ SCHEDULES = 20000                 # at most, until a mistake must be found
 
 # name: what stands in nat_monitor.py and what a mistake makes of it, one or more times
 MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
-    'no deciding ping after EC2 has answered': ((' and self.states.received_at <= self.pinged_at', ''),),
+    'no deciding ping after EC2 has answered': ((' and self.known.received_at <= self.pinged_at', ''),),
     'decides though EC2 does not answer': (('or isinstance(result, ClientError)', 'or True'),),
-    'no look at its own state': (("if now.own_state not in (None, 'running'):", 'if False:'),),
-    'the primary as hasty as the secondary': (('(2 if self.primary else 1)', '1'),),
+    'no look at its own state': (
+        ("if known.own_state not in (None, 'running'):\n        return", 'if False:\n        return'),),
+    'the primary as hasty as the secondary': (('(2 if self.known.primary else 1)', '1'),),
     'one ping too few': (('self.settings.num_pings * (', '-1 + self.settings.num_pings * ('),),
     'heard is not reset by a restart': (
-        ("if self.states.peer not in (None, 'running'):\n            self.heard = False", ''),),
+        ("if known.peer_state not in (None, 'running'):\n            known.heard = False", ''),),
     'a ping that could not leave is a miss': (
         ('failure = str(fault)', 'failure, self.replied = str(fault), False'),),
     'the address is tried once only': (
-        ('if part not in parts]', 'if part not in parts and part != self.settings.elastic_ip]'),
-        ('if holder not in (OTHER, ABSENT)}',
-         'if holder not in (OTHER, ABSENT) and part != self.settings.elastic_ip}')),
+        ('return [part for part in settings.parts\n',
+         'return [part for part in settings.parts if part != settings.elastic_ip or self.claimed_at < 20.0\n'),),
     'stops at once after its claim': (('SETTLE_BEFORE_STOP = 10.0', 'SETTLE_BEFORE_STOP = 0.0'),),
     'never forces a stop': (('return Decision(FORCE,', 'return Decision(WAIT,'),),
     'never starts the peer': (('return Decision(START,', 'return Decision(WAIT,'),),
     'never looks': (('LOOK_INTERVAL = 300.0', 'LOOK_INTERVAL = 1e9'),),
-    'stops without spacing': (('until_next_stop=spacing - since_stop', 'until_next_stop=0.0'),),
-    'goes on with a take-over though the peer answers': (
-        ('if not (claim.at_start or self.misses or claim.moved):', 'if False:'),),
+    'stops without spacing': (('if now - stopped_at < spacing:', 'if False:'),),
+    'takes over for as long as it lives': (
+        ('self.known.heard, self.known.taking_over, self.known.kept_at = True, False, math.inf',
+         'self.known.heard, self.known.kept_at = True, math.inf'),),
     'does not look what has become of a lost answer': (
-        ('if claim.moved or claim.unsure:', 'if False:'),),
+        ("known.holders = dict(results['tables'])", "known.holders = {**results['tables'], **(known.holders or {})}"),),
     'keeps a client that has no credentials': (('self.client = None  # a client', 'pass  # a client'),),
-    'blocked pings are taken for a dead peer': (
-        ("now.peer_state == 'running' and now.checks == 'ok' and now.since_start", 'False and now.since_start'),),
+    'blocked pings are taken for a dead peer': (("if runs and known.checks == 'ok':", 'if False:'),),
     'an answer from before a suspension decides': (
         ('if self.clock.monotonic() - asked_at >', 'if False and self.clock.monotonic() - asked_at >'),
-        ('self.clock.monotonic() + spare - self.states.asked_at <= lifetime', 'True')),
-    'claims while it does not forward': (
-        ("off = '' if self.forwards()", "off = '' if True"),),
+        ('self.clock.monotonic() + spare - self.known.asked_at <= lifetime',
+         'self.known.asked_at > 0.0')),
+    'claims while it does not forward': (("off = '' if self.forwards()", "off = '' if True"),),
     'asks again without a pause': (('return float(self.chance.uniform', 'return 0.0 * float(self.chance.uniform'),),
-    'gives up where nothing is left to take over': (
-        ('self.remembered = SELF  # nothing of', 'pass  # nothing of'),),
     'goes by its memory of who holds': (
-        ('(now.remembered != SELF or now.holder == PEER', '(now.remembered != SELF or False'),),
-    'stops a peer that keeps its tables': (('self.moved, self.kept_at = set(), None', 'self.moved = set()'),),
+        ('or not known.left_to_claim(settings) or', 'or known.remembered == SELF or'),),
+    'stops a peer that keeps its tables': (
+        ('if now - known.kept_at < wait_stop:', 'if False:'),),
     'an answer from before the silence decides': (
-        ('self.judge_at, self.states = -math.inf, None', 'self.judge_at = -math.inf'),),
+        ('self.judge_at = self.known.asked_at = -math.inf', 'self.judge_at = -math.inf'),),
 }
 
 

@@ -217,7 +217,7 @@ class World:
         one.monitor = self.module.Monitor(
             self.settings, clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address: self.ping(one), metadata=doors(get=lambda item: self.get_metadata(one, item)),
-            connect=lambda region, connections: Client(self, one), run_together=run_together,
+            connect=lambda region: Client(self, one), run_together=run_together,
             forwards=lambda: one.forwarding, chance=self.chance, log=Log(self, one))
 
         def run() -> None:
@@ -296,8 +296,9 @@ class World:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
-            before = self.peer(one).state
+            before, parts = self.peer(one).state, self.cloud.owners()
             reply.append(getattr(self.cloud, name)(one, lag, **how))
+            invariants.parts_change_hands_seldom(self, parts)
             if name == 'stop_instances' and before == 'running' and one.process:
                 invariants.stops_are_spaced(self, one)
             if name == 'start_instances' and before == 'stopped':
@@ -332,7 +333,7 @@ class World:
             self.hub.sleep(delay)
 
     def is_calm(self, monitor: Any) -> bool:
-        return bool(monitor.replied) and not (monitor.starting or monitor.misses or monitor.left_stopped)
+        return bool(monitor.replied) and not (monitor.known.starting or monitor.misses or monitor.left_stopped)
 
     def skip(self, horizon: float) -> None:
         """Leave out the pings of a stretch in which both are answered and nothing falls due before the horizon."""

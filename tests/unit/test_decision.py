@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import (ABSENT, BACK, FORCE, GIVE_UP, LATER, NOBODY, OTHER, PEER, SELF, SETTLE_BEFORE_STOP, SOON,
-                         START, STOP, TAKE_OVER, WAIT, Decision, Settings, Situation, decide)
+from nat_monitor import (ABSENT, BACK, FORCE, GIVE_UP, LATER, NOBODY, NOTHING, OTHER, PEER, SELF, SETTLE_BEFORE_STOP,
+                         SOON, START, STOP, TAKE_OVER, WAIT, Decision, Settings, Situation, decide)
 
 NOW = 10000.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
@@ -33,23 +33,23 @@ def judged(situation: Situation, **changed: Any) -> Decision:
 def test_an_instance_that_does_not_run_in_ec2s_eyes_does_nothing(situation: Situation, state: str) -> None:
     decision = judged(situation, own_state=state)
 
-    assert (decision.act, decision.again) == (WAIT, SOON)
+    assert (decision.act, decision.again) == (NOTHING, SOON)
 
 
 @pytest.mark.parametrize('situation', [SILENT, TAKEN, PRIMARY])
 def test_a_peer_never_heard_that_ec2_calls_well_is_left_alone(situation: Situation) -> None:
     decision = judged(situation, heard=False)
 
-    assert decision.act == WAIT
+    assert decision.act == NOTHING
     assert 'security groups' in decision.why
 
 
 def test_a_peer_never_heard_is_not_judged_on_an_error() -> None:
-    assert judged(SILENT, heard=False, peer_state=None, error='Unavailable').act == WAIT
+    assert judged(SILENT, heard=False, peer_state=None, error='Unavailable').act == NOTHING
 
 
 def test_a_peer_never_heard_is_not_judged_on_insufficient_data() -> None:
-    assert judged(SILENT, heard=False, checks='insufficient-data and ok').act == WAIT
+    assert judged(SILENT, heard=False, checks='insufficient-data and ok').act == NOTHING
 
 
 @pytest.mark.parametrize('changed', [
@@ -89,6 +89,20 @@ def test_a_read_that_lags_behind_a_claim_is_no_reason_to_claim_again() -> None:
         TABLE, ADDRESS]
 
 
+def test_what_was_claimed_counts_as_here_while_ec2_does_not_tell() -> None:
+    taking = dataclasses.replace(SILENT, moved={TABLE}, holders=None, taking_over=True)
+
+    assert taking.left_to_claim(SETTINGS) == [ADDRESS]
+    assert dataclasses.replace(taking, taking_over=False).left_to_claim(SETTINGS) == [TABLE, ADDRESS]
+
+
+def test_a_claim_at_the_start_takes_each_part_from_whoever_has_it_but_once() -> None:
+    starting = dataclasses.replace(SILENT, primary=True, starting=True, foreign={TABLE, ADDRESS}, moved={TABLE},
+                                   holders={TABLE: OTHER, ADDRESS: OTHER})
+
+    assert starting.left_to_claim(SETTINGS) == [ADDRESS]
+
+
 def test_a_primary_that_holds_restarts_the_peer_and_moves_nothing() -> None:
     assert judged(PRIMARY).act == STOP
 
@@ -111,7 +125,7 @@ def test_a_primary_whose_take_over_is_not_complete_restarts_the_peer_beside_it()
 def test_a_primary_whose_peer_has_just_taken_over_stands_aside() -> None:
     decision = judged(BEREFT, kept_at=NOW - 59.0)
 
-    assert decision.act == WAIT
+    assert decision.act == NOTHING
     assert 'standing aside' in decision.why
 
 
@@ -141,7 +155,7 @@ def test_a_primary_takes_over_at_once_from_a_peer_that_held_before(holders: Any)
     ({'peer_state': 'stopped', 'heard': False}, START, SOON),
     # pending, or just started
     ({'peer_state': 'pending', 'heard': False}, WAIT, SOON),
-    ({'heard': False, 'started_at': NOW - 299.0}, WAIT, SOON),
+    ({'heard': False, 'checks': 'initializing', 'started_at': NOW - 299.0}, WAIT, SOON),
     ({'heard': False, 'checks': 'impaired', 'started_at': NOW - 299.0}, WAIT, SOON),
     ({'heard': False, 'checks': 'impaired', 'started_at': NOW - 300.0}, STOP, SOON),
     # gone
@@ -168,7 +182,7 @@ def test_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
 def test_nobody_is_stopped_who_has_taken_a_part_back() -> None:
     back = dataclasses.replace(TAKEN, holders={TABLE: PEER, ADDRESS: SELF}, kept_at=NOW - 600.0)
 
-    assert judged(back).act == GIVE_UP
+    assert judged(back).act == judged(back, heard=False).act == GIVE_UP
     assert judged(back, claimed_at=NOW - 4.0).act == WAIT  # reads lag
 
 

@@ -2,19 +2,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Callable, Dict, List
 
 import pytest
 
-from nat_monitor import Monitor, OwnFault, Settings
+from nat_monitor import LOOK_AFTER_CHANGE, NOBODY, SELF, Monitor, NoAnswer, OwnFault, Settings, Situation
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
 
 
+class Clock:
+    """A clock that stands still; a process that is suspended finds that it has jumped."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def monitor() -> Monitor:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def monitor(clock: Clock) -> Monitor:
     """Return the monitor of a secondary that knows its peer, and asks EC2 nothing."""
-    monitor = Monitor(Settings(PEER_ID, OWN, (TABLE,)))
+    monitor = Monitor(Settings(PEER_ID, OWN, (TABLE,)), clock=clock)
     monitor.own_id, monitor.peer_id, monitor.peer_address = OWN, PEER_ID, '10.0.0.11'
     monitor.judge_at = math.inf
     return monitor
@@ -52,11 +66,68 @@ def test_an_answer_discards_what_ec2_has_told_before(monitor: Monitor) -> None:
     assert not monitor.is_fresh()
 
 
-@pytest.mark.parametrize('state, goes_on', [('running', True), ('stopping', False), ('stopped', False)])
-def test_a_take_over_ends_when_ec2_calls_this_instance_anything_but_running(
-        monitor: Monitor, state: str, goes_on: bool) -> None:
-    monitor.known.taking_over = True
+def test_a_suspension_during_a_ping_ends_a_take_over(monitor: Monitor, clock: Clock) -> None:
+    def suspended(address: str) -> bool:
+        clock.now += 60.0
+        return False
+    monitor.ping, monitor.misses, monitor.known.taking_over = suspended, 5, True
 
-    monitor.note_states({OWN: (state, ''), PEER_ID: ('running', 'ok')}, asked_at=0.0)
+    monitor.ping_once()
 
-    assert monitor.known.taking_over is goes_on
+    assert (monitor.replied, monitor.misses, monitor.known.taking_over) == (None, 0, False)
+
+
+def test_results_that_a_suspension_has_delayed_are_no_answers(monitor: Monitor, clock: Clock) -> None:
+    def suspended(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
+        clock.now += 60.0
+        return dict.fromkeys(calls, {})
+    monitor.run_together, monitor.client, monitor.known.taking_over = suspended, FakeClient(), True
+
+    result = monitor.call({'tables': lambda client: {}})['tables']
+
+    assert isinstance(result, NoAnswer)
+    assert not monitor.known.taking_over
+
+
+class FakeClient:
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize('age, starts', [(5.0, True), (30.0, False)])
+def test_a_start_that_a_suspension_has_delayed_is_not_made(
+        monitor: Monitor, clock: Clock, age: float, starts: bool) -> None:
+    made: List[str] = []
+
+    def run_together(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
+        made.extend(calls)
+        return dict.fromkeys(calls, {})
+    monitor.run_together, monitor.client, monitor.known.asked_at = run_together, FakeClient(), clock.now - age
+
+    monitor.start()
+
+    assert made == [TABLE] + ['started'] * starts
+
+
+@pytest.mark.parametrize('changed', [
+    {'own_state': 'stopping'}, {'heard': False, 'checks': 'ok'}, {'heard': False, 'checks': 'insufficient-data'}])
+def test_a_take_over_is_over_where_nothing_may_be_done(monitor: Monitor, changed: Any) -> None:
+    monitor.known = Situation(**{'own_state': 'running', 'peer_state': 'running', 'heard': True, 'taking_over': True,
+                                 'holders': {TABLE: SELF}, **changed})
+
+    monitor.judge()
+
+    assert not monitor.known.taking_over
+
+
+@pytest.mark.parametrize('forwards, states', [(False, {OWN: ('running', 'ok')}), (True, NoAnswer('no answer'))])
+def test_a_split_that_may_not_be_claimed_now_is_looked_at_again_soon(
+        monitor: Monitor, clock: Clock, forwards: bool, states: Any) -> None:
+    answers = {'tables': {TABLE: NOBODY}, 'states': states}
+    monitor.run_together = lambda calls, timeout, meanwhile=None: {name: answers.get(name, {}) for name in calls}
+    monitor.client, monitor.forwards, monitor.known.primary = FakeClient(), lambda: forwards, True
+    monitor.look_at = clock.now
+
+    monitor.look()
+
+    assert monitor.look_at == clock.now + LOOK_AFTER_CHANGE
