@@ -32,8 +32,8 @@ What must hold (invariants.py)
   3. Who is not answered by EC2, cannot send, or is not running in EC2's eyes, decides nothing.
   4. While a monitor is able to serve, route and address point to an instance that works, within a bound;
      once the pair had settled, within a tight one.
-  5. Calls are few: nothing but looks in a settled pair, a stated number a minute at most, no busy loop, stops far
-     apart, no stop for ping loss up to 20 %.
+  5. Calls are few: nothing but looks in a settled pair, a stated number a minute at most, no busy loop, no contest
+     for a part, stops far apart, no stop for ping loss up to 20 %.
   6. After the last fault the pair settles.
   7. Nothing unforeseen is raised.
 
