@@ -904,22 +904,24 @@ class Monitor:
                 f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs')) or
             self.lasting('forwarding', off, f'{self.own_id} does not forward ({{}}): it claims nothing until then'))
 
-    def claim(self, parts: List[str]) -> bool:
-        """Claim all these tables at once, then the address; tell whether EC2 has answered at all.
+    def claim(self, parts: List[str]) -> Dict[str, Any]:
+        """Claim all these tables at once, then the address; return by part what came back.
 
         Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
         """
-        known, address, answered = self.known, self.settings.elastic_ip, False
+        address = self.settings.elastic_ip
+        results: Dict[str, Any] = {}
         tables: Dict[str, Call] = {part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
                                    for part in parts if part != address}
         move: Dict[str, Call] = {address: lambda client: client.associate_address(
             AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
         } if address and address in parts and self.allocation_id else {}
         for calls, deadline in ((tables, CALL_DEADLINE), (move, MOVE_DEADLINE)):
-            if calls is move and tables and not answered:
+            if results and not any(map(has_answered, results.values())):
                 break
-            for part, result in self.call(calls, deadline=deadline).items():
-                answered = answered or has_answered(result)
+            results.update(self.call(calls, deadline=deadline))
+            for part in calls:
+                result = results[part]
                 if isinstance(result, Exception):
                     self.lasting(part, in_words(result), (
                         f'{part} could not be moved to {self.own_id} ({{}}): trying again' if has_answered(result) else
@@ -927,11 +929,11 @@ class Monitor:
                 else:
                     self.note_claimed(part)
         self.close_connections()
-        if not known.left_to_claim(self.settings):
-            self.known.starting, known.remembered = False, SELF
+        if not self.known.left_to_claim(self.settings):
+            self.known.starting, self.known.remembered = False, SELF
         if not self.known.starting:
             self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        return answered
+        return results
 
     def note_claimed(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
@@ -982,7 +984,11 @@ class Monitor:
         rest = known.left_to_claim(self.settings)
         if rest:
             self.attempts += 1
-            if not self.claim(rest) and not known.moved:
+            results = self.claim(rest)
+            refused = [part for part, result in results.items() if code_of(result)]
+            if refused and self.attempts == 1:
+                self.claim(refused)  # at once, this one time; a lost answer is asked for first
+            if not known.moved and not any(map(has_answered, results.values())):
                 known.taking_over = False  # cut off meanwhile: whether the peer is dead must be judged anew
         if known.left_to_claim(self.settings):
             self.judge_at = min(self.judge_at, self.clock.monotonic() + self.pause(self.attempts, CLAIM_RETRY))

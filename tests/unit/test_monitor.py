@@ -5,8 +5,9 @@ import math
 from typing import Any, Callable, Dict, List
 
 import pytest
+from botocore.exceptions import ClientError
 
-from nat_monitor import LOOK_AFTER_CHANGE, NOBODY, SELF, Monitor, NoAnswer, OwnFault, Settings, Situation
+from nat_monitor import LOOK_AFTER_CHANGE, NOBODY, PEER, SELF, Monitor, NoAnswer, OwnFault, Settings, Situation
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
 
@@ -18,6 +19,10 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+def refusal() -> ClientError:
+    return ClientError({'Error': {'Code': 'RequestLimitExceeded', 'Message': ''}}, 'ReplaceRoute')
 
 
 @pytest.fixture
@@ -107,6 +112,23 @@ def test_a_start_that_a_suspension_has_delayed_is_not_made(
     monitor.start()
 
     assert made == [TABLE] + ['started'] * starts
+
+
+@pytest.mark.parametrize('results, made', [
+    ([refusal(), {}], 2), ([refusal(), refusal()], 2), ([{}], 1), ([NoAnswer('no answer')], 1)])
+def test_what_ec2_refuses_is_tried_again_at_once_and_a_lost_answer_is_not(
+        monitor: Monitor, results: List[Any], made: int) -> None:
+    calls_made: List[str] = []
+
+    def run_together(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
+        calls_made.extend(calls)
+        return {name: results[len(calls_made) - 1] for name in calls}
+    monitor.run_together, monitor.client = run_together, FakeClient()
+    monitor.known.taking_over, monitor.known.holders = True, {TABLE: PEER}
+
+    monitor.go_on()
+
+    assert calls_made == [TABLE] * made
 
 
 @pytest.mark.parametrize('changed', [
