@@ -473,7 +473,7 @@ class Situation:
     answers: bool = False                      # the peer answered the last ping
     heard: bool = False
     remembered: Optional[str] = None           # who held tables and address when this monitor last saw: SELF or PEER
-    kept_at: float = math.inf                  # since when a part has been seen at the peer
+    kept_at: float = math.inf                  # since when a table has been seen at the peer
     taking_over: bool = False                  # in this silence
     starting: bool = False                     # the primary has not yet claimed all since its start
     moved: Set[str] = dataclasses.field(default_factory=set)  # parts that it has claimed since one of the two began
@@ -482,16 +482,16 @@ class Situation:
     started_at: float = -math.inf
     stopping_at: float = math.inf              # the stop was asked for, or forced, or first seen
 
-    def at_peer(self) -> Set[str]:
-        return {part for part, holder in (self.holders or {}).items() if holder == PEER}
+    def tables_at_peer(self) -> Set[str]:
+        return {part for part, holder in (self.holders or {}).items() if holder == PEER and part.startswith('rtb-')}
 
     def has_settled(self) -> bool:
         """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
         return self.seen_at - self.claimed_at >= SETTLE_BEFORE_STOP
 
     def has_lost(self) -> bool:
-        """Tell whether the peer has taken back what this monitor had claimed."""
-        return bool(self.moved & self.at_peer()) and self.has_settled()
+        """Tell whether the peer has taken back a table that this monitor had claimed."""
+        return bool(self.moved & self.tables_at_peer()) and self.has_settled()
 
     def left_to_claim(self, settings: Settings) -> List[str]:
         """Return the parts that exist, are not known to be here, nor given to something outside the pair.
@@ -541,7 +541,7 @@ def decide(known: Situation, settings: Settings, now: float) -> Decision:
     held = known.primary and known.remembered != PEER
     if known.taking_over or not known.left_to_claim(settings) or held and known.holders is None:
         return decide_restart(known, settings, now)
-    if held and known.at_peer() and (
+    if held and known.tables_at_peer() and (
             known.peer_state in ('running', 'pending', None) and (
                 now - known.kept_at < settings.wait_for_instance_stop)):
         return Decision(NOTHING, 'has taken over, so it is about to restart this instance: standing aside for '
@@ -583,9 +583,9 @@ def decide_restart(known: Situation, settings: Settings, now: float) -> Decision
                         SETTLE_BEFORE_STOP - (known.seen_at - known.claimed_at))
     if known.holders is None:
         return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2')
-    if known.at_peer():
+    if known.tables_at_peer():
         if now - known.kept_at < wait_stop:
-            return Decision(WAIT, f'still holds a part, so it may be alive: waiting {wait_stop:g} s before it is '
+            return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is '
                                   'stopped')
     elif SELF not in known.holders.values() and known.checks != 'impaired':
         return Decision(WAIT, 'is silent, but neither holds anything, so EC2 cannot arbitrate: it is stopped only '
@@ -816,7 +816,7 @@ class Monitor:
         for part, holder in known.holders.items():
             if holder == SELF and part in self.troubles:
                 self.note_claimed(part)  # though EC2's answer was lost
-        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.at_peer() else math.inf
+        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.tables_at_peer() else math.inf
         foreign = {part for part, holder in known.holders.items() if holder == OTHER and not self.known.starting}
         for part in sorted(foreign - known.foreign):
             self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
@@ -967,7 +967,7 @@ class Monitor:
         if what == NOTHING:
             known.taking_over = False
         elif what == GIVE_UP:
-            known.taking_over, known.remembered, self.misses = False, PEER, 0
+            known.taking_over, known.remembered, self.misses = False, SELF, 0  # a primary will stand aside
         elif what == BACK:
             self.left_stopped = False
         elif what in (STOP, FORCE):

@@ -99,3 +99,9 @@ def test_a_peer_that_has_been_started_and_passes_its_checks_is_left_alone_though
     holds(Schedule((Fault(2, 'cut peer', 'primary', 129), Fault(2, 'kill', lasts=1), Fault(2, 'EC2 down', lasts=110),
                     Fault(21, 'kill', 'secondary', 1)),
                    Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=1)))
+
+
+def test_two_that_live_and_cannot_hear_each_other_do_not_contend() -> None:
+    """EC2 refuses the stop of the primary, which stands aside in vain, takes over, and loses all again."""
+    holds(Schedule((Fault(2, 'cut peer', lasts=133), Fault(2, 'throttle', lasts=66)),
+                   Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=1)))

@@ -133,6 +133,10 @@ def test_a_primary_that_stood_aside_in_vain_takes_over() -> None:
     assert judged(BEREFT, kept_at=NOW - 60.0).act == TAKE_OVER
 
 
+def test_a_primary_does_not_stand_aside_for_an_address_that_is_apart() -> None:
+    assert judged(BEREFT, holders={TABLE: SELF, ADDRESS: PEER}).act == TAKE_OVER
+
+
 def test_a_primary_does_not_stand_aside_for_a_peer_that_does_not_run() -> None:
     assert judged(BEREFT, peer_state='stopped').act == TAKE_OVER
 
@@ -179,14 +183,14 @@ def test_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
     assert judged(TAKEN, holders=None).act == WAIT
 
 
-def test_nobody_is_stopped_who_has_taken_a_part_back() -> None:
+def test_nobody_is_stopped_who_has_taken_a_table_back() -> None:
     back = dataclasses.replace(TAKEN, holders={TABLE: PEER, ADDRESS: SELF}, kept_at=NOW - 600.0)
 
     assert judged(back).act == judged(back, heard=False).act == GIVE_UP
     assert judged(back, claimed_at=NOW - 4.0).act == WAIT  # reads lag
 
 
-def test_a_peer_that_keeps_a_part_which_never_came_is_stopped_only_after_a_while() -> None:
+def test_a_peer_that_keeps_a_table_which_never_came_is_stopped_only_after_a_while() -> None:
     kept = dataclasses.replace(TAKEN, holders=THERE, moved=set())
 
     assert judged(kept, kept_at=NOW - 59.0).act == WAIT
