@@ -556,7 +556,8 @@ def decide_restart(known: Situation, settings: Settings, now: float) -> Decision
     if known.peer_state is None:
         return Decision(WAIT, f'is silent, and EC2 answered {known.error}: asking again')
     if known.peer_state == 'stopped':
-        return Decision(START, 'is stopped: starting it')
+        return Decision(START, 'is stopped: starting it' if known.primary else (
+            'is stopped and cannot contest a claim: claiming all once more, then starting it'))
     if known.peer_state == 'stopping':
         if now - known.stopping_at < wait_stop:
             return Decision(WAIT, 'is stopping: waiting until it is stopped')
@@ -845,7 +846,10 @@ class Monitor:
     def look(self) -> None:
         """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
         known, is_first = self.known, self.look_at == -math.inf
-        results = self.ask(states=known.starting)
+        if known.taking_over:
+            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE  # until then each judgement looks, and claims
+            return
+        results = self.ask(states=known.starting and not self.is_fresh())
         if self.clock.monotonic() >= self.rehearse_at and any(map(has_answered, results.values())):
             self.rehearse()
         failed = self.lasting('look', failures_in(results), 'EC2 does not tell {}: looking again')
@@ -865,7 +869,7 @@ class Monitor:
             self.pause(self.attempts, SOON if known.starting else OTHER_RETRY) if failed or known.starting else
             LOOK_AFTER_CHANGE if 'absent' in self.troubles or not known.has_settled() else
             LOOK_INTERVAL if self.rehearse_at == math.inf else LATER)
-        if known.taking_over or known.holders is None and not known.starting:
+        if known.holders is None and not known.starting:
             return
         if not known.starting:
             found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
@@ -877,8 +881,10 @@ class Monitor:
             if not known.primary and not self.split_seen:
                 self.split_seen = True
                 return
-        if rest and self.may_claim():
-            self.split_seen = False
+        self.split_seen = False
+        if not self.may_claim():
+            self.look_at = max(self.look_at, self.clock.monotonic() + SOON)
+        elif rest:
             if not known.starting:
                 self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
             self.claim(rest)
@@ -1180,7 +1186,8 @@ class Check:
         for path in (path for files in CRON_FILES for path in glob.glob(os.path.join(self.root, files))):
             user = r'root[ \t]+' if '/etc/' in path else ''
             job = re.search(CRON_JOB.format(user=user), self.read(path), re.MULTILINE)
-            if job and os.access(job[1], os.X_OK) and only_root_writes(path) and '.' not in os.path.basename(path):
+            takes = only_root_writes(path) and not os.stat(path).st_mode & 0o111 and '.' not in os.path.basename(path)
+            if job and takes and os.access(job[1], os.X_OK):
                 jobs.append(f'{path}: {job[0].strip()}')
         self.say(bool(jobs), 'cron job', '', min(jobs, default='none that cron accepts starts the monitor at boot'),
                  'install -m 755 nat_monitor.py /usr/local/sbin/ && '
@@ -1188,9 +1195,12 @@ class Check:
 
     def check_monitor(self) -> None:
         pid = self.read(LOCK_FILE[1:]).strip()
-        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py' and not is_suspended(pid)
-        self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
-                 f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py'
+        if runs and is_suspended(pid):
+            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
+        else:
+            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
+                     f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
 
     def read(self, path: str) -> str:
         """Return the text of a file, '' if there is none."""
@@ -1222,15 +1232,16 @@ class Check:
                  self.permit(action, about))
 
     def permit(self, action: str, about: str) -> str:
-        """Return the commands that give what the policy asks for (the profile, the tags), and the policy."""
+        """Return the command that gives the profile or the tags that the policy asks for, or else the policy."""
         thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
         if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
             return self.give_profile(about)
-        cards = [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
-        ids = {'ReplaceRoute': [about], 'CreateRoute': [about],
-               'AssociateAddress': [thing.get('AllocationId', about), *cards]}.get(action)
-        tags = f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG} && ' if ids else ''
-        return tags + self.allow
+        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG for tag in thing.get('Tags', []))
+        ids = [] if tagged or 'RouteTableId' not in thing else [about]
+        if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
+            ids = [thing['AllocationId']] + [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
+        tags = [f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG}'] * bool(ids)
+        return ' && '.join(tags + [self.allow] * (tagged or not ids))
 
     # EC2
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CLAIMS = ('replace_route', 'create_route', 'associate_address')
 LOOKS = ('describe_route_tables', 'describe_addresses')
-CALLS_A_MINUTE = 120              # of one monitor, in any state, and further:
+CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
 CHANGES_OF_A_PART = 8             # of its owner by monitors, in five minutes: more is a contest
 TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
