@@ -1,4 +1,4 @@
-"""Steps of the monitor that no row of a table shows, with scripted pings and without EC2."""
+"""Steps of the monitor that no row of a table shows, with scripted pings and a scripted EC2."""
 from __future__ import annotations
 
 import math
@@ -7,9 +7,11 @@ from typing import Any, Callable, Dict, List
 import pytest
 from botocore.exceptions import ClientError
 
-from nat_monitor import LOOK_AFTER_CHANGE, NOBODY, PEER, SELF, Monitor, NoAnswer, OwnFault, Settings, Situation
+from nat_monitor import (LOOK_AFTER_CHANGE, NOBODY, PEER, SELF, SOON, Monitor, NoAnswer, OwnFault, Settings,
+                         Situation)
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
+ADDRESS = '198.51.100.7'
 
 
 class Clock:
@@ -25,15 +27,40 @@ def refusal() -> ClientError:
     return ClientError({'Error': {'Code': 'RequestLimitExceeded', 'Message': ''}}, 'ReplaceRoute')
 
 
+class Ec2:
+    """The door to EC2, and its client: answers by the name of a call, in order, then with {}."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.takes = clock, 0.0
+        self.calls: List[str] = []
+        self.closed_after: List[str] = []
+        self.answers: Dict[str, List[Any]] = {}
+
+    def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None
+                     ) -> Dict[str, Any]:
+        self.calls.extend(calls)
+        self.clock.now += self.takes
+        return {name: self.answers[name].pop(0) if self.answers.get(name) else {} for name in calls}
+
+    def close(self) -> None:
+        self.closed_after = list(self.calls)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def monitor(clock: Clock) -> Monitor:
-    """Return the monitor of a secondary that knows its peer, and asks EC2 nothing."""
-    monitor = Monitor(Settings(PEER_ID, OWN, (TABLE,)), clock=clock)
+def ec2(clock: Clock) -> Ec2:
+    return Ec2(clock)
+
+
+@pytest.fixture
+def monitor(clock: Clock, ec2: Ec2) -> Monitor:
+    """Return the monitor of a secondary that knows its peer."""
+    monitor = Monitor(Settings(PEER_ID, OWN, (TABLE,)), clock=clock, run_together=ec2.run_together)
+    monitor.client = ec2
     monitor.own_id, monitor.peer_id, monitor.peer_address = OWN, PEER_ID, '10.0.0.11'
     monitor.judge_at = math.inf
     return monitor
@@ -82,11 +109,8 @@ def test_a_suspension_during_a_ping_ends_a_take_over(monitor: Monitor, clock: Cl
     assert (monitor.replied, monitor.misses, monitor.known.taking_over) == (None, 0, False)
 
 
-def test_results_that_a_suspension_has_delayed_are_no_answers(monitor: Monitor, clock: Clock) -> None:
-    def suspended(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
-        clock.now += 60.0
-        return dict.fromkeys(calls, {})
-    monitor.run_together, monitor.client, monitor.known.taking_over = suspended, FakeClient(), True
+def test_results_that_a_suspension_has_delayed_are_no_answers(monitor: Monitor, ec2: Ec2) -> None:
+    ec2.takes, monitor.known.taking_over = 60.0, True
 
     result = monitor.call({'tables': lambda client: {}})['tables']
 
@@ -94,41 +118,65 @@ def test_results_that_a_suspension_has_delayed_are_no_answers(monitor: Monitor, 
     assert not monitor.known.taking_over
 
 
-class FakeClient:
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize('age, starts', [(5.0, True), (30.0, False)])
 def test_a_start_that_a_suspension_has_delayed_is_not_made(
-        monitor: Monitor, clock: Clock, age: float, starts: bool) -> None:
-    made: List[str] = []
-
-    def run_together(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
-        made.extend(calls)
-        return dict.fromkeys(calls, {})
-    monitor.run_together, monitor.client, monitor.known.asked_at = run_together, FakeClient(), clock.now - age
+        monitor: Monitor, clock: Clock, ec2: Ec2, age: float, starts: bool) -> None:
+    monitor.known.asked_at = clock.now - age
 
     monitor.start()
 
-    assert made == [TABLE] + ['started'] * starts
+    assert ec2.calls == [TABLE] + ['started'] * starts
 
 
-@pytest.mark.parametrize('results, made', [
-    ([refusal(), {}], 2), ([refusal(), refusal()], 2), ([{}], 1), ([NoAnswer('no answer')], 1)])
-def test_what_ec2_refuses_is_tried_again_at_once_and_a_lost_answer_is_not(
-        monitor: Monitor, results: List[Any], made: int) -> None:
-    calls_made: List[str] = []
+def test_a_stop_that_is_forced_counts_as_no_further_one(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    monitor.stop(force=False)
+    clock.now += 60.0
+    monitor.stop(force=True)
 
-    def run_together(calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None) -> Dict[str, Any]:
-        calls_made.extend(calls)
-        return {name: results[len(calls_made) - 1] for name in calls}
-    monitor.run_together, monitor.client = run_together, FakeClient()
-    monitor.known.taking_over, monitor.known.holders = True, {TABLE: PEER}
+    assert (monitor.known.stops, monitor.known.stopping_at) == ([clock.now - 60.0], clock.now)
+
+
+def taking_over(monitor: Monitor) -> None:
+    """Let the monitor have decided to take over the table and the address, and know their holder."""
+    monitor.settings = Settings(PEER_ID, OWN, (TABLE,), ADDRESS)
+    monitor.allocation_id, monitor.known.heard = 'eipalloc-0123456789abcdef0', True
+    monitor.known.taking_over, monitor.known.holders = True, {TABLE: PEER, ADDRESS: PEER}
+
+
+@pytest.mark.parametrize('tables, calls', [
+    ([{}], [TABLE, ADDRESS]),
+    ([refusal(), {}], [TABLE, ADDRESS, TABLE]),
+    ([refusal(), refusal()], [TABLE, ADDRESS, TABLE]),
+    ([NoAnswer('no answer')], [TABLE]),  # where it is must be asked first, and so must whether the peer is dead
+])
+def test_what_ec2_refuses_is_tried_again_at_once_and_without_an_answer_nothing_is(
+        monitor: Monitor, ec2: Ec2, tables: List[Any], calls: List[str]) -> None:
+    taking_over(monitor)
+    ec2.answers[TABLE] = tables
 
     monitor.go_on()
 
-    assert calls_made == [TABLE] * made
+    assert ec2.calls == calls
+    assert monitor.known.taking_over is (calls != [TABLE])
+
+
+def test_what_ec2_goes_on_to_refuse_is_tried_again_with_the_next_judgement_only(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers[TABLE] = [refusal()] * 9
+    monitor.go_on()
+    ec2.calls.clear()
+
+    monitor.go_on()
+
+    assert ec2.calls == [TABLE]
+
+
+def test_connections_are_dropped_after_the_address_has_moved(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+
+    monitor.go_on()
+
+    assert ec2.closed_after == ec2.calls == [TABLE, ADDRESS]
 
 
 @pytest.mark.parametrize('changed', [
@@ -142,14 +190,70 @@ def test_a_take_over_is_over_where_nothing_may_be_done(monitor: Monitor, changed
     assert not monitor.known.taking_over
 
 
+def test_a_look_during_a_take_over_asks_nothing(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    monitor.known.taking_over = True
+
+    monitor.look()
+
+    assert ec2.calls == []
+    assert monitor.look_at == clock.now + LOOK_AFTER_CHANGE
+
+
+@pytest.mark.parametrize('starting, again', [(False, LOOK_AFTER_CHANGE), (True, SOON)])
 @pytest.mark.parametrize('forwards, states', [(False, {OWN: ('running', 'ok')}), (True, NoAnswer('no answer'))])
-def test_a_split_that_may_not_be_claimed_now_is_looked_at_again_soon(
-        monitor: Monitor, clock: Clock, forwards: bool, states: Any) -> None:
-    answers = {'tables': {TABLE: NOBODY}, 'states': states}
-    monitor.run_together = lambda calls, timeout, meanwhile=None: {name: answers.get(name, {}) for name in calls}
-    monitor.client, monitor.forwards, monitor.known.primary = FakeClient(), lambda: forwards, True
+def test_what_may_not_be_claimed_now_is_looked_at_again_soon(
+        monitor: Monitor, clock: Clock, ec2: Ec2, forwards: bool, states: Any, starting: bool, again: float) -> None:
+    ec2.answers.update(tables=[{TABLE: NOBODY}] * 2, states=[states] * 2)
+    monitor.forwards, monitor.known.primary, monitor.known.starting = lambda: forwards, True, starting
     monitor.look_at = clock.now
 
     monitor.look()
 
-    assert monitor.look_at == clock.now + LOOK_AFTER_CHANGE
+    assert again <= monitor.look_at - clock.now <= 2 * again
+    assert TABLE not in ec2.calls
+
+
+def test_the_secondary_claims_what_lies_apart_if_a_second_look_agrees(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    ec2.answers.update(tables=[{TABLE: NOBODY}] * 3, states=[{OWN: ('running', 'ok')}] * 3)
+    monitor.forwards, monitor.look_at = lambda: True, clock.now
+
+    monitor.look()
+    assert TABLE not in ec2.calls
+
+    monitor.look()
+    assert TABLE in ec2.calls
+
+
+def test_a_claim_at_the_start_is_given_up_when_the_peer_has_taken_back(
+        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers.update(tables=[{TABLE: PEER}], address=[(PEER, '')], states=[{OWN: ('running', 'ok')}])
+    monitor.known = Situation(primary=True, starting=True, moved={TABLE}, claimed_at=clock.now - 10.0)
+    monitor.forwards, monitor.look_at = lambda: True, clock.now
+
+    monitor.look()
+
+    assert (monitor.known.starting, monitor.known.remembered) == (False, PEER)
+    assert not {TABLE, ADDRESS} & set(ec2.calls)
+
+
+def test_the_first_look_of_a_primary_claims_whatever_it_sees(monitor: Monitor, ec2: Ec2) -> None:
+    """A read may lag behind the take-over that the peer has just made."""
+    ec2.answers.update(tables=[{TABLE: SELF}], states=[{OWN: ('running', 'ok')}])
+    monitor.known = Situation(primary=True, starting=True)
+    monitor.forwards = lambda: True
+
+    monitor.look()
+
+    assert TABLE in ec2.calls
+
+
+def test_a_part_whose_answer_was_lost_counts_as_moved_when_it_is_seen_here(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers.update({TABLE: [NoAnswer('no answer')], 'tables': [{TABLE: SELF}], 'address': [(PEER, '')]})
+    monitor.go_on()
+    assert monitor.known.moved == set()
+
+    monitor.ask(states=False)
+
+    assert monitor.known.moved == {TABLE}
