@@ -13,8 +13,8 @@ Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           standard output: one line per event
 Signals:  SIGTERM and SIGINT end it at once
-Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check: something failed),
-          2 bad settings, a missing package, not one of the pair, not root
+Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check: something failed, or a
+          signal ended it), 2 bad settings or arguments, a missing package, not one of the pair, not root
 """
 from __future__ import annotations
 
@@ -253,9 +253,8 @@ def checksum(data: bytes) -> int:
 class Ping:
     """ICMP echo from within this process: a child would get the terminal's Ctrl-C and die like an outage."""
 
-    def __init__(self, timeout: float, clock: Any = time) -> None:
+    def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self.clock = clock
         self.identifier, self.sequence = random.randrange(1 << 16), 0
 
     def __call__(self, address: str) -> bool:
@@ -263,7 +262,7 @@ class Ping:
 
         A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
         """
-        started_at = self.clock.monotonic()
+        started_at = time.monotonic()
         requests_sent: Set[bytes] = set()
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
@@ -294,7 +293,7 @@ class Ping:
     def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
         """Wait until the monotonic time `until` for the reply to one of the requests; tell whether it came."""
         while True:
-            if not select.select([connection], [], [], max(0.0, until - self.clock.monotonic()))[0]:
+            if not select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
                 return False
             try:
                 packet = connection.recv(2048)
@@ -482,16 +481,17 @@ class Situation:
     started_at: float = -math.inf
     stopping_at: float = math.inf              # the stop was asked for, or forced, or first seen
 
-    def tables_at_peer(self) -> Set[str]:
-        return {part for part, holder in (self.holders or {}).items() if holder == PEER and part.startswith('rtb-')}
+    def at_peer(self, beginning: str = '') -> Set[str]:
+        """Return the parts that the peer holds, of those whose ids begin so."""
+        return {part for part, holder in (self.holders or {}).items() if holder == PEER and part.startswith(beginning)}
 
     def has_settled(self) -> bool:
         """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
         return self.seen_at - self.claimed_at >= SETTLE_BEFORE_STOP
 
     def has_lost(self) -> bool:
-        """Tell whether the peer has taken back a table that this monitor had claimed."""
-        return bool(self.moved & self.tables_at_peer()) and self.has_settled()
+        """Tell whether the peer has taken back a part that this monitor had claimed."""
+        return bool(self.moved & self.at_peer()) and self.has_settled()
 
     def left_to_claim(self, settings: Settings) -> List[str]:
         """Return the parts that exist, are not known to be here, nor given to something outside the pair.
@@ -529,7 +529,7 @@ def decide(known: Situation, settings: Settings, now: float) -> Decision:
     if known.taking_over and known.has_lost():
         return Decision(GIVE_UP, 'has taken back what had been moved, so it is alive: nobody is stopped, watching it')
     if not known.heard:
-        if known.peer_state is None:
+        if known.peer_state is None and not known.taking_over:
             return Decision(NOTHING, f'has not answered since it or this monitor started, and EC2 {told}: asking again')
         if runs and known.checks == 'ok':
             return Decision(NOTHING, 'has not answered since it or this monitor started, but EC2 calls it running '
@@ -541,7 +541,7 @@ def decide(known: Situation, settings: Settings, now: float) -> Decision:
     held = known.primary and known.remembered != PEER
     if known.taking_over or not known.left_to_claim(settings) or held and known.holders is None:
         return decide_restart(known, settings, now)
-    if held and known.tables_at_peer() and (
+    if held and known.at_peer('rtb-') and (
             known.peer_state in ('running', 'pending', None) and (
                 now - known.kept_at < settings.wait_for_instance_stop)):
         return Decision(NOTHING, 'has taken over, so it is about to restart this instance: standing aside for '
@@ -554,7 +554,7 @@ def decide_restart(known: Situation, settings: Settings, now: float) -> Decision
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
     stopped_at = max(known.stops, default=-math.inf)
     if known.peer_state is None:
-        return Decision(WAIT, f'is silent, and EC2 answered {known.error}: asking again')
+        return Decision(WAIT, f'is not restarted for now, as EC2 answered {known.error}: asking again')
     if known.peer_state == 'stopped':
         return Decision(START, 'is stopped: starting it' if known.primary else (
             'is stopped and cannot contest a claim: claiming all once more, then starting it'))
@@ -584,7 +584,7 @@ def decide_restart(known: Situation, settings: Settings, now: float) -> Decision
                         SETTLE_BEFORE_STOP - (known.seen_at - known.claimed_at))
     if known.holders is None:
         return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2')
-    if known.tables_at_peer():
+    if known.at_peer('rtb-'):
         if now - known.kept_at < wait_stop:
             return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is '
                                   'stopped')
@@ -624,6 +624,7 @@ class Monitor:
         self.silence = 0                           # the most of them since the peer last answered
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
         self.pinged_at = self.next_ping_at = self.look_at = self.judge_at = -math.inf
+        self.step_at = -math.inf                   # a step of a restart that EC2 has refused is not tried before
         self.split_seen = False                    # by the latest look
         self.attempts = 0                          # in a row, at what a look or a take-over failed to do
         self.left_stopped = False                  # the peer was stopped by this monitor, and is not yet back
@@ -704,9 +705,12 @@ class Monitor:
             return
         if not self.known.heard and not self.left_stopped:
             self.log.info(f'{self.peer_id} answers')
+        half_done = self.known.taking_over and self.known.moved and self.known.left_to_claim(self.settings)
         self.known.heard, self.known.taking_over, self.known.kept_at = True, False, math.inf
         if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
             self.end_silence()
+        if half_done:
+            self.split_seen, self.look_at = True, self.clock.monotonic()  # the rest belongs to what has moved
         self.misses = self.silence = 0
         if not self.left_stopped:
             self.judge_at = self.known.asked_at = -math.inf  # the next silence is judged by an answer of its own
@@ -742,7 +746,7 @@ class Monitor:
             'primary)'))
         if not self.known.primary:
             self.known.remembered = None  # a restarted primary claims: until the next look nobody knows
-        self.said = ''
+        self.said, self.judge_at = '', -math.inf
         self.look_at = min(self.look_at, self.clock.monotonic() + (
             SOON if self.known.primary else LOOK_AFTER_CHANGE))
 
@@ -807,22 +811,22 @@ class Monitor:
             self.peer_address = results['peer']
         if states:
             self.note_states(results['states'], asked_at)
+        if isinstance(results.get('address'), tuple):
+            self.allocation_id = results['address'][1] or self.allocation_id
         if any(isinstance(results[topic], Exception) for topic in ('tables', 'address') if topic in results):
             known.holders = None
             return results
         known.holders = dict(results['tables'])
         if settings.elastic_ip:
-            known.holders[settings.elastic_ip], allocation_id = results['address']
-            self.allocation_id = allocation_id or self.allocation_id
+            known.holders[settings.elastic_ip] = results['address'][0]
         for part, holder in known.holders.items():
             if holder == SELF and part in self.troubles:
                 self.note_claimed(part)  # though EC2's answer was lost
-        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.tables_at_peer() else math.inf
-        foreign = {part for part, holder in known.holders.items() if holder == OTHER and not self.known.starting}
-        for part in sorted(foreign - known.foreign):
+        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.at_peer('rtb-') else math.inf
+        before, known.foreign = known.foreign, {part for part, holder in known.holders.items() if holder == OTHER}
+        for part in sorted(known.foreign - before - set(known.left_to_claim(settings))):
             self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
                              'the primary starts')
-        known.foreign = foreign
         return results
 
     def note_states(self, result: Any, asked_at: float) -> None:
@@ -847,7 +851,14 @@ class Monitor:
         """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
         known, is_first = self.known, self.look_at == -math.inf
         if known.taking_over:
-            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE  # until then each judgement looks, and claims
+            # Each judgement looks, and claims.  None comes while EC2 does not tell the states, or no ping can leave.
+            if self.clock.monotonic() >= self.judge_at + SOON and 'EC2' not in self.troubles and (
+                    self.replied is None or not self.is_fresh()):
+                self.ask(states=False)
+                if not known.has_lost() and (known.moved or self.misses):
+                    self.go_on()
+            self.look_at = self.clock.monotonic() + (
+                SOON if known.left_to_claim(self.settings) else LOOK_AFTER_CHANGE)
             return
         results = self.ask(states=known.starting and not self.is_fresh())
         if self.clock.monotonic() >= self.rehearse_at and any(map(has_answered, results.values())):
@@ -887,7 +898,10 @@ class Monitor:
         elif rest:
             if not known.starting:
                 self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
+            known.moved -= set(rest)  # an earlier claim of these is no more
             self.claim(rest)
+            if not known.starting and known.left_to_claim(self.settings):
+                self.split_seen, self.look_at = True, self.clock.monotonic() + SOON
 
     def remember(self, found: Set[str]) -> None:
         """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
@@ -967,6 +981,7 @@ class Monitor:
             self.log.log(logging.INFO if what == BACK else logging.WARNING, f'{self.peer_id} {why}')
         if what == TAKE_OVER:
             known.taking_over, known.moved, known.kept_at, self.attempts = True, set(), math.inf, 0
+            known.starting = False
             if not self.forwards():
                 self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
                                  'same')
@@ -976,16 +991,18 @@ class Monitor:
             known.taking_over, known.remembered, self.misses = False, SELF, 0  # a primary will stand aside
         elif what == BACK:
             self.left_stopped = False
-        elif what in (STOP, FORCE):
+        elif what in (STOP, FORCE) and now >= self.step_at:
             self.stop(force=what == FORCE)
-        elif what == START:
+        elif what == START and now >= self.step_at:
             self.start()
         elif known.taking_over:
             self.go_on()
+        if not known.left_to_claim(self.settings):
+            self.judge_at = max(self.judge_at, self.step_at)
         known.asked_at = -math.inf  # each step asks for itself
 
     def go_on(self) -> None:
-        """Claim what is left of a take-over; what fails is tried again with the next judgement."""
+        """Claim what is left of a take-over; what EC2 refuses is tried again at once, one time, then by judgements."""
         known = self.known
         rest = known.left_to_claim(self.settings)
         if rest:
@@ -1008,7 +1025,7 @@ class Monitor:
             self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
                              'stopped')
         if code_of(result['stopped']):
-            self.judge_at = now + self.chance.uniform(SOON, OTHER_RETRY)
+            self.step_at = now + self.chance.uniform(SOON, OTHER_RETRY)
         else:
             self.known.stops += [] if force else [now]
             self.known.stopping_at = now
@@ -1019,12 +1036,15 @@ class Monitor:
         known = self.known
         if not known.primary:
             known.taking_over, known.moved = True, set()
-            self.claim([part for part in self.settings.parts if part not in known.foreign])
+            self.claim([part for part in self.settings.parts
+                        if part not in known.foreign and (known.holders or {}).get(part) != ABSENT])
         if not self.is_fresh(spare=-CALL_DEADLINE - MOVE_DEADLINE):
             return  # it took longer than a claim can take: this process was suspended, and EC2 is asked again
         result = self.call({'started': lambda client: client.start_instances(InstanceIds=[self.peer_id])})
         now = self.clock.monotonic()
-        self.judge_at = now + (LATER if code_of(result['started']) else SOON)
+        self.judge_at = now + SOON
+        if code_of(result['started']):
+            self.step_at = now + LATER
         if not self.failed(result):
             known.started_at = now
             self.log.info(f'{self.peer_id} is being started: waiting for its answer')
@@ -1071,9 +1091,10 @@ CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S)
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
     """Return the seconds from a crash just after an answer to the new route; one EC2 call takes `call` seconds.
 
-    EC2 is asked beside the last ping but one; a call that takes longer than this ping holds up the deciding one.
+    EC2 is asked beside the last ping but one, though never before a miss, so there are three pings at least; a call
+    that takes longer than this ping holds up the deciding one.
     """
-    return (settings.wait_between_pings + (pings - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
+    return (settings.wait_between_pings + (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
             + call + OWN_WORK)
 
 
@@ -1098,11 +1119,11 @@ class Check:
     The arguments are its doors to the world outside; `root` is the directory that holds etc, proc, run and var.
     """
 
-    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None, clock: Any = time,
+    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None,
                  connect: Callable[[str], Any] = connect, forwards: Callable[[], bool] = forwards,
-                 root: str = '/', log: logging.Logger = log) -> None:
-        self.settings_file, self.metadata, self.ping, self.clock = settings_file, metadata or Metadata(), ping, clock
-        self.connect, self.forwards, self.root, self.log = connect, forwards, root, log
+                 root: str = '/') -> None:
+        self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
+        self.connect, self.forwards, self.root = connect, forwards, root
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
@@ -1135,7 +1156,7 @@ class Check:
         """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
         verdict = FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
-        self.log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
+        log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
 
     # This host
 
@@ -1361,9 +1382,9 @@ class Check:
             raise NoAnswer('it needs its private address from EC2')
         ping, remedy = self.ping or Ping(self.settings.ping_timeout), f'ping -c 20 {address}'
         for _ in range(wanted):
-            started_at = self.clock.monotonic()
+            started_at = time.monotonic()
             if ping(address):
-                times.append(f'{(self.clock.monotonic() - started_at) * 1000:.1f} ms')
+                times.append(f'{(time.monotonic() - started_at) * 1000:.1f} ms')
         found = f'{address} answers {len(times)} of {wanted}{" in " if times else ""}{", ".join(times)}'
         if not times and peer['State']['Name'] == 'running':
             its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', []) for group in card['Groups']]
@@ -1375,9 +1396,9 @@ class Check:
 
     def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
-        started_at = self.clock.monotonic()
+        started_at = time.monotonic()
         describe_states(self.client, self.own_id)
-        call, n = self.clock.monotonic() - started_at, self.settings.num_pings
+        call, n = time.monotonic() - started_at, self.settings.num_pings
         primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
         self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
                  f'{secondary:.1f} s when the secondary dies while it serves; one EC2 call takes {call:.2f} s',

@@ -122,7 +122,7 @@ def watch(who: str, loss: int, minutes: float) -> Record:
     while record['seconds'] < 60 * minutes - 1 and record['failovers'] < 10:
         with pair(contender) as lab:
             start(lab, contender)
-            time.sleep(2.0 if loss else 20.0)  # the first look of the monitor
+            time.sleep(2.0 if loss else 20.0)  # the look that confirms its start
             if loss:
                 lab.traffic.close()  # nobody looks at it: the other labs shall have the CPU
                 lose_between(lab, loss)

@@ -32,8 +32,8 @@ transaction with each change (`Network.apply()`). It tracks no connection: who l
 connections, without a FIN, the EC2 call in flight included.
 
 EC2 is moto in this process, behind a listening socket that was opened in the internet host. Before moto sees a call,
-`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, `Ec2.sync()`
-makes the router do what moto's records say. `Life` gives moto's instances the states of a real one and the time that
+`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, the
+router is made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that
 they take; a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
 
     with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:

@@ -1,7 +1,7 @@
 """EC2 of the lab: moto's, and in front of it a layer that adds what moto lacks: time, life, effects, failures.
 
-What the two instances ask arrives here over HTTP; moto keeps the records and writes the answers. After each call,
-`sync()` makes the network do what the records say, so that it does not matter which call changed them.
+What the two instances ask arrives here over HTTP; moto keeps the records and writes the answers. After each call
+the network is made to do what the records say, so that it does not matter which call changed them.
 """
 
 import contextlib
@@ -68,7 +68,6 @@ class Call:
     """One call that reached EC2; `result` is `ok`, an error code, `no answer`, or empty while it is under way."""
 
     at: float  # monotonic
-    offset: float  # s since the lab was opened
     instance: str  # 'primary' or 'secondary', or else the address that it came from
     action: str
     parameters: Dict[str, str]
@@ -84,18 +83,17 @@ class Call:
 
 @dataclass
 class Fault:
-    """Something that goes wrong with some calls, until it is removed, its time is over, or it was used up."""
+    """Something that goes wrong with some calls, until it is removed or used up."""
 
     kind: str
     action: str = '*'
     instance: Optional[str] = None
-    until: float = float('inf')
     times: float = float('inf')
     extra: float = 0.0
 
     def hits(self, call: Call) -> bool:
         """Tell whether *call* is one of those, and count it."""
-        if (self.times < 1 or time.monotonic() > self.until or self.instance not in (None, call.instance)
+        if (self.times < 1 or self.instance not in (None, call.instance)
                 or not fnmatch.fnmatchcase(call.action, self.action)
                 or call.dry_run and self.kind == 'InsufficientInstanceCapacity'):
             return False
@@ -264,7 +262,6 @@ class Ec2:
         self.network, self.times = network, times
         self.lock = threading.RLock()
         self.closing = threading.Event()
-        self.opened_at = time.monotonic()
         self.log: List[Call] = []
         self.faults: List[Fault] = []
         self._note = note
@@ -402,7 +399,7 @@ class Ec2:
         parameters.pop('Version', None)
         dry_run = parameters.pop('DryRun', 'false') == 'true'
         now = time.monotonic()
-        call = Call(now, now - self.opened_at, caller, action, parameters, dry_run)
+        call = Call(now, caller, action, parameters, dry_run)
         self.log.append(call)
         with self.lock:
             faults = [fault for fault in list(self.faults) if fault.hits(call)]
@@ -463,15 +460,15 @@ class Ec2:
 
     # ---- what goes wrong
 
-    def inject(self, kind: str, action: str = '*', instance: Optional[str] = None, *, seconds: float = float('inf'),
-               times: float = float('inf'), extra: float = 0.0) -> Fault:
-        """Let calls go wrong: those of *action* (a pattern) by *instance* (a name), for *seconds*, *times* times.
+    def inject(self, kind: str, action: str = '*', instance: Optional[str] = None, *, times: float = float('inf'),
+               extra: float = 0.0) -> Fault:
+        """Let calls go wrong: those of *action* (a pattern) by *instance* (a name), *times* times.
 
         *kind* is an error code ('RequestLimitExceeded', 'UnauthorizedOperation', 'Unavailable': HTTP 503,
         'InsufficientInstanceCapacity', …), 'silent' (no effect, no answer), 'lost' (the effect, but no answer) or
         'slow' (*extra* seconds more, half of them before the effect).
         """
-        fault = Fault(kind, action, instance, time.monotonic() + seconds, times, extra)
+        fault = Fault(kind, action, instance, times, extra)
         with self.lock:
             self.faults.append(fault)
         self._note('lab', f'EC2 from now on: {kind} for {action} of {instance or "everybody"}')
@@ -555,10 +552,9 @@ class Ec2:
         with self._by_hand(f'starts {name}'):
             self.lives[name].start()
 
-    def stop(self, name: str, force: bool = False) -> None:
+    def stop(self, name: str) -> None:
         """Stop an instance, as an operator does."""
         with self._by_hand(f'stops {name}'):
-            self.lives[name].force = force
             self.lives[name].stop()
 
     def terminate(self, name: str) -> None:

@@ -236,9 +236,9 @@ class Instance:
         """Lose the next echo requests to it, *count* of them: four are a ping that is answered by nothing."""
         self._set_link(lost_requests=count)
 
-    def lose_packets(self, percent: int, only_ping: bool = True) -> None:
-        """Lose that share of its ICMP packets (or of all), at random, each way; 0 ends it."""
-        self._set_link(**{'ping_loss' if only_ping else 'loss': percent})
+    def lose_packets(self, percent: int) -> None:
+        """Lose that share of its ICMP packets, at random, each way; 0 ends it."""
+        self._set_link(ping_loss=percent)
 
     def forwarding(self, on: bool) -> None:
         """Switch net.ipv4.ip_forward, now and at the next boot."""

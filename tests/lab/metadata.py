@@ -12,7 +12,6 @@ from .network import METADATA, Node
 
 ROLE = 'NAT_Monitor'
 CREDENTIALS = 'iam/security-credentials/'
-LONGEST_SILENCE = 60.0  # s
 
 
 class Metadata(http.server.ThreadingHTTPServer):
@@ -24,13 +23,10 @@ class Metadata(http.server.ThreadingHTTPServer):
         super().__init__((METADATA, 80), Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = node.socket(socket.SOCK_STREAM, METADATA, 80)
-        self.answers = True  # False: connections are accepted, but nothing comes back
         self.status: Optional[int] = None  # an HTTP status for everything, e.g. 403: switched off
         self.has_credentials = True
         self.tokens: Dict[str, float] = {}  # and when they expire, monotonic
-        self.closing = threading.Event()
-        self.items = {'instance-id': instance_id, 'placement/region': region,
-                      'placement/availability-zone': f'{region}a'}
+        self.items = {'instance-id': instance_id, 'placement/region': region}
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True, name=f'metadata {node.name}').start()
 
     def item(self, name: str) -> Optional[str]:
@@ -46,7 +42,6 @@ class Metadata(http.server.ThreadingHTTPServer):
 
     def close(self) -> None:
         """End the service."""
-        self.closing.set()
         self.shutdown()
         self.server_close()
 
@@ -78,9 +73,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._reply(200, value)
 
     def _reply(self, status: int, text: str = '') -> None:
-        if not self.server.answers:
-            self.server.closing.wait(LONGEST_SILENCE)
-            return
         self.send_response(self.server.status or status)
         self.send_header('Content-Length', str(0 if self.server.status else len(text)))
         self.end_headers()

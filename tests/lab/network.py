@@ -130,7 +130,6 @@ class Link:
     blocked_pings: Sequence[str] = ()  # 'in': echo requests to the instance are dropped; 'out': those from it
     lost_requests: int = 0  # of the next echo requests to the instance, that many are lost
     ping_loss: int = 0  # percent of the ICMP packets that are lost, each way
-    loss: int = 0  # percent of all packets that are lost, each way
     public: Optional[str] = None
 
 
@@ -242,8 +241,6 @@ class Network:
                     drops.append(f'{match} icmp type echo-request drop')
                 if link.ping_loss:
                     drops.append(f'{match} ip protocol icmp {chance(link.ping_loss)} drop')
-                if link.loss:
-                    drops.append(f'{match} {chance(link.loss)} drop')
         return f'''
             table ip vpc
             delete table ip vpc

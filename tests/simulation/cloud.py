@@ -307,7 +307,7 @@ class Client:
             hub.sleep(0.05 if fault and fault.how % 2 else CONNECT_TIMEOUT)
             raise (EndpointConnectionError if fault and fault.how % 2 else ConnectTimeoutError)(endpoint_url=ENDPOINT)
         stale = self.connected not in (None, public)
-        there, back = world.travel(one, name, how)
+        there, back = world.travel(one, name)
         reply: List[Any] = []
         world.sends(one, name, how)
         if not stale:

@@ -177,8 +177,8 @@ def served_within(world: World) -> float:
 def served_again_within(world: World, one: Instance) -> float:
     """4. From the death of the serving instance of a settled pair, until `one` serves: pings, calls, the late effect.
 
-    The last EC2 call is the look that finds the address where its answer was lost.  Who remembers wrongly who held has
-    to find out, and the primary stands aside, for it cannot tell that from a take-over.
+    The last EC2 call is the look that finds the address where its answer was lost.  A primary that remembers
+    wrongly who held stands aside first, for it cannot tell that from a take-over.
     """
     settings, conditions = world.settings, world.schedule.conditions
     pings = settings.num_pings * (2 if one is world.instances[0] else 1) * settings.ping_timeout

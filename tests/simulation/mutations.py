@@ -49,7 +49,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('or not known.left_to_claim(settings) or', 'or known.remembered == SELF or'),),
     'stops a peer that keeps its tables': (
         ('if now - known.kept_at < wait_stop:', 'if False:'),),
-    'a primary never stands aside': (('if held and known.tables_at_peer()', 'if False and known.tables_at_peer()'),),
+    'a primary never stands aside': (('if held and known.at_peer(', 'if False and known.at_peer('),),
     'an answer from before the silence decides': (
         ('self.judge_at = self.known.asked_at = -math.inf', 'self.judge_at = -math.inf'),),
 }

@@ -26,7 +26,6 @@ MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
 EC2 = ('EC2 down', 'slow', 'lossy', 'throttle', 'forbid', 'no data', 'no capacity')
 SOMEBODY = ('move route', 'move address')
-KINDS = GUEST + BOOT + MONITOR + NETWORK + EC2 + SOMEBODY
 
 
 class Fault(NamedTuple):
@@ -63,7 +62,7 @@ class Record:
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
         self.stop_at = self.start_at = -1e9        # the latest stop and start of the peer
-        self.ec2_at = self.status_at = -1e9        # EC2's latest answer, and the latest about the instances
+        self.status_at = -1e9                      # EC2's latest answer about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
         self.calls: Deque[float] = collections.deque()
@@ -264,7 +263,7 @@ class World:
         record.misses += 1
         return False
 
-    def travel(self, one: Instance, name: str, how: Dict[str, Any]) -> Tuple[Optional[float], Optional[float]]:
+    def travel(self, one: Instance, name: str) -> Tuple[Optional[float], Optional[float]]:
         """Return the seconds that a call takes to its effect, and its answer from there; None: it is lost."""
         there = back = self.schedule.conditions.latency * self.chance.uniform(0.2, 1.0) / 2
         if not name.startswith('describe') and self.schedule.conditions.effect_lag:
@@ -311,7 +310,6 @@ class World:
     def answers(self, one: Instance, name: str, result: Any) -> None:
         """An answer comes back to the instance."""
         record = self.records[one.name]
-        record.ec2_at = self.hub.now
         if self.timeline is not None and isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
         if name == 'describe_instance_status':

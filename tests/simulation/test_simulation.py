@@ -36,7 +36,7 @@ def test_a_schedule_gives_the_same_time_line_each_time() -> None:
 
 
 def test_a_peer_that_fails_again_soon_after_its_fail_back_is_taken_over_at_once() -> None:
-    """The secondary still remembers itself as the holder, and has started the peer a short while ago."""
+    """The secondary has started the peer a short while ago, and goes by what EC2 tells."""
     holds(Schedule((Fault(0, 'crash'),), Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=15)))
 
 

@@ -183,8 +183,16 @@ def test_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
     assert judged(TAKEN, holders=None).act == WAIT
 
 
-def test_nobody_is_stopped_who_has_taken_a_table_back() -> None:
-    back = dataclasses.replace(TAKEN, holders={TABLE: PEER, ADDRESS: SELF}, kept_at=NOW - 600.0)
+def test_a_take_over_goes_on_though_ec2_does_not_tell_the_states() -> None:
+    begun = dataclasses.replace(TAKEN, holders=THERE, moved=set(), heard=False)
+
+    assert judged(begun, peer_state=None, error='Unavailable').act == WAIT
+    assert judged(begun, peer_state=None, error='Unavailable', taking_over=False).act == NOTHING
+
+
+@pytest.mark.parametrize('part', [TABLE, ADDRESS])
+def test_nobody_is_stopped_who_has_taken_a_part_back(part: str) -> None:
+    back = dataclasses.replace(TAKEN, holders={TABLE: SELF, ADDRESS: SELF, part: PEER}, kept_at=NOW - 600.0)
 
     assert judged(back).act == judged(back, heard=False).act == GIVE_UP
     assert judged(back, claimed_at=NOW - 4.0).act == WAIT  # reads lag

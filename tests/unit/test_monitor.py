@@ -1,14 +1,16 @@
 """Steps of the monitor that no row of a table shows, with scripted pings and a scripted EC2."""
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 from typing import Any, Callable, Dict, List
 
 import pytest
 from botocore.exceptions import ClientError
 
-from nat_monitor import (LOOK_AFTER_CHANGE, NOBODY, PEER, SELF, SOON, Monitor, NoAnswer, OwnFault, Settings,
-                         Situation)
+from nat_monitor import (ABSENT, LOOK_AFTER_CHANGE, NOBODY, OTHER, PEER, SELF, SOON, Monitor, NoAnswer, OwnFault,
+                         Settings, Situation)
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
 ADDRESS = '198.51.100.7'
@@ -171,6 +173,51 @@ def test_what_ec2_goes_on_to_refuse_is_tried_again_with_the_next_judgement_only(
     assert ec2.calls == [TABLE]
 
 
+@pytest.mark.parametrize('state, step', [('running', 'stopped'), ('stopped', 'started')])
+def test_a_refused_step_of_a_restart_holds_up_no_claim(
+        monitor: Monitor, clock: Clock, ec2: Ec2, state: str, step: str) -> None:
+    taking_over(monitor)
+    monitor.known = dataclasses.replace(monitor.known, primary=True, own_state='running', peer_state=state, checks='ok',
+                                        holders={TABLE: SELF, ADDRESS: PEER}, moved={TABLE},
+                                        claimed_at=clock.now - 10.0)
+    known = monitor.known
+    ec2.answers.update({step: [refusal()] * 9, ADDRESS: [refusal()] * 9})
+    known.asked_at = known.seen_at = clock.now
+    monitor.judge()
+    assert ec2.calls == [step]
+    assert monitor.judge_at == clock.now + SOON
+
+    clock.now = known.asked_at = known.seen_at = monitor.judge_at
+    monitor.chance = random.Random(1)
+    monitor.judge()
+    assert set(ec2.calls[1:]) == {ADDRESS}
+    assert monitor.judge_at <= clock.now + SOON
+
+    clock.now = known.asked_at = known.seen_at = monitor.step_at
+    monitor.judge()
+    assert ec2.calls[-1] == step
+
+
+def test_a_refused_stop_is_not_asked_about_before_it_is_tried_again(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    monitor.known = Situation(own_state='running', peer_state='running', checks='ok', heard=True, taking_over=True,
+                              holders={TABLE: SELF}, seen_at=clock.now)
+    ec2.answers['stopped'] = [refusal()]
+
+    monitor.judge()
+
+    assert ec2.calls == ['stopped']
+    assert monitor.judge_at == monitor.step_at >= clock.now + SOON
+
+
+def test_a_table_that_does_not_exist_is_not_claimed_before_a_start(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    taking_over(monitor)
+    monitor.known.holders, monitor.known.asked_at = {TABLE: ABSENT, ADDRESS: SELF}, clock.now
+
+    monitor.start()
+
+    assert ec2.calls == [ADDRESS, 'started']
+
+
 def test_connections_are_dropped_after_the_address_has_moved(monitor: Monitor, ec2: Ec2) -> None:
     taking_over(monitor)
 
@@ -190,13 +237,126 @@ def test_a_take_over_is_over_where_nothing_may_be_done(monitor: Monitor, changed
     assert not monitor.known.taking_over
 
 
-def test_a_look_during_a_take_over_asks_nothing(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    monitor.known.taking_over = True
+@pytest.mark.parametrize('holder, again', [(SELF, LOOK_AFTER_CHANGE), (PEER, SOON)])
+@pytest.mark.parametrize('changed', [
+    {'judge_at': 995.1}, {'asked_at': 999.0, 'replied': False}, {'troubles': {'EC2': ()}}])
+def test_a_look_during_a_take_over_asks_nothing_as_each_judgement_does(
+        monitor: Monitor, clock: Clock, ec2: Ec2, changed: Dict[str, Any], holder: str, again: float) -> None:
+    monitor.known.taking_over, monitor.known.holders, monitor.judge_at = True, {TABLE: holder}, 0.0
+    for name, value in changed.items():
+        setattr(monitor.known if name == 'asked_at' else monitor, name, value)
 
     monitor.look()
 
     assert ec2.calls == []
-    assert monitor.look_at == clock.now + LOOK_AFTER_CHANGE
+    assert monitor.look_at == clock.now + again
+
+
+@pytest.mark.parametrize('misses, moved, claims', [(3, set(), True), (0, {ADDRESS}, True), (0, set(), False)])
+def test_a_look_goes_on_with_a_take_over_when_no_judgement_comes(
+        monitor: Monitor, clock: Clock, ec2: Ec2, misses: int, moved: Any, claims: bool) -> None:
+    """EC2 does not tell the states, or no ping can leave this host; then who has begun only finishes."""
+    taking_over(monitor)
+    ec2.answers.update(tables=[{TABLE: PEER}], address=[(SELF if moved else PEER, '')])
+    monitor.judge_at, monitor.misses, monitor.known.moved = clock.now - SOON, misses, moved
+
+    monitor.look()
+
+    assert (TABLE in ec2.calls) is claims
+
+
+def test_a_look_gives_up_no_less_than_a_judgement(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers.update(tables=[{TABLE: PEER}], address=[(PEER, '')])
+    monitor.judge_at, monitor.misses, monitor.known.moved = clock.now - SOON, 3, {TABLE}
+    monitor.known.claimed_at = clock.now - 10.0
+
+    monitor.look()
+
+    assert TABLE not in ec2.calls
+
+
+def test_a_take_over_that_has_moved_nothing_is_over_when_the_peer_answers(monitor: Monitor, clock: Clock) -> None:
+    taking_over(monitor)
+    monitor.ping, monitor.look_at = script(True), clock.now + 15.0
+
+    monitor.ping_once()
+
+    assert not monitor.known.taking_over and not monitor.split_seen
+    assert monitor.look_at == clock.now + 15.0
+
+
+def test_a_take_over_that_is_half_done_when_the_peer_answers_is_finished_at_once(
+        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers.update(tables=[{TABLE: SELF}] * 2, address=[(PEER, '')] * 2, states=[{OWN: ('running', 'ok')}])
+    monitor.known.moved, monitor.known.holders = {TABLE}, {TABLE: SELF, ADDRESS: PEER}
+    monitor.forwards, monitor.ping, monitor.look_at = lambda: True, script(True), clock.now + 15.0
+    monitor.ping_once()
+    assert not monitor.known.taking_over
+    assert monitor.look_at == clock.now
+
+    monitor.look()
+
+    assert ec2.calls[-1] == ADDRESS
+
+
+def test_what_a_look_could_not_claim_is_tried_again_soon(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    ec2.answers.update({TABLE: [refusal()], 'tables': [{TABLE: NOBODY}] * 4, 'states': [{OWN: ('running', 'ok')}] * 2})
+    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
+
+    monitor.look()
+    assert monitor.look_at == clock.now + SOON
+
+    monitor.look()
+    assert ec2.calls.count(TABLE) == 2
+
+
+def test_the_end_of_a_silence_ends_a_long_wait_for_the_next_judgement(monitor: Monitor, clock: Clock) -> None:
+    monitor.left_stopped, monitor.silence, monitor.judge_at = True, 3, clock.now + 60.0
+    monitor.ping = script(True)
+
+    monitor.ping_once()
+
+    assert monitor.judge_at < clock.now
+
+
+def test_a_take_over_takes_the_place_of_the_claim_at_the_start(monitor: Monitor, ec2: Ec2) -> None:
+    """That claim takes from whoever has a part, and what it has taken is not this one's."""
+    taking_over(monitor)
+    monitor.known = Situation(primary=True, starting=True, own_state='running', peer_state='stopping', remembered=PEER,
+                              holders={TABLE: OTHER, ADDRESS: PEER}, foreign={TABLE}, heard=True)
+    monitor.forwards = lambda: True
+
+    monitor.judge()
+
+    assert ec2.calls == [ADDRESS]
+
+
+def test_a_claim_at_the_start_that_ec2_refuses_is_tried_again_at_once_the_first_time(
+        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    ec2.answers.update({TABLE: [refusal()] * 2, 'tables': [{TABLE: PEER}] * 9,
+                        'states': [{OWN: ('running', 'ok')}] * 9})
+    monitor.known, monitor.forwards = Situation(primary=True, starting=True), lambda: True
+
+    monitor.look()
+    assert monitor.look_at == clock.now
+
+    monitor.chance = random.Random(1)
+    monitor.look()
+    assert clock.now < monitor.look_at < clock.now + SOON
+
+
+@pytest.mark.parametrize('moved, warns', [({TABLE}, True), (set(), False)])
+def test_a_primary_that_still_claims_warns_only_of_what_it_will_not_claim(
+        monitor: Monitor, ec2: Ec2, caplog: pytest.LogCaptureFixture, moved: Any, warns: bool) -> None:
+    ec2.answers['tables'] = [{TABLE: OTHER}]
+    monitor.known = Situation(primary=True, starting=True, moved=moved)
+
+    monitor.ask(states=False)
+
+    assert ('outside the pair' in caplog.text) is warns
+    assert monitor.known.foreign == {TABLE}
 
 
 @pytest.mark.parametrize('starting, again', [(False, LOOK_AFTER_CHANGE), (True, SOON)])
@@ -246,6 +406,28 @@ def test_the_first_look_of_a_primary_claims_whatever_it_sees(monitor: Monitor, e
     monitor.look()
 
     assert TABLE in ec2.calls
+
+
+def test_a_claim_of_long_ago_does_not_count_as_this_one(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    taking_over(monitor)
+    ec2.answers.update({TABLE: [refusal()], 'tables': [{TABLE: PEER}], 'address': [(NOBODY, '')]})
+    monitor.known = Situation(primary=True, moved={TABLE, ADDRESS}, claimed_at=clock.now - 1000.0, remembered=PEER,
+                              own_state='running', asked_at=clock.now)
+    monitor.forwards, monitor.look_at = lambda: True, clock.now
+
+    monitor.look()
+
+    assert (monitor.known.moved, monitor.known.remembered) == ({ADDRESS}, PEER)
+
+
+def test_what_a_take_over_needs_is_learned_though_another_question_fails(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+    monitor.allocation_id = ''
+    ec2.answers.update(tables=[refusal()], address=[(PEER, 'eipalloc-1')])
+
+    monitor.ask(states=False)
+
+    assert (monitor.known.holders, monitor.allocation_id) == (None, 'eipalloc-1')
 
 
 def test_a_part_whose_answer_was_lost_counts_as_moved_when_it_is_seen_here(monitor: Monitor, ec2: Ec2) -> None:
