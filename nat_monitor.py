@@ -874,6 +874,7 @@ class Monitor:
             self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
             known.starting = False
         rest = known.left_to_claim(self.settings)
+        known.moved -= set(rest)  # an earlier claim of these is no more
         known.starting = known.starting and bool(rest)
         self.attempts = self.attempts + 1 if failed or known.starting else 0
         self.look_at = self.clock.monotonic() + (
@@ -886,8 +887,11 @@ class Monitor:
             found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
             if found in (set(), {SELF}, {PEER}):
                 self.split_seen = False
+                self.lasting('apart', '', '')
                 self.remember(found)
                 return
+            if SELF not in found:  # what the peer has follows what is here, or two that cannot get the rest contend
+                rest = [part for part in rest if part not in known.at_peer()]
             self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
             if not known.primary and not self.split_seen:
                 self.split_seen = True
@@ -897,8 +901,8 @@ class Monitor:
             self.look_at = max(self.look_at, self.clock.monotonic() + SOON)
         elif rest:
             if not known.starting:
-                self.log.warning(f'{" and ".join(rest)} not at {self.own_id}, unlike the rest, or nowhere: claiming')
-            known.moved -= set(rest)  # an earlier claim of these is no more
+                self.lasting('apart', ' and '.join(rest), (
+                    f'{{}} not at {self.own_id}, unlike the rest, or nowhere: claiming'))
             self.claim(rest)
             if not known.starting and known.left_to_claim(self.settings):
                 self.split_seen, self.look_at = True, self.clock.monotonic() + SOON

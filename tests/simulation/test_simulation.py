@@ -57,6 +57,10 @@ def test_an_answer_from_before_a_suspension_starts_nobody() -> None:
                    Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=1)))
 
 
+def test_two_that_may_not_move_an_address_which_nobody_has_do_not_contend_for_the_route() -> None:
+    holds(Schedule((Fault(50, 'forbid', 'both', 400, 5), Fault(60, 'move address', 'primary', 1, 2)), Conditions()))
+
+
 def test_a_take_over_is_not_resumed_against_a_peer_that_is_back() -> None:
     """EC2 has lost calls and answers of the take-over; meanwhile the peer boots, and takes everything back."""
     holds(Schedule((Fault(302, 'lossy', 'secondary', 36, 53), Fault(309, 'late metadata', 'primary', 1),

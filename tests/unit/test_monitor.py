@@ -384,6 +384,23 @@ def test_the_secondary_claims_what_lies_apart_if_a_second_look_agrees(monitor: M
     assert TABLE in ec2.calls
 
 
+def test_what_the_peer_has_is_claimed_only_if_a_part_is_here(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    """Two that live, and may not move the address that nobody has, would take the table from each other for ever."""
+    taking_over(monitor)
+    monitor.known = Situation(own_state='running')
+    ec2.answers.update({'tables': [{TABLE: PEER}] * 4, 'address': [(NOBODY, '')] * 2 + [(SELF, '')] * 2,
+                        'states': [{OWN: ('running', 'ok')}] * 2})
+    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
+
+    monitor.look()
+    assert ec2.calls[-1] == ADDRESS and TABLE not in ec2.calls
+    assert monitor.look_at == clock.now + SOON
+
+    clock.now += SOON
+    monitor.look()
+    assert ec2.calls[-1] == TABLE
+
+
 def test_a_claim_at_the_start_is_given_up_when_the_peer_has_taken_back(
         monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
     taking_over(monitor)
