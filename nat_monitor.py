@@ -472,7 +472,7 @@ class Situation:
     answers: bool = False                      # the peer answered the last ping
     heard: bool = False
     remembered: Optional[str] = None           # who held tables and address when this monitor last saw: SELF or PEER
-    kept_at: float = math.inf                  # since when a table has been seen at the peer
+    kept_at: float = math.inf                  # since when the peer has been seen to serve
     taking_over: bool = False                  # in this silence
     starting: bool = False                     # the primary has not yet claimed all since its start
     moved: Set[str] = dataclasses.field(default_factory=set)  # parts that it has claimed since one of the two began
@@ -484,6 +484,10 @@ class Situation:
     def at_peer(self, beginning: str = '') -> Set[str]:
         """Return the parts that the peer holds, of those whose ids begin so."""
         return {part for part, holder in (self.holders or {}).items() if holder == PEER and part.startswith(beginning)}
+
+    def peer_serves(self) -> bool:
+        """Tell whether the peer has a table, or the address while nothing is here."""
+        return bool(self.at_peer('rtb-') or self.at_peer() and SELF not in (self.holders or {}).values())
 
     def has_settled(self) -> bool:
         """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
@@ -513,7 +517,7 @@ class Decision(NamedTuple):
     again: float = SOON
 
 
-NOTHING, TAKE_OVER, GIVE_UP, BACK = 'nothing', 'take over', 'give up', 'back'
+NOTHING, ASIDE, TAKE_OVER, GIVE_UP, BACK = 'nothing', 'stand aside', 'take over', 'give up', 'back'
 WAIT, STOP, FORCE, START = 'wait', 'stop', 'force', 'start'  # steps of a restart
 
 
@@ -541,11 +545,11 @@ def decide(known: Situation, settings: Settings, now: float) -> Decision:
     held = known.primary and known.remembered != PEER
     if known.taking_over or not known.left_to_claim(settings) or held and known.holders is None:
         return decide_restart(known, settings, now)
-    if held and known.at_peer('rtb-') and (
+    if held and known.peer_serves() and (
             known.peer_state in ('running', 'pending', None) and (
                 now - known.kept_at < settings.wait_for_instance_stop)):
-        return Decision(NOTHING, 'has taken over, so it is about to restart this instance: standing aside for '
-                                 f'{settings.wait_for_instance_stop:g} s')
+        return Decision(ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
+                               f'{settings.wait_for_instance_stop:g} s')
     return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
 
 
@@ -625,6 +629,7 @@ class Monitor:
         self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
         self.pinged_at = self.next_ping_at = self.look_at = self.judge_at = -math.inf
         self.step_at = -math.inf                   # a step of a restart that EC2 has refused is not tried before
+        self.aside = False                         # the primary leaves all to the peer for a while
         self.split_seen = False                    # by the latest look
         self.attempts = 0                          # in a row, at what a look or a take-over failed to do
         self.left_stopped = False                  # the peer was stopped by this monitor, and is not yet back
@@ -706,7 +711,7 @@ class Monitor:
         if not self.known.heard and not self.left_stopped:
             self.log.info(f'{self.peer_id} answers')
         half_done = self.known.taking_over and self.known.moved and self.known.left_to_claim(self.settings)
-        self.known.heard, self.known.taking_over, self.known.kept_at = True, False, math.inf
+        self.known.heard, self.known.taking_over, self.known.kept_at, self.aside = True, False, math.inf, False
         if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
             self.end_silence()
         if half_done:
@@ -822,7 +827,7 @@ class Monitor:
         for part, holder in known.holders.items():
             if holder == SELF and part in self.troubles:
                 self.note_claimed(part)  # though EC2's answer was lost
-        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.at_peer('rtb-') else math.inf
+        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.peer_serves() else math.inf
         before, known.foreign = known.foreign, {part for part, holder in known.holders.items() if holder == OTHER}
         for part in sorted(known.foreign - before - set(known.left_to_claim(settings))):
             self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
@@ -893,6 +898,8 @@ class Monitor:
             if SELF not in found:  # what the peer has follows what is here, or two that cannot get the rest contend
                 rest = [part for part in rest if part not in known.at_peer()]
             self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
+            if self.aside:
+                return
             if not known.primary and not self.split_seen:
                 self.split_seen = True
                 return
@@ -910,7 +917,7 @@ class Monitor:
     def remember(self, found: Set[str]) -> None:
         """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
         holder = next(iter(found), None)
-        if holder == SELF or holder == PEER and not (self.known.primary and self.misses):
+        if holder == SELF or holder == PEER and not (self.known.primary and self.silence):
             if holder != self.known.remembered:
                 self.log.info(f'{self.own_id if holder == SELF else self.peer_id} holds tables and address')
             self.known.remembered = holder
@@ -940,9 +947,11 @@ class Monitor:
         move: Dict[str, Call] = {address: lambda client: client.associate_address(
             AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
         } if address and address in parts and self.allocation_id else {}
+        serves = self.known.taking_over and SELF in (self.known.holders or {}).values()
         for calls, deadline in ((tables, CALL_DEADLINE), (move, MOVE_DEADLINE)):
-            if results and not any(map(has_answered, results.values())):
-                break
+            failed = bool(results) and all(isinstance(result, Exception) for result in results.values())
+            if failed and not (serves and any(map(has_answered, results.values()))):
+                break  # without a route the address serves nobody here, and may be of use where it is
             results.update(self.call(calls, deadline=deadline))
             for part in calls:
                 result = results[part]
@@ -989,7 +998,8 @@ class Monitor:
             if not self.forwards():
                 self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
                                  'same')
-        if what == NOTHING:
+        self.aside = what == ASIDE
+        if what in (NOTHING, ASIDE):
             known.taking_over = False
         elif what == GIVE_UP:
             known.taking_over, known.remembered, self.misses = False, SELF, 0  # a primary will stand aside
@@ -1012,9 +1022,8 @@ class Monitor:
         if rest:
             self.attempts += 1
             results = self.claim(rest)
-            refused = [part for part, result in results.items() if code_of(result)]
-            if refused and self.attempts == 1:
-                self.claim(refused)  # at once, this one time; a lost answer is asked for first
+            if self.attempts == 1 and any(map(code_of, results.values())):  # at once, this one time
+                self.claim([part for part in rest if part not in results or code_of(results[part])])
             if not known.moved and not any(map(has_answered, results.values())):
                 known.taking_over = False  # cut off meanwhile: whether the peer is dead must be judged anew
         if known.left_to_claim(self.settings):

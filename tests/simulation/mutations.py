@@ -33,8 +33,8 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
     'never looks': (('LOOK_INTERVAL = 300.0', 'LOOK_INTERVAL = 1e9'),),
     'stops without spacing': (('if now - stopped_at < spacing:', 'if False:'),),
     'takes over for as long as it lives': (
-        ('self.known.heard, self.known.taking_over, self.known.kept_at = True, False, math.inf',
-         'self.known.heard, self.known.kept_at = True, math.inf'),),
+        ('self.known.heard, self.known.taking_over, self.known.kept_at, self.aside = True, False, math.inf, False',
+         'self.known.heard, self.known.kept_at, self.aside = True, math.inf, False'),),
     'does not look what has become of a lost answer': (
         ("known.holders = dict(results['tables'])", "known.holders = {**results['tables'], **(known.holders or {})}"),),
     'keeps a client that has no credentials': (('self.client = None  # a client', 'pass  # a client'),),
@@ -49,7 +49,7 @@ MISTAKES: Dict[str, Tuple[Tuple[str, str], ...]] = {
         ('or not known.left_to_claim(settings) or', 'or known.remembered == SELF or'),),
     'stops a peer that keeps its tables': (
         ('if now - known.kept_at < wait_stop:', 'if False:'),),
-    'a primary never stands aside': (('if held and known.at_peer(', 'if False and known.at_peer('),),
+    'a primary never stands aside': (('if held and known.peer_serves(', 'if False and known.peer_serves('),),
     'an answer from before the silence decides': (
         ('self.judge_at = self.known.asked_at = -math.inf', 'self.judge_at = -math.inf'),),
 }

@@ -36,8 +36,13 @@ deaf = st.builds(  # two that live, but do not hear each other, and something el
     lambda fault, others: [fault, *(other._replace(at=fault.at + after) for after, other in others)],
     faults('cut peer', 'block ping'),
     st.lists(st.tuples(st.integers(0, 40), st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))), max_size=3))
+denied = st.builds(  # a role that may not do all, and something else
+    lambda forbidden, others: [forbidden, *(other._replace(at=100 + other.at % 200) for other in others)],
+    st.builds(Fault, st.integers(0, 200), st.just('forbid'), st.sampled_from(('primary', 'secondary', 'both')),
+              st.sampled_from((100, 400, 800)), st.integers(0, 8)),
+    st.lists(st.one_of(any_fault, faults('cut peer', 'block ping', *SOMEBODY)), min_size=1, max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
-any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, loss)
+any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, denied, loss)
 schedules = st.builds(Schedule, any_faults.map(tuple), conditions, st.integers(0, 1 << 16))
 
 

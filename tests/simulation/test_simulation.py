@@ -61,6 +61,22 @@ def test_two_that_may_not_move_an_address_which_nobody_has_do_not_contend_for_th
     holds(Schedule((Fault(50, 'forbid', 'both', 400, 5), Fault(60, 'move address', 'primary', 1, 2)), Conditions()))
 
 
+@pytest.mark.parametrize('schedule', [
+    Schedule((Fault(67, 'forbid', 'secondary', 800, 4), Fault(97, 'block ping', 'secondary', 200, 5)), Conditions()),
+    Schedule((Fault(173, 'forbid', 'secondary', 100, 6), Fault(200, 'cut peer', 'primary', 200, 39),
+              Fault(208, 'move address', 'secondary', 200, 50)), Conditions(tables=2)),
+    Schedule((Fault(117, 'forbid', 'secondary', 400, 5), Fault(298, 'block ping', 'both', 200, 54),
+              Fault(332, 'move route', 'both', 60, 3)), Conditions()),
+    Schedule((Fault(54, 'move route', 'secondary', 60, 15), Fault(66, 'cut peer', 'secondary', 200, 47),
+              Fault(170, 'forbid', 'both', 100, 8)), Conditions()),
+    Schedule((Fault(128, 'forbid', 'secondary', 400, 8), Fault(175, 'forbid', 'both', 400, 4),
+              Fault(209, 'move route', 'secondary', 200, 41), Fault(225, 'crash', 'primary', 20, 48)),
+             Conditions(tables=2))],
+    ids=['no ReplaceRoute', 'no StopInstances', 'no AssociateAddress', 'no route to move', 'neither may move a route'])
+def test_two_that_live_and_may_not_do_all_do_not_contend(schedule: Schedule) -> None:
+    holds(schedule)
+
+
 def test_a_take_over_is_not_resumed_against_a_peer_that_is_back() -> None:
     """EC2 has lost calls and answers of the take-over; meanwhile the peer boots, and takes everything back."""
     holds(Schedule((Fault(302, 'lossy', 'secondary', 36, 53), Fault(309, 'late metadata', 'primary', 1),

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nat_monitor import (ABSENT, BACK, FORCE, GIVE_UP, LATER, NOBODY, NOTHING, OTHER, PEER, SELF, SETTLE_BEFORE_STOP,
-                         SOON, START, STOP, TAKE_OVER, WAIT, Decision, Settings, Situation, decide)
+from nat_monitor import (ABSENT, ASIDE, BACK, FORCE, GIVE_UP, LATER, NOBODY, NOTHING, OTHER, PEER, SELF,
+                         SETTLE_BEFORE_STOP, SOON, START, STOP, TAKE_OVER, WAIT, Decision, Settings, Situation, decide)
 
 NOW = 10000.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
@@ -125,8 +125,15 @@ def test_a_primary_whose_take_over_is_not_complete_restarts_the_peer_beside_it()
 def test_a_primary_whose_peer_has_just_taken_over_stands_aside() -> None:
     decision = judged(BEREFT, kept_at=NOW - 59.0)
 
-    assert decision.act == NOTHING
+    assert decision.act == ASIDE
     assert 'standing aside' in decision.why
+
+
+@pytest.mark.parametrize('table, act', [(OTHER, ASIDE), (NOBODY, ASIDE), (SELF, TAKE_OVER)])
+def test_the_address_alone_tells_that_the_peer_has_taken_over_only_if_nothing_is_here(table: str, act: str) -> None:
+    foreign = {TABLE} if table == OTHER else set()
+
+    assert judged(BEREFT, holders={TABLE: table, ADDRESS: PEER}, foreign=foreign).act == act
 
 
 def test_a_primary_that_stood_aside_in_vain_takes_over() -> None:

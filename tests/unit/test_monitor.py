@@ -13,7 +13,7 @@ from nat_monitor import (ABSENT, LOOK_AFTER_CHANGE, NOBODY, OTHER, PEER, SELF, S
                          Settings, Situation)
 
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
-ADDRESS = '198.51.100.7'
+OTHER_TABLE, ADDRESS = 'rtb-0123456789abcdef1', '198.51.100.7'
 
 
 class Clock:
@@ -147,8 +147,8 @@ def taking_over(monitor: Monitor) -> None:
 
 @pytest.mark.parametrize('tables, calls', [
     ([{}], [TABLE, ADDRESS]),
-    ([refusal(), {}], [TABLE, ADDRESS, TABLE]),
-    ([refusal(), refusal()], [TABLE, ADDRESS, TABLE]),
+    ([refusal(), {}], [TABLE, TABLE, ADDRESS]),
+    ([refusal(), refusal()], [TABLE, TABLE]),  # alone the address would part from the route
     ([NoAnswer('no answer')], [TABLE]),  # where it is must be asked first, and so must whether the peer is dead
 ])
 def test_what_ec2_refuses_is_tried_again_at_once_and_without_an_answer_nothing_is(
@@ -160,6 +160,34 @@ def test_what_ec2_refuses_is_tried_again_at_once_and_without_an_answer_nothing_i
 
     assert ec2.calls == calls
     assert monitor.known.taking_over is (calls != [TABLE])
+
+
+@pytest.mark.parametrize('begun, calls', [(True, [OTHER_TABLE, ADDRESS]), (False, [OTHER_TABLE])])
+def test_the_address_comes_without_a_route_that_is_refused_only_in_a_take_over_that_has_moved_another(
+        monitor: Monitor, ec2: Ec2, begun: bool, calls: List[str]) -> None:
+    """Two that live would take it from each other for as long as the route is refused to both."""
+    taking_over(monitor)
+    monitor.known.taking_over, monitor.known.holders = begun, {TABLE: SELF, OTHER_TABLE: PEER, ADDRESS: PEER}
+    ec2.answers[OTHER_TABLE] = [refusal()]
+
+    monitor.claim([OTHER_TABLE, ADDRESS])
+
+    assert ec2.calls == calls
+
+
+def test_who_held_before_a_silence_is_not_forgotten_in_it(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
+    """A primary whose take-over was taken back stands aside next, though it has begun to count misses anew."""
+    ec2.answers['tables'] = [{TABLE: PEER}]
+    monitor.known = Situation(primary=True, own_state='running', peer_state='running', heard=True, taking_over=True,
+                              moved={TABLE}, holders={TABLE: PEER}, seen_at=clock.now)
+    monitor.misses = monitor.silence = 6
+    monitor.judge()
+    assert not monitor.known.taking_over
+    monitor.look_at = clock.now
+
+    monitor.look()
+
+    assert monitor.known.remembered == SELF
 
 
 def test_what_ec2_goes_on_to_refuse_is_tried_again_with_the_next_judgement_only(monitor: Monitor, ec2: Ec2) -> None:
@@ -399,6 +427,23 @@ def test_what_the_peer_has_is_claimed_only_if_a_part_is_here(monitor: Monitor, c
     clock.now += SOON
     monitor.look()
     assert ec2.calls[-1] == TABLE
+
+
+@pytest.mark.parametrize('aside', [True, False])
+def test_a_primary_that_stands_aside_claims_nothing_by_a_look_either(
+        monitor: Monitor, clock: Clock, ec2: Ec2, aside: bool) -> None:
+    taking_over(monitor)
+    monitor.known = Situation(primary=True, heard=True, remembered=SELF, own_state='running', peer_state='running',
+                              holders={TABLE: PEER, ADDRESS: SELF}, kept_at=clock.now)
+    monitor.forwards = lambda: True
+    if aside:
+        monitor.judge()
+    ec2.answers.update(tables=[{TABLE: PEER}] * 2, address=[(SELF, '')] * 2, states=[{OWN: ('running', 'ok')}])
+    monitor.look_at = clock.now
+
+    monitor.look()
+
+    assert (TABLE in ec2.calls) is not aside
 
 
 def test_a_claim_at_the_start_is_given_up_when_the_peer_has_taken_back(
