@@ -999,7 +999,7 @@ class Monitor:
                 self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
                                  'same')
         self.aside = what == ASIDE
-        if what in (NOTHING, ASIDE):
+        if what == NOTHING:
             known.taking_over = False
         elif what == GIVE_UP:
             known.taking_over, known.remembered, self.misses = False, SELF, 0  # a primary will stand aside

@@ -215,6 +215,7 @@ def test_a_peer_that_keeps_a_table_which_never_came_is_stopped_only_after_a_whil
 def test_where_neither_holds_anything_only_a_peer_whose_checks_fail_is_stopped() -> None:
     assert judged(TAKEN, holders=NOWHERE).act == WAIT
     assert judged(TAKEN, holders=NOWHERE, checks='impaired').act == STOP
+    assert judged(TAKEN, holders={**NOWHERE, ADDRESS: PEER}, moved=set(), kept_at=NOW - 600.0).act == WAIT
 
 
 def test_stops_are_spaced() -> None:

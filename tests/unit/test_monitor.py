@@ -175,6 +175,59 @@ def test_the_address_comes_without_a_route_that_is_refused_only_in_a_take_over_t
     assert ec2.calls == calls
 
 
+def test_no_address_is_moved_while_ec2_does_not_answer(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+    monitor.known.holders = {TABLE: SELF, OTHER_TABLE: PEER, ADDRESS: PEER}
+    ec2.answers[OTHER_TABLE] = [NoAnswer('no answer')]
+
+    monitor.claim([OTHER_TABLE, ADDRESS])
+
+    assert ec2.calls == [OTHER_TABLE]
+
+
+def test_a_table_whose_answer_was_lost_is_not_tried_again_at_once(monitor: Monitor, ec2: Ec2) -> None:
+    taking_over(monitor)
+    monitor.settings = Settings(PEER_ID, OWN, (TABLE, OTHER_TABLE), ADDRESS)
+    monitor.known.holders = {TABLE: PEER, OTHER_TABLE: PEER, ADDRESS: PEER}
+    ec2.answers.update({TABLE: [refusal()], OTHER_TABLE: [NoAnswer('no answer')]})
+
+    monitor.go_on()
+
+    assert ec2.calls == [TABLE, OTHER_TABLE, TABLE, ADDRESS]
+
+
+@pytest.mark.parametrize('table, since', [(OTHER, 0.0), (PEER, 0.0), (SELF, math.inf)])
+def test_the_peer_serves_since_it_was_first_seen_with_a_table_or_with_all_there_is(
+        monitor: Monitor, clock: Clock, ec2: Ec2, table: str, since: float) -> None:
+    taking_over(monitor)
+    ec2.answers.update(tables=[{TABLE: table}], address=[(PEER, '')])
+
+    monitor.ask(states=False)
+
+    assert monitor.known.kept_at == clock.now + since
+
+
+def test_an_answer_ends_standing_aside(monitor: Monitor) -> None:
+    monitor.aside, monitor.ping = True, script(True)
+
+    monitor.ping_once()
+
+    assert not monitor.aside
+
+
+def test_the_log_tells_when_the_parts_are_together_again(
+        monitor: Monitor, clock: Clock, ec2: Ec2, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level('INFO')
+    ec2.answers.update(tables=[{TABLE: NOBODY}] * 2 + [{TABLE: SELF}], states=[{OWN: ('running', 'ok')}] * 2)
+    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
+    monitor.look()
+
+    clock.now += LOOK_AFTER_CHANGE
+    monitor.look()
+
+    assert f'over after 15 s: {TABLE} not at {OWN}, unlike the rest, or nowhere' in caplog.text
+
+
 def test_who_held_before_a_silence_is_not_forgotten_in_it(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
     """A primary whose take-over was taken back stands aside next, though it has begun to count misses anew."""
     ec2.answers['tables'] = [{TABLE: PEER}]
