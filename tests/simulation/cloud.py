@@ -69,11 +69,13 @@ class Cloud:
         self.hub = hub
         self.conditions = conditions
         self.instances = {one.id: one for one in instances}
-        self.routes: Dict[str, Optional[str]] = {f'rtb-0000000{n}': instances[0].id for n in range(conditions.tables)}
+        self.routes: Dict[str, Optional[str]] = {f'rtb-000000{n:02}': instances[0].id for n in range(conditions.tables)}
         self.owner: Optional[str] = instances[0].id
+        self.released = False             # there is no such address any more
         self.buckets: Dict[str, Tuple[float, float]] = {}
         self.no_data: Callable[[], bool] = lambda: False
         self.no_capacity: Callable[[], bool] = lambda: False
+        self.left_out: Callable[[Instance], bool] = lambda one: False
         self.times: List[float] = []
         self.pasts: List[Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]] = []
         self.booted: Callable[[Instance], None] = lambda one: None
@@ -228,12 +230,12 @@ class Cloud:
             {'InstanceId': one.id, 'InstanceState': {'Name': states[one.id][0]},
              'InstanceStatus': {'Status': bad or states[one.id][1]},
              'SystemStatus': {'Status': bad or ('ok' if states[one.id][1] == 'impaired' else states[one.id][1])}}
-            for one in self.known(*InstanceIds)]}
+            for one in self.known(*InstanceIds) if not self.left_out(one)]}
 
     def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
-        one = self.instances[Filters[0]['Values'][0]]
-        return {'Reservations': [] if self.forgotten(one) else [{'Instances': [
-            {} if one.state == 'terminated' else {'PrivateIpAddress': one.address}]}]}
+        return {'Reservations': [{'Instances': [{'InstanceId': one.id, **(
+            {} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
+            for one in map(self.instances.__getitem__, Filters[0]['Values']) if not self.forgotten(one)]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
         states, routes, _ = self.seen(lag)
@@ -245,7 +247,7 @@ class Cloud:
 
     def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
         owner = self.seen(lag)[2]
-        return {'Addresses': [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
+        return {'Addresses': [] if self.released else [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
             {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {})}]}
 
     def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
@@ -264,6 +266,8 @@ class Cloud:
         one, = self.known(InstanceId)
         if one.state not in ('running', 'stopping', 'stopped'):
             raise refusal('InvalidInstanceID', f'{one.id} is {one.state}')
+        if self.released:
+            raise refusal('InvalidAllocationID.NotFound')
         self.give_address(one)
 
     def stop_instances(self, by: Instance, lag: float, InstanceIds: List[str], Force: bool = False) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import math
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import greenlet
@@ -103,7 +104,7 @@ class Hub:
         self.at(0.0, self.resume, thread, 0)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
-                     meanwhile: Optional[Callable[[], None]], no_answer: Exception) -> Dict[str, Any]:
+                     meanwhile: Optional[Callable[[], float]], no_answer: Exception) -> Dict[str, Any]:
         """Do what the monitor's run_together does with threads: a late call goes on, and its result is dropped."""
         done: Dict[str, Any] = {}
         deadline = self.now + timeout
@@ -113,20 +114,24 @@ class Hub:
 
         def make(name: str, call: Callable[[], Any]) -> None:
             try:
-                done[name] = call()
+                result = call()
             except Exception as error:
-                done[name] = error
+                result = error
+            if self.now <= deadline:
+                done[name] = result
             if waiting and len(done) == len(calls):
                 self.at(0.0, self.resume, *waiting[0])
 
         for name, call in calls.items():
             self.spawn(thread.process, functools.partial(make, name, call))
-        if meanwhile:
-            meanwhile()
-        if len(done) < len(calls) and self.now < deadline:
-            waiting.append(self.ticket())
-            self.at(deadline - self.now, self.resume, *waiting[0])
-            self.wait()
+        while len(done) < len(calls) and self.now < deadline:
+            pause = meanwhile() if meanwhile else math.inf
+            pause = math.inf if pause is None else pause
+            if pause > 0.0 and len(done) < len(calls) and self.now < deadline:
+                waiting[:] = [self.ticket()]
+                self.at(min(pause, deadline - self.now), self.resume, *waiting[0])
+                self.wait()
+                waiting.clear()
         return {name: done.get(name, no_answer) for name in calls}
 
     def kill(self, process: Process) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
 
-import nat_monitor
 from nat_monitor import CALL_DEADLINE, LATER, LOOK_INTERVAL, MOVE_DEADLINE
 
 from .cloud import PATIENCE
@@ -20,6 +19,8 @@ LOOKS = ('describe_route_tables', 'describe_addresses')
 CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
 CHANGES_OF_A_PART = 8             # of its owner by monitors, in five minutes: more is a contest
+CHANGES_AT_FIRST = 3              # the same where nothing else happens than that two do not hear each other, in ten minutes
+SERVED = 0.9                      # of the time, while the primary crashes again and again
 TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
 LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
 
@@ -36,6 +37,8 @@ class Watch:
         self.final_at: Optional[float] = None      # when, as long as nobody has taken over
         self.bound = 0.0                           # for that
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
+        self.deaths_left: Optional[int] = None     # of a primary that crashes again and again
+        self.served, self.counted_at, self.not_served = True, 0.0, 0.0  # seconds, so far
 
     def worst(self, what: str, value: float) -> None:
         if value > self.seen.get(what, -1.0):
@@ -45,6 +48,18 @@ class Watch:
 def at_every_change(world: World) -> None:
     never_both_stopped(world)
     is_served(world)
+    for part, owner in world.cloud.owners().items():
+        if owner == world.instances[0].id:
+            world.records.get('primary', world).owed.discard(part)
+
+
+def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dict[str, Optional[str]]) -> None:
+    """Look at what a call has moved."""
+    for part, owner in world.cloud.owners().items():
+        if owner != before[part]:
+            parts_change_hands_seldom(world, part)
+            nothing_follows_what_is_lost(world, one, part, before)
+            world.records[one.name].owed.discard(part)
 
 
 def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
@@ -56,8 +71,9 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
     if has_effect:
         never_against_an_answering_peer(world, one, name)
         only_the_holder_stops(world, one, name)
-        takes_nothing_from_one_that_works(world, one, name)
+        who_cannot_nat_takes_nothing(world, one, name)
         decides_only_with_ec2(world, one, name)
+        stops_no_healthy_peer(world, one, name)
     if name in CLAIMS:
         record = world.records[one.name]
         record.claim_at = world.hub.now
@@ -77,7 +93,7 @@ def never_both_stopped(world: World) -> None:
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
-    return name in CLAIMS and (one.monitor.known.starting or world.hub.now - world.watch.split_at < 30.0)
+    return name in CLAIMS and (bool(world.records[one.name].owed) or world.hub.now - world.watch.split_at < 30.0)
 
 
 def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
@@ -107,6 +123,18 @@ def only_the_holder_stops(world: World, one: Instance, name: str) -> None:
         broken(f'2: {one.name} stops its peer, which holds all tables')
 
 
+def stops_no_healthy_peer(world: World, one: Instance, name: str) -> None:
+    """2. Nobody is stopped for a hiccup or a reboot, nor who holds everything and works by one that holds nothing."""
+    peer = world.peer(one)
+    if name != 'stop_instances' or peer.state != 'running':
+        return
+    unheard = world.hub.now - world.unheard_since(one)
+    if (peer.up or peer.checks != 'impaired') and unheard < world.settings.wait_for_instance_stop - 0.01:
+        broken(f'2: {one.name} stops its peer {unheard:.1f} s after it could hear it')
+    if world.holder() is peer and world.works(peer):
+        broken(f'2: {one.name} holds nothing and stops its peer, which holds everything and works')
+
+
 def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
     """3. Nothing is begun without EC2's answer, in isolation, or by an instance that EC2 does not call running."""
     record, now = world.records[one.name], world.hub.now
@@ -132,6 +160,8 @@ def is_served(world: World) -> None:
     """4. While one is able to serve, route and address soon point to one that works."""
     watch, now = world.watch, world.hub.now
     holder = world.holder()
+    watch.not_served += 0.0 if watch.served else now - watch.counted_at
+    watch.served, watch.counted_at = not world.parts() or bool(holder and world.works(holder)), now
     for one in world.instances:
         if not world.is_able(one):
             watch.able_at[one.name] = None
@@ -161,12 +191,19 @@ def is_served(world: World) -> None:
         broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder (bound: {watch.bound:.1f} s)')
 
 
-def takes_nothing_from_one_that_works(world: World, one: Instance, name: str) -> None:
-    """4. Who does not forward begins no claim while its peer does, and can be heard."""
-    record, peer = world.records[one.name], world.peer(one)
-    if name in CLAIMS and not one.forwarding and world.works(peer) and world.hears(one) and not record.misses and (
-            world.hub.now - record.claim_at >= 30.0):
-        broken(f'4: {one.name} calls {name} and does not forward, while its peer does')
+def who_cannot_nat_takes_nothing(world: World, one: Instance, name: str) -> None:
+    """4. A route to a host that does not forward serves nobody."""
+    if name in CLAIMS and not one.forwarding:
+        broken(f'4: {one.name} calls {name} and does not forward')
+
+
+def served_most_of_the_time(world: World) -> None:
+    """4. Whoever dies again and again after each boot, its subnets are served by the other one."""
+    if world.schedule.bound == 'crash loop':
+        share = 1.0 - world.watch.not_served / world.hub.now
+        world.watch.worst('4: not served while the primary crashes again and again, % of the time', 100 * (1 - share))
+        if share < SERVED:
+            broken(f'4: served for {share:.0%} of the time only')
 
 
 def served_within(world: World) -> float:
@@ -177,15 +214,12 @@ def served_within(world: World) -> float:
 def served_again_within(world: World, one: Instance) -> float:
     """4. From the death of the serving instance of a settled pair, until `one` serves: pings, calls, the late effect.
 
-    The last EC2 call is the look that finds the address where its answer was lost.  A primary that remembers
-    wrongly who held stands aside first, for it cannot tell that from a take-over.
+    The last EC2 call is the question that finds the address where its answer was lost.
     """
     settings, conditions = world.settings, world.schedule.conditions
     pings = settings.num_pings * (2 if one is world.instances[0] else 1) * settings.ping_timeout
     calls = 4 * conditions.latency + 2 * conditions.effect_lag
-    right = settings.wait_between_pings + pings + max(settings.ping_timeout, conditions.latency) + calls + 1.0
-    known = one.monitor.known.primary is False or one.monitor.known.remembered == nat_monitor.PEER
-    return float(right if known else right + pings + settings.wait_for_instance_stop)
+    return float(settings.wait_between_pings + pings + max(settings.ping_timeout, conditions.latency) + calls + 1.0)
 
 
 def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
@@ -207,22 +241,39 @@ def calls_are_few(world: World, one: Instance, name: str, dry: bool) -> None:
         broken(f'5: {one.name} stops its peer for mere ping loss')
 
 
-def parts_change_hands_seldom(world: World, before: Dict[str, Optional[str]]) -> None:
-    """5. Two monitors do not contend for a part."""
-    for part, owner in world.cloud.owners().items():
-        if owner != before[part]:
-            changes = world.watch.changes.setdefault(part, [])
-            changes[:] = [at for at in changes if world.hub.now - at < 300.0] + [world.hub.now]
-            world.watch.worst('5: changes of a part in five minutes', len(changes))
-            if len(changes) > CHANGES_OF_A_PART:
-                broken(f'5: {part} changes hands {len(changes)} times in five minutes')
+def parts_change_hands_seldom(world: World, part: str) -> None:
+    """5. Two monitors do not contend for a part.  Two that live settle, whoever may do what and hears whom."""
+    changes, now = world.watch.changes.setdefault(part, []), world.hub.now
+    changes.append(now)
+    in_five_minutes = sum(now - at < 300.0 for at in changes)
+    world.watch.worst('5: changes of a part in five minutes', in_five_minutes)
+    if in_five_minutes > CHANGES_OF_A_PART:
+        broken(f'5: {part} changes hands {in_five_minutes} times in five minutes')
+    if world.schedule.bound == 'contest' and not world.over:
+        begun_at = world.schedule.faults[0].at
+        world.watch.worst('5: changes of a part between two that live', len(changes))
+        if now - begun_at < 600.0 and len(changes) > CHANGES_AT_FIRST:
+            broken(f'5: {part} changes hands {len(changes)} times in ten minutes between two that live')
+        if now - begun_at >= 600.0 and len(changes) > 1 and now - max(changes[-2], begun_at + 600.0) < 3600.0 and (
+                changes[-2] >= begun_at + 600.0):
+            broken(f'5: {part} changes hands twice in {now - changes[-2]:.0f} s between two that live')
+
+
+def nothing_follows_what_is_lost(world: World, one: Instance, part: str, before: Dict[str, Optional[str]]) -> None:
+    """5. What somebody loses, deletes or adds moves nothing else away from an instance that works."""
+    from .pair import LOST
+    peer = world.peer(one)
+    if all(fault.kind in LOST for fault in world.schedule.faults) and not world.watch.killed and (
+            before[part] == peer.id and world.works(peer) and part not in world.records[one.name].owed):
+        broken(f'5: {one.name} takes {part} from its peer, which works, as another part is lost')
 
 
 def rests_between_turns(world: World, one: Instance) -> None:
     """5. No monitor is busy for nothing, also where no call leaves it."""
     turns = world.records[one.name].turns
     turns.append(world.hub.now)
-    if len(turns) == TURNS_A_MINUTE and turns[-1] - turns[0] < 60.0:
+    pinging = 60.0 / world.settings.wait_between_pings
+    if len(turns) == TURNS_A_MINUTE and turns[-1] - turns[0] < 60.0 * TURNS_A_MINUTE / (TURNS_A_MINUTE + pinging):
         broken(f'5: {one.name} is in a busy loop')
 
 

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import math
 import random
 import types
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import requests
+from botocore.exceptions import ClientError
 
 import nat_monitor
 
@@ -14,38 +17,50 @@ from . import invariants
 from .cloud import ADDRESS, Client, Cloud, Conditions, Instance, refusal
 from .hub import Hub, Process
 
-LATEST_EFFECT = 6.0               # s from the sending of a call to its effect, at most: what invariant 1 stands on
+LATEST_EFFECT = 15.0              # s from the sending of a call to its effect, at most: what invariant 1 stands on
 LATEST_READ = 3                   # s by which a read may lag
 
 # Faults that begin at a moment; `lasts` says for how long where it matters, `how` which way.
 ACTIONS = ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'describe_instances',
            'replace_route', 'associate_address', 'stop_instances', 'start_instances', 'create_route')
-GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate')
+GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate', 'new private address')
 BOOT = ('late metadata', 'late credentials', 'no forwarding')
 MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
-EC2 = ('EC2 down', 'slow', 'lossy', 'throttle', 'forbid', 'no data', 'no capacity')
+EC2 = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'no data', 'left out', 'no capacity')
 SOMEBODY = ('move route', 'move address')
+LOST = ('delete route', 'release address', 'add table')  # by somebody, and no reason to move anything else
 
 
 class Fault(NamedTuple):
-    at: int
+    at: float
     kind: str
     who: str = 'primary'          # primary, secondary, both
-    lasts: int = 0
+    lasts: float = 0
     how: int = 0
+
+
+class Pace(NamedTuple):
+    """The settings of both monitors that say how quick they are."""
+
+    num_pings: int = 3
+    ping_timeout: float = 1.0
+    wait_between_pings: float = 0.25
 
 
 class Schedule(NamedTuple):
     faults: Tuple[Fault, ...] = ()
     conditions: Conditions = Conditions()
     seed: int = 0
+    pace: Pace = Pace()
+    phase: float = 0.0            # s by which the secondary's monitor starts later
+    bound: str = ''               # what else must hold in this one: '', 'contest', 'crash loop'
 
     def __str__(self) -> str:
         usual = Conditions()._asdict()
         unusual = ', '.join(f'{k}={v}' for k, v in self.conditions._asdict().items() if v != usual[k])
         return 'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
-            f'), Conditions({unusual}), {self.seed})')
+            f'), Conditions({unusual}), {self.seed}, {self.pace}, {self.phase}, {self.bound!r})')
 
 
 class Broken(BaseException):
@@ -59,6 +74,7 @@ class Record:
         self.started_at = now
         self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
         self.first_claim_at = float('inf')         # since the peer last answered
+        self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
         self.stop_at = self.start_at = -1e9        # the latest stop and start of the peer
@@ -101,22 +117,29 @@ class World:
         self.cloud = Cloud(self.hub, schedule.conditions, self.instances)
         self.cloud.no_data = lambda: bool(self.fault('no data'))
         self.cloud.no_capacity = lambda: bool(self.fault('no capacity'))
-        self.cloud.booted = lambda one: self.cloud.later(schedule.conditions.monitor_starts, one, self.start_monitor)
+        self.cloud.left_out = lambda one: bool(self.fault('left out', one))
+        self.cloud.booted = self.has_booted
         self.cloud.went_down = self.end_monitor
         self.hub.skip = self.skip
-        self.hub.changed = lambda: invariants.at_every_change(self)
+        self.hub.changed = self.has_changed
         self.settings = module.Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.routes),
-            ADDRESS if schedule.conditions.address else None)
+            ADDRESS if schedule.conditions.address else None, *schedule.pace)
+        self.settings_of = {one.name: self.settings for one in self.instances}
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
         self.watch = invariants.Watch()
+        self.audible = {one.name: [(0.0, True)] for one in self.instances}  # since when each could (not) hear its peer
         self.over = False         # all faults have ended
         self.quiet_at = 0.0       # the latest call that is not a look
         for fault in schedule.faults:
             self.hub.at(fault.at, self.begin, fault)
-        for one in self.instances:
-            self.start_monitor(one)
+        self.start_monitor(self.instances[0])
+        self.cloud.later(schedule.phase, self.instances[1], self.start_monitor)
+
+    def has_changed(self) -> None:
+        self.note_who_hears_whom()
+        invariants.at_every_change(self)
 
     def note(self, who: str, words: str) -> None:
         if self.timeline is not None:
@@ -137,7 +160,7 @@ class World:
     def begin(self, fault: Fault) -> None:
         self.note('FAULT', f'{fault.kind} {fault.who} for {fault.lasts} s ({fault.how})')
         for one in self.instances:
-            if fault.who in (one.name, 'both') or fault.kind in ('cut peer', 'no data', 'no capacity'):
+            if fault.who in (one.name, 'both') or fault.kind in ('cut peer', 'no data', 'no capacity', 'crash loop'):
                 if fault.kind in NETWORK + EC2:
                     self.active.setdefault((fault.kind, one.name), []).append(fault)
                     self.hub.at(fault.lasts, self.end, fault, one)
@@ -147,6 +170,8 @@ class World:
                     self.strike(fault, one)
         if fault.kind in SOMEBODY:
             self.move(fault)
+        elif fault.kind in LOST:
+            self.lose(fault)
 
     def end(self, fault: Fault, one: Instance) -> None:
         self.note('FAULT', f'{fault.kind} {one.name} ends')
@@ -159,7 +184,14 @@ class World:
     def strike(self, fault: Fault, one: Instance) -> None:
         """What happens to an instance or to its monitor."""
         kind, now = fault.kind, self.hub.now
-        if kind == 'stop':
+        if kind == 'crash loop' and one is self.instances[0]:
+            self.watch.deaths_left = fault.how
+            self.die_again(one)
+        elif kind == 'new private address' and one.state == 'running' and one.up:
+            one.address = f'10.0.{int(one.address.split(".")[2]) + 1}.{one.id[-1]}'
+            self.end_monitor(one)
+            self.cloud.boot(one)
+        elif kind == 'stop':
             self.cloud.stop(one, False, None)
             self.cloud.later(200.0, one, lambda one: self.cloud.stop(one, True, None))
         elif kind == 'terminate' and one.state not in ('shutting-down', 'terminated') and (
@@ -186,6 +218,17 @@ class World:
         elif kind == 'suspend' and one.process:
             self.hub.suspend(one.process, fault.lasts)
 
+    def has_booted(self, one: Instance) -> None:
+        self.cloud.later(self.schedule.conditions.monitor_starts, one, self.start_monitor)
+        if one is self.instances[0] and self.watch.deaths_left:
+            self.cloud.later(self.chance.uniform(30.0, 120.0), one, self.die_again)
+
+    def die_again(self, one: Instance) -> None:
+        """Let the primary crash, in a loop of crashes."""
+        self.watch.deaths_left -= 1
+        self.note('FAULT', f'{one.name} crashes')
+        self.cloud.crash(one)
+
     def move(self, fault: Fault) -> None:
         """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]
@@ -195,7 +238,31 @@ class World:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
         self.cloud.keep()
 
+    def lose(self, fault: Fault) -> None:
+        """Somebody deletes a route, releases the address, or adds a table and restarts one monitor before the other."""
+        tables = list(self.cloud.routes)
+        if fault.kind == 'delete route':
+            self.cloud.routes[tables[fault.how % len(tables)]] = None
+        elif fault.kind == 'release address' and self.schedule.conditions.address:
+            self.cloud.give_address(None)
+            self.cloud.released = True
+        elif fault.kind == 'add table' and len(tables) < 5:
+            new = f'rtb-000000{fault.how % 2 * 80 + len(tables):02}'
+            self.cloud.routes[new] = None
+            self.settings = dataclasses.replace(self.settings, route_table_ids=tuple(sorted(self.cloud.routes)))
+            first = self.instances[fault.who == 'secondary']
+            for one, delay in ((first, 0.0), (self.peer(first), fault.lasts)):
+                self.hub.at(delay, self.restart_monitor, one)
+        self.cloud.keep()
+
     # Monitors
+
+    def restart_monitor(self, one: Instance) -> None:
+        """Somebody restarts a monitor, with the settings as they are now."""
+        self.settings_of[one.name] = self.settings
+        if one.process:
+            self.end_monitor(one)
+            self.start_monitor(one)
 
     def start_monitor(self, one: Instance) -> None:
         """Start the monitor afresh, as @reboot does, or somebody after it was killed."""
@@ -204,18 +271,20 @@ class World:
         process = Process()
         one.process = process
         self.records[one.name] = Record(self.hub.now)
+        if one is self.instances[0]:
+            self.records[one.name].owed = set(self.settings_of[one.name].parts)
         self.hub.processes.append(process)
         self.note('WORLD', f'the monitor of {one.name} starts')
         doors = types.SimpleNamespace
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                         meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
+                         meanwhile: Optional[Callable[[], float]] = None) -> Dict[str, Any]:
             return invariants.nothing_unforeseen_in_calls(self.hub.run_together(
                 calls, timeout, meanwhile, self.module.NoAnswer('no answer in time')))
 
         one.monitor = self.module.Monitor(
-            self.settings, clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
-            ping=lambda address: self.ping(one), metadata=doors(get=lambda item: self.get_metadata(one, item)),
+            self.settings_of[one.name], clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
+            ping=lambda address: self.ping(one, address), metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
             forwards=lambda: one.forwarding, chance=self.chance, log=Log(self, one))
 
@@ -245,20 +314,49 @@ class World:
             self.fault('block ping', one) or self.fault('cut peer') or self.fault('cut off', one)
             or self.fault('cut off', peer)))
 
-    def ping(self, one: Instance) -> bool:
+    def note_who_hears_whom(self) -> None:
+        for one in self.instances:
+            if self.hears(one) != self.audible[one.name][-1][1]:
+                self.audible[one.name].append((self.hub.now, self.hears(one)))
+
+    def could_hear(self, one: Instance, at: float) -> bool:
+        return next(heard for since, heard in reversed(self.audible[one.name]) if since <= at)
+
+    def unheard_since(self, one: Instance) -> float:
+        """Return since when one could not hear its peer, but for moments too short to be noticed for sure."""
+        if self.fault('loss', one) or self.fault('loss', self.peer(one)):
+            return self.records[one.name].answered_at
+        since, end = math.inf, self.hub.now
+        for at, heard in reversed(self.audible[one.name]):
+            if heard and end - at >= self.settings.ping_timeout / 2 + 0.1:
+                break
+            since, end = (since, at) if heard else (at, at)
+        return since
+
+    def ping(self, one: Instance, address: str) -> bool:
+        """Live through a ping: four requests, a quarter of the time-out apart."""
         record, timeout = self.records[one.name], self.settings.ping_timeout
-        record.ping_at, status_at = self.hub.now, record.status_at
-        for _ in range(nat_monitor.REQUESTS_PER_PING):
-            fault = self.fault('cut off', one)
-            record.ping_left = not (fault and fault.how % 2)
-            if not record.ping_left:
-                self.hub.sleep(0.02)
-                raise self.module.OwnFault('Network is unreachable')
-            loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
-            if self.hears(one) and not (loss and self.chance.random() < loss.how / 100):
-                record.answered_at, record.misses, record.first_claim_at = self.hub.now, 0, float('inf')
-                return True
-            self.hub.sleep(timeout / nat_monitor.REQUESTS_PER_PING)
+        sent_at = record.ping_at = self.hub.now
+        status_at = record.status_at
+        fault = self.fault('cut off', one)
+        record.ping_left = not (fault and fault.how % 2)
+        if not record.ping_left:
+            self.hub.sleep(0.02)
+            raise self.module.OwnFault('Network is unreachable')
+        loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
+        right = address == self.peer(one).address
+
+        def is_answered(at: float) -> bool:
+            return right and self.could_hear(one, at) and not (loss and self.chance.random() < loss.how / 100)
+
+        answered = is_answered(sent_at)
+        if not answered:
+            self.hub.sleep(timeout)
+            answered = any(is_answered(sent_at + timeout * n / nat_monitor.REQUESTS_PER_PING)
+                           for n in range(1, nat_monitor.REQUESTS_PER_PING))
+        if answered:
+            record.answered_at, record.misses, record.first_claim_at = self.hub.now, 0, float('inf')
+            return True
         record.miss_at, record.status_before_miss = record.ping_at, status_at
         record.misses += 1
         return False
@@ -270,9 +368,11 @@ class World:
             there += self.chance.uniform(0.0, self.schedule.conditions.effect_lag)
         slow, lossy, down = self.fault('slow', one), self.fault('lossy', one), self.fault('EC2 down', one)
         if slow:
-            late = self.chance.uniform(0.0, min(LATEST_EFFECT, 1 + slow.how * 0.3))
+            late = self.chance.uniform(0.0, min(6.0, 1 + slow.how * 0.3))
             there, back = there + late, back + 1 + slow.how * 0.3 - late
-        there = min(there, LATEST_EFFECT)
+        if self.fault('late', one) and not name.startswith('describe'):
+            return self.chance.uniform(0.0, LATEST_EFFECT), None
+        there = min(there, 6.0)
         if down and down.how % 2 or lossy and self.chance.random() < lossy.how / 200:
             return None, None
         return there, None if lossy and self.chance.random() < lossy.how / 200 else back
@@ -287,6 +387,8 @@ class World:
         """A call takes effect at EC2."""
         forbidden, lag = self.fault('forbid', one), self.chance.uniform(0.0, self.schedule.conditions.read_lag)
         try:
+            if self.fault('garbage', one) and self.chance.random() < 0.5:
+                raise ClientError({'ResponseMetadata': {'HTTPStatusCode': 502}}, name)
             if self.fault('EC2 down', one):
                 raise refusal('Unavailable', 'The service is unavailable. Please try again shortly.')
             if self.cloud.throttled(name, bool(self.fault('throttle'))):
@@ -297,7 +399,7 @@ class World:
                 raise refusal('DryRunOperation')
             before, parts = self.peer(one).state, self.cloud.owners()
             reply.append(getattr(self.cloud, name)(one, lag, **how))
-            invariants.parts_change_hands_seldom(self, parts)
+            invariants.at_every_change_of_hands(self, one, name, parts)
             if name == 'stop_instances' and before == 'running' and one.process:
                 invariants.stops_are_spaced(self, one)
             if name == 'start_instances' and before == 'stopped':
@@ -312,7 +414,7 @@ class World:
         record = self.records[one.name]
         if self.timeline is not None and isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
-        if name == 'describe_instance_status':
+        if name == 'describe_instance_status' and not (isinstance(result, ClientError) and not result.response.get('Error')):
             record.status_at, record.own_state = self.hub.now, 'not known'
             if not isinstance(result, Exception):
                 for found in result['InstanceStatuses']:
@@ -392,7 +494,8 @@ class World:
         until = max([fault.at + fault.lasts + (boot if fault.kind in BOOT else 0) for fault in self.schedule.faults]
                     + [60.0])
         try:
-            self.hub.run(until + 0.01)
+            self.hub.run(until + 0.01, lambda: self.watch.deaths_left == 0)
+            invariants.served_most_of_the_time(self)
             self.over = True
             self.note('WORLD', 'all faults have ended')
             self.see_to_it()
@@ -405,6 +508,7 @@ class World:
                 self.watch.final_at, self.watch.killed = self.hub.now, True
                 self.watch.bound = invariants.served_again_within(self, self.peer(holder))
                 self.cloud.crash(holder)
+                self.has_changed()
                 self.hub.run(self.hub.now + self.watch.bound + 30.0)
         finally:
             for process in list(self.hub.processes):

@@ -13,37 +13,78 @@ from hypothesis import strategies as st
 import nat_monitor
 
 from .cloud import Conditions
-from .pair import (BOOT, EC2, GUEST, LATEST_READ, MONITOR, NETWORK, SOMEBODY, Broken, Fault, Schedule, World)
+from .pair import (BOOT, EC2, GUEST, LATEST_READ, MONITOR, NETWORK, SOMEBODY, Broken, Fault, Pace, Schedule, World)
 
 BATCH = 250                       # schedules that hypothesis draws from one seed
 
 
-def faults(*kinds: str, how: Any = st.integers(0, 59)) -> Any:
-    return st.builds(Fault, st.integers(0, 600), st.sampled_from(kinds),
-                     st.sampled_from(('primary', 'secondary', 'both')),
-                     st.one_of(st.integers(1, 15), st.integers(1, 200)),
-                     how)
+PRIMARY, SECONDARY, BOTH = WHO = 'primary', 'secondary', 'both'
+a_time = st.one_of(st.integers(0, 600), st.integers(0, 9600).map(lambda n: n / 16))
+a_while = st.one_of(st.integers(1, 15), st.integers(5, 720).map(lambda n: n / 16), st.integers(1, 200))
+an_hour = st.sampled_from((600, 3600))
+
+
+def faults(*kinds: str, how: Any = st.integers(0, 59), lasts: Any = a_while, at: Any = a_time) -> Any:
+    return st.builds(Fault, at, st.sampled_from(kinds), st.sampled_from(WHO), lasts, how)
+
+
+def after(fault: Any, others: Any, seconds: Any) -> Any:
+    """Draw a fault and others that begin so many seconds after it."""
+    return st.builds(lambda first, rest: [first, *(other._replace(at=first.at + late) for late, other in rest)],
+                     fault, st.lists(st.tuples(seconds, others), max_size=3))
 
 
 conditions = st.builds(
     Conditions, st.integers(1, 3), st.booleans(), st.sampled_from((0.1, 0.5, 1.5)), st.integers(0, LATEST_READ),
     st.integers(0, 3), st.sampled_from((60, 150, 300)), st.integers(5, 90), st.integers(15, 60), st.integers(1, 30),
     st.sampled_from((0, 20, 150)))
+greatest_lags = conditions.map(lambda one: one._replace(read_lag=LATEST_READ, effect_lag=3, check_lag=300))
+some_paces = st.sampled_from((Pace(),) * 6 + (Pace(3, 0.2, 0.2), Pace(3, 0.1, 0.1), Pace(2, 1.0, 0.25), Pace(6, 1.0, 2.0)))
+limits = st.sampled_from((Pace(50, 0.2, 0.25), Pace(2, 0.05, 0.05), Pace(3, 30.0, 0.25), Pace(3, 1.0, 600.0)))
+trouble = st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))
 any_fault = st.one_of(*(faults(*group) for group in (GUEST, BOOT, MONITOR, NETWORK, EC2, SOMEBODY)))
 near = st.lists(st.tuples(st.integers(0, 40), any_fault), min_size=2, max_size=5).map(  # faults that meet
-    lambda found: [fault._replace(at=found[0][1].at + after) for after, fault in found])
-deaf = st.builds(  # two that live, but do not hear each other, and something else
-    lambda fault, others: [fault, *(other._replace(at=fault.at + after) for after, other in others)],
-    faults('cut peer', 'block ping'),
-    st.lists(st.tuples(st.integers(0, 40), st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))), max_size=3))
+    lambda found: [fault._replace(at=found[0][1].at + later) for later, fault in found])
+deaf = after(faults('cut peer', 'block ping'), trouble, st.integers(0, 40))  # two that live, and something else
 denied = st.builds(  # a role that may not do all, and something else
     lambda forbidden, others: [forbidden, *(other._replace(at=100 + other.at % 200) for other in others)],
-    st.builds(Fault, st.integers(0, 200), st.just('forbid'), st.sampled_from(('primary', 'secondary', 'both')),
+    st.builds(Fault, st.integers(0, 200), st.just('forbid'), st.sampled_from(WHO),
               st.sampled_from((100, 400, 800)), st.integers(0, 8)),
     st.lists(st.one_of(any_fault, faults('cut peer', 'block ping', *SOMEBODY)), min_size=1, max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
-any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, denied, loss)
-schedules = st.builds(Schedule, any_faults.map(tuple), conditions, st.integers(0, 1 << 16))
+heavy_loss = st.lists(faults('loss', how=st.integers(30, 99)), min_size=1, max_size=2)
+hiccup = faults('cut peer', 'block ping', 'reboot', lasts=st.integers(5, 720).map(lambda n: n / 16))
+hiccups = st.builds(  # alone and in series, also when a first one has moved everything
+    lambda first, found, pause: [first._replace(at=100), *(
+        fault._replace(at=130 + n * pause + fault.at / 600) for n, fault in enumerate(found))],
+    hiccup, st.lists(hiccup, max_size=5), st.integers(5, 60))
+long_ones = st.lists(st.one_of(faults('cut peer', 'block ping', 'no data', 'forbid', 'cut EC2', 'suspend', 'EC2 down',
+                                      lasts=an_hour), any_fault), min_size=1, max_size=3)
+lost = st.lists(faults('delete route', 'release address', 'add table', lasts=st.integers(1, 200)),
+                min_size=1, max_size=2)
+any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
+                       hiccups, hiccups, long_ones, lost)
+phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
+usual = st.builds(Schedule, any_faults.map(tuple), conditions, st.integers(0, 1 << 16), some_paces, phases)
+hardest = st.builds(Schedule, st.one_of(deaf, hiccups, near).map(tuple), greatest_lags, st.integers(0, 1 << 16),
+                    some_paces, phases)
+extreme = st.builds(Schedule, st.lists(any_fault, min_size=1, max_size=2).map(tuple), conditions,
+                    st.integers(0, 1 << 16), limits, phases)
+schedules = st.one_of(*[usual] * 8, *[hardest] * 4, extreme)
+
+# Two that live and do not hear each other, for three hours, whatever is forbidden to whom.
+contests = st.builds(
+    lambda mute, forbidden, first, *rest: Schedule(
+        (mute, *forbidden, *(fault._replace(at=200 + fault.at % 40, lasts=min(fault.lasts, 60)) for fault in first)),
+        *rest, 'contest'),
+    st.builds(Fault, st.just(200), st.sampled_from(('cut peer', 'block ping')), st.sampled_from(WHO),
+              st.just(10800)),
+    st.lists(st.builds(Fault, st.just(190), st.just('forbid'), st.sampled_from(WHO), st.just(11000),
+                       st.integers(0, 8)), max_size=3),
+    st.lists(faults(*EC2, 'cut EC2'), max_size=1), conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+crash_loops = st.builds(
+    lambda *how: Schedule((Fault(100, 'crash loop', lasts=90000, how=20),), *how, 'crash loop'),
+    conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
 
 
 class Findings(NamedTuple):
@@ -84,7 +125,7 @@ def without_needless(schedule: Schedule, module: Any) -> Schedule:
     return schedule
 
 
-def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True) -> Findings:
+def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True, drawn: Any = schedules) -> Findings:
     """Run `count` schedules drawn from a seed."""
     worst: Dict[str, float] = {}
     broken: List[Schedule] = []
@@ -95,7 +136,7 @@ def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True
         max_examples=count, database=None, deadline=None, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=(hypothesis.Phase.generate,) + ((hypothesis.Phase.shrink,) if shrink else ()))
-    @hypothesis.given(schedules)
+    @hypothesis.given(drawn)
     def live_through(schedule: Schedule) -> None:
         nonlocal runs
         runs += 1
