@@ -235,10 +235,11 @@ class Metadata:
             return answer.text.strip()
 
 
-# Ping -----------------------------------------------------------------------------------------------------------------
+# Ping ---------------------------------------------------------------------------------------------
 
 # What the network says of the peer; any other error keeps the request from leaving this host.
-UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EPROTO)
+UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT,
+               errno.EPROTO)
 REQUESTS_PER_PING = 4
 SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
 
@@ -251,59 +252,82 @@ def checksum(data: bytes) -> int:
 
 
 class Ping:
-    """ICMP echo from within this process: a child would get the terminal's Ctrl-C and die like an outage."""
+    """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
+
+    socket_kind = socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.identifier, self.sequence = random.randrange(1 << 16), 0
 
     def __call__(self, address: str) -> bool:
-        """Ping once: up to four requests over `timeout` seconds; tell whether one of them was answered.
+        """Ping once: up to four requests over `timeout` seconds; tell whether one was answered.
 
         A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
         """
-        started_at = time.monotonic()
+        return self.seconds_to(address) is not None
+
+    def seconds_to(self, address: str) -> Optional[float]:
+        """Ping once, and return the seconds until the answer came; None is a miss."""
         requests_sent: Set[bytes] = set()
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
+            with socket.socket(*self.socket_kind) as connection:
                 connection.setblocking(False)
-                connection.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
-                connection.connect((address, 0))  # lets in what comes from there, and nothing else
+                self.aim(connection, address)
+                started_at = time.monotonic()
                 for count in range(1, REQUESTS_PER_PING + 1):
                     requests_sent.add(self.send(connection))
-                    if self.wait(connection, requests_sent, started_at + self.timeout * count / REQUESTS_PER_PING):
-                        return True
+                    until = started_at + self.timeout * count / REQUESTS_PER_PING
+                    if self.wait(connection, requests_sent, until):
+                        return time.monotonic() - started_at
         except OSError as error:
             raise OwnFault(f'{error.strerror or error}')
-        return False
+        return None
+
+    def aim(self, connection: socket.socket, address: str) -> None:
+        """Let in the echo replies that come from the address, and nothing else."""
+        echo_replies = struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF)
+        connection.setsockopt(SOL_RAW, ICMP_FILTER, echo_replies)
+        connection.connect((address, 0))
 
     def send(self, connection: socket.socket) -> bytes:
-        """Send one echo request and return its identifier and sequence number, as they come back."""
+        """Send one echo request; return its identifier and sequence number, as they come back."""
         self.sequence = (self.sequence + 1) % (1 << 16)
         tag = struct.pack('!HH', self.identifier, self.sequence)
         empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears what came of an earlier request
+        # This clears what came of an earlier request.
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
-            connection.send(struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
+            self.transmit(connection, struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
         except OSError as error:
             if error.errno not in UNREACHABLE:
                 raise
         return tag
 
+    def transmit(self, connection: socket.socket, request: bytes) -> None:
+        """Hand the request to the kernel."""
+        connection.send(request)
+
     def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
-        """Wait until the monotonic time `until` for the reply to one of the requests; tell whether it came."""
+        """Wait until the monotonic time `until` for a reply to one of the requests, and tell."""
         while True:
-            if not select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
+            seconds_left = max(0.0, until - time.monotonic())
+            if not select.select([connection], [], [], seconds_left)[0]:
                 return False
             try:
-                packet = connection.recv(2048)
+                packet, sender = connection.recvfrom(2048)
             except OSError as error:
                 if error.errno not in UNREACHABLE + (errno.EAGAIN,):
                     raise
                 continue  # reading the error has cleared it
             reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
-            if reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent:
+            if (reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent
+                    and self.counts(sender)):
                 return True
+
+    def counts(self, sender: Any) -> bool:
+        """Tell whether a reply from there counts: the socket lets in no other."""
+        return True
 
 
 # EC2 ------------------------------------------------------------------------------------------------------------------
