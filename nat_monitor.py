@@ -317,7 +317,8 @@ class Ping:
             try:
                 packet, sender = connection.recvfrom(2048)
             except OSError as error:
-                if error.errno not in UNREACHABLE + (errno.EAGAIN,):
+                # Other than in sending, "network unreachable" is an ICMP message here, too.
+                if error.errno not in UNREACHABLE + (errno.ENETUNREACH, errno.EAGAIN):
                     raise
                 continue  # reading the error has cleared it
             reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
