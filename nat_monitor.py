@@ -18,6 +18,7 @@ Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already run
 """
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import difflib
@@ -235,10 +236,11 @@ class Metadata:
             return answer.text.strip()
 
 
-# Ping -----------------------------------------------------------------------------------------------------------------
+# Ping ---------------------------------------------------------------------------------------------
 
 # What the network says of the peer; any other error keeps the request from leaving this host.
-UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT, errno.EPROTO)
+UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT,
+               errno.EPROTO)
 REQUESTS_PER_PING = 4
 SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
 
@@ -251,59 +253,200 @@ def checksum(data: bytes) -> int:
 
 
 class Ping:
-    """ICMP echo from within this process: a child would get the terminal's Ctrl-C and die like an outage."""
+    """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
+
+    socket_kind = socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.identifier, self.sequence = random.randrange(1 << 16), 0
 
     def __call__(self, address: str) -> bool:
-        """Ping once: up to four requests over `timeout` seconds; tell whether one of them was answered.
+        """Ping once: up to four requests over `timeout` seconds; tell whether one was answered.
 
         A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
         """
-        started_at = time.monotonic()
+        return self.seconds_to(address) is not None
+
+    def seconds_to(self, address: str) -> Optional[float]:
+        """Ping once, and return the seconds until the answer came; None is a miss."""
         requests_sent: Set[bytes] = set()
         try:
-            with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as connection:
+            with socket.socket(*self.socket_kind) as connection:
                 connection.setblocking(False)
-                connection.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
-                connection.connect((address, 0))  # lets in what comes from there, and nothing else
+                self.aim(connection, address)
+                started_at = time.monotonic()
                 for count in range(1, REQUESTS_PER_PING + 1):
                     requests_sent.add(self.send(connection))
-                    if self.wait(connection, requests_sent, started_at + self.timeout * count / REQUESTS_PER_PING):
-                        return True
+                    until = started_at + self.timeout * count / REQUESTS_PER_PING
+                    if self.wait(connection, requests_sent, until):
+                        return time.monotonic() - started_at
         except OSError as error:
             raise OwnFault(f'{error.strerror or error}')
-        return False
+        return None
+
+    def aim(self, connection: socket.socket, address: str) -> None:
+        """Let in the echo replies that come from the address, and nothing else."""
+        echo_replies = struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF)
+        connection.setsockopt(SOL_RAW, ICMP_FILTER, echo_replies)
+        connection.connect((address, 0))
 
     def send(self, connection: socket.socket) -> bytes:
-        """Send one echo request and return its identifier and sequence number, as they come back."""
+        """Send one echo request; return its identifier and sequence number, as they come back."""
         self.sequence = (self.sequence + 1) % (1 << 16)
         tag = struct.pack('!HH', self.identifier, self.sequence)
         empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears what came of an earlier request
+        # This clears what came of an earlier request.
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
-            connection.send(struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
+            self.transmit(connection, struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
         except OSError as error:
             if error.errno not in UNREACHABLE:
                 raise
         return tag
 
+    def transmit(self, connection: socket.socket, request: bytes) -> None:
+        """Hand the request to the kernel."""
+        connection.send(request)
+
     def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
-        """Wait until the monotonic time `until` for the reply to one of the requests; tell whether it came."""
+        """Wait until the monotonic time `until` for a reply to one of the requests, and tell."""
         while True:
-            if not select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
+            seconds_left = max(0.0, until - time.monotonic())
+            if not select.select([connection], [], [], seconds_left)[0]:
                 return False
             try:
-                packet = connection.recv(2048)
+                packet, sender = connection.recvfrom(2048)
             except OSError as error:
-                if error.errno not in UNREACHABLE + (errno.EAGAIN,):
+                # Other than in sending, "network unreachable" is an ICMP message here, too.
+                if error.errno not in UNREACHABLE + (errno.ENETUNREACH, errno.EAGAIN):
                     raise
                 continue  # reading the error has cleared it
             reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
-            if reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent:
+            if (reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent
+                    and self.counts(sender)):
                 return True
+
+    def counts(self, sender: Any) -> bool:
+        """Tell whether a reply from there counts: the socket lets in no other."""
+        return True
+
+
+SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
+ARP_COMPLETE = 0x02  # a flag in /proc/net/arp: the MAC address is known
+
+
+class NoNeighbour(OwnFault):
+    """The peer has no MAC address here: it is in another subnet, or does not answer ARP."""
+
+
+class Probed(NamedTuple):
+    """What came of a probe."""
+
+    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
+    beside: str = ''          # the MAC address that brought one past the peer instead
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether an answer came by the way asked for."""
+        return self.seconds is not None
+
+    def __str__(self) -> str:
+        """Go on from "a packet through it"."""
+        if self.seconds is not None:
+            return f'came back in {self.seconds * 1000:.1f} ms'
+        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
+
+
+class Probe:
+    """Proof that a host out there can be reached, through the peer or by this host's own route."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+
+    def __call__(self, target: str, through: Optional[str] = None) -> Probed:
+        """Probe once, as a ping does; `through` is the peer's private address.
+
+        Each probe has a socket and numbers of its own, so that any may go on at the same time.
+        Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the peer.
+        """
+        if through is None:
+            return Probed(Ping(self.timeout).seconds_to(target))
+        detour = Detour(self.timeout, through)
+        return Probed(detour.seconds_to(target), detour.beside)
+
+
+class Detour(Ping):
+    """Ping through a neighbour, as if it were the gateway; one object for one ping.
+
+    The requests are frames to the neighbour's MAC address with an IP packet to the target inside.
+    """
+
+    socket_kind = socket.AF_PACKET, socket.SOCK_DGRAM, 0  # 0: hears nothing until it is bound
+
+    def __init__(self, timeout: float, through: str) -> None:
+        super().__init__(timeout)
+        self.through, self.beside = through, ''
+
+    def aim(self, connection: socket.socket, address: str) -> None:
+        """Let in the echo replies that come from the address, whoever brings them."""
+        self.device, self.mac = neighbour(self.through)
+        self.addresses = own_address(self.device, self.through) + socket.inet_aton(address)
+        program = array.array('B', echo_replies_from(address))
+        start, size = program.buffer_info()
+        connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
+                              struct.pack('HP', size // 8, start))
+        connection.bind((self.device, ETH_P_IP))
+
+    def transmit(self, connection: socket.socket, request: bytes) -> None:
+        """Hand the request to the neighbour."""
+        length, identification = 20 + len(request), random.randrange(1 << 16)
+        head = struct.pack('!BBHHHBB', 0x45, 0, length, identification, 0, TTL, socket.IPPROTO_ICMP)
+        proof = struct.pack('!H', checksum(head + self.addresses))
+        connection.sendto(head + proof + self.addresses + request,
+                          (self.device, ETH_P_IP, 0, 0, self.mac))
+
+    def counts(self, sender: Any) -> bool:
+        """Tell whether the neighbour brought the reply; note who else did."""
+        _, _, kind, _, mac = sender
+        if kind != socket.PACKET_HOST:  # sent by this host, or meant for another one
+            return False
+        if mac != self.mac:
+            self.beside = mac.hex(':')
+        return bool(mac == self.mac)
+
+
+def neighbour(address: str) -> Tuple[str, bytes]:
+    """Return the interface and the MAC address that lead to a host in this host's subnet."""
+    with open('/proc/net/arp', encoding='ascii') as table:
+        for known, _, flags, mac, _, device in map(str.split, table.readlines()[1:]):
+            if known == address and int(flags, 16) & ARP_COMPLETE:
+                return device, bytes.fromhex(mac.replace(':', ''))
+    raise NoNeighbour(f'the MAC address of {address} is not known here')
+
+
+def own_address(device: str, towards: str) -> bytes:
+    """Return this host's address on the interface, as hosts over there see it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        connection.connect((towards, 9))  # sends nothing
+        return socket.inet_aton(connection.getsockname()[0])
+
+
+def echo_replies_from(address: str) -> bytes:
+    """Return a program (classic BPF) with which the kernel drops all other IP packets."""
+    source = int.from_bytes(socket.inet_aton(address), 'big')
+    return b''.join(struct.pack('HBBI', *instruction) for instruction in (
+        (0x30, 0, 0, 9),                    # ldb [9]: the protocol
+        (0x15, 0, 6, socket.IPPROTO_ICMP),  # jeq, or to the last line
+        (0x20, 0, 0, 12),                   # ld [12]: the source address
+        (0x15, 0, 4, source),               # jeq, or to the last line
+        (0xb1, 0, 0, 0),                    # ldx 4*([0]&15): the length of the IP header
+        (0x50, 0, 0, 0),                    # ldb [x]: the type of ICMP message
+        (0x15, 0, 1, ECHO_REPLY),           # jeq, or to the last line
+        (0x06, 0, 0, 0xffff),               # ret: let it in
+        (0x06, 0, 0, 0),                    # ret: drop it
+    ))
 
 
 # EC2 ------------------------------------------------------------------------------------------------------------------

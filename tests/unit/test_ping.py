@@ -115,9 +115,10 @@ out = [first, once()[0]]
     assert first is False and second is False
 
 
-def test_host_unreachable_is_a_miss_that_lasts_the_timeout() -> None:
+@pytest.mark.parametrize('error', ['host-prohibited', 'net-prohibited', 'port-unreachable'])
+def test_an_error_from_the_network_is_a_miss_that_lasts_the_timeout(error: str) -> None:
     rule = ("nft 'add table ip t; add chain ip t i { type filter hook input priority 0; }; "
-            "add rule ip t i icmp type echo-request reject with icmp host-prohibited' && ")
+            f"add rule ip t i icmp type echo-request reject with icmp {error}' && ")
     results = inside(UP + rule, 'out = [once(), once()]')
 
     assert all(result is False and taken >= 0.4 for result, taken in results), results
