@@ -306,25 +306,32 @@ class Ping:
                 return True
 
 
-# EC2 ------------------------------------------------------------------------------------------------------------------
+# EC2 ----------------------------------------------------------------------------------------------
 
 SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'  # who holds a part; no such part
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
-    """Make the calls side by side and return, by name, what each returned or raised within `timeout` seconds.
+                 meanwhile: Optional[Callable[[], Optional[float]]] = None) -> Dict[str, Any]:
+    """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    `meanwhile` runs on the calling thread in the same time.  A call without an answer in time gives NoAnswer; its
-    thread is left to itself, for no time-out of the libraries covers name resolution.
+    An answer that takes longer than `timeout` seconds gives NoAnswer, and its thread is left to
+    itself, for no time-out of the libraries covers name resolution.  `meanwhile` runs on the
+    calling thread, at first at once, then as long as answers are outstanding; it returns the
+    seconds for which it need not be called again.  It may take long: what came in time counts.
     """
-    done: queue.SimpleQueue[Tuple[str, Any]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
 
     def make(name: str, call: Callable[[], Any]) -> None:
         try:
-            done.put((name, call()))
+            result = call()
         except Exception as error:
-            done.put((name, error))
+            result = error
+        done.put((name, result, time.monotonic()))
+
+    def next_due() -> float:
+        pause = meanwhile() if meanwhile else None
+        return math.inf if pause is None else time.monotonic() + pause
 
     deadline = time.monotonic() + timeout
     results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
@@ -332,15 +339,22 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
         try:
             threading.Thread(target=make, args=(name, call), daemon=True).start()
         except RuntimeError as error:  # no memory for a thread
-            done.put((name, error))
-    if meanwhile:
-        meanwhile()
-    try:
-        for _ in calls:
-            name, result = done.get(timeout=max(0.0, deadline - time.monotonic()))
-            results[name] = result
-    except queue.Empty:
-        pass
+            done.put((name, error, time.monotonic()))
+    due_at, outstanding = next_due() if calls else math.inf, len(calls)
+    while outstanding:
+        try:
+            pause = min(due_at, deadline) - time.monotonic()
+            name, result, answered_at = done.get(timeout=max(0.0, pause))
+        except queue.Empty:  # nothing more has come by now
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            if now >= due_at:
+                due_at = next_due()
+        else:
+            outstanding -= 1
+            if answered_at <= deadline:
+                results[name] = result
     return results
 
 
