@@ -22,10 +22,12 @@ import array
 import contextlib
 import dataclasses
 import difflib
+import email.utils
 import errno
 import fcntl
 import functools
 import glob
+import http.client
 import ipaddress
 import logging
 import math
@@ -48,6 +50,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 try:
     import boto3
     import botocore.config
+    import botocore.session
     import requests
     from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
     MISSING_PACKAGE = None
@@ -100,18 +103,24 @@ def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, ClientError):
-        name, text = code_of(error), error.response['Error'].get('Message', '')
-    return f'{name}: {" ".join(text.split())[:160]}'
+        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
+        name = code_of(error) or f'HTTP {status} without an error code'
+        text = error.response.get('Error', {}).get('Message', '')
+    return f'{name}: {" ".join(text.split())[:160]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
     """Return what went wrong by name, in words, '' if nothing did."""
-    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items() if isinstance(one, Exception))
+    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items()
+                     if isinstance(one, Exception))
 
 
 def code_of(result: Any) -> str:
-    """Return EC2's error code, or '' for anything else."""
-    return str(result.response['Error'].get('Code', '')) if isinstance(result, ClientError) else ''
+    """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
+    if not isinstance(result, ClientError):
+        return ''
+    code = str(result.response.get('Error', {}).get('Code') or '')
+    return '' if code.isdigit() else code  # the HTTP status, which botocore puts where none was told
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -449,25 +458,62 @@ def echo_replies_from(address: str) -> bytes:
     ))
 
 
-# EC2 ------------------------------------------------------------------------------------------------------------------
+# EC2 ----------------------------------------------------------------------------------------------
 
-SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'  # who holds a part; no such part
+# Who holds a part; the last one: there is no such part.
+SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'
+
+
+in_call = threading.local()  # `deadline`: when this thread's call is given up, monotonic
+
+
+@functools.lru_cache(maxsize=None)  # once
+def forbid_late_sending() -> None:
+    """Keep a call that was given up from reaching EC2 later, when it may do harm.
+
+    Whatever is above it, boto3 of any age or requests, sends through this method of the standard
+    library: the one place behind name resolution, TLS, retries and the choice of a kept connection.
+    The kernel would repeat lost bytes for minutes, even those of a closed socket, if
+    TCP_USER_TIMEOUT did not end that.
+    """
+    send = http.client.HTTPConnection.send
+
+    def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
+        deadline = getattr(in_call, 'deadline', None)
+        if deadline is not None:
+            if self.sock is None:
+                self.connect()  # as `send` would do
+            left = math.ceil(min(deadline - time.monotonic(), READ_TIMEOUT) * 1000)  # ms
+            if left <= 0:
+                raise NoAnswer('given up before it was sent')
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
+        send(self, data)
+
+    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
-    """Make the calls side by side and return, by name, what each returned or raised within `timeout` seconds.
+                 meanwhile: Optional[Callable[[], Optional[float]]] = None) -> Dict[str, Any]:
+    """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    `meanwhile` runs on the calling thread in the same time.  A call without an answer in time gives NoAnswer; its
-    thread is left to itself, for no time-out of the libraries covers name resolution.
+    An answer that takes longer than `timeout` seconds gives NoAnswer, and its thread is left to
+    itself, for no time-out of the libraries covers name resolution.  `meanwhile` runs on the
+    calling thread, at first at once, then as long as answers are outstanding; it returns the
+    seconds for which it need not be called again.  It may take long: what came in time counts.
     """
-    done: queue.SimpleQueue[Tuple[str, Any]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
 
     def make(name: str, call: Callable[[], Any]) -> None:
+        in_call.deadline = deadline
         try:
-            done.put((name, call()))
+            result = call()
         except Exception as error:
-            done.put((name, error))
+            result = error
+        done.put((name, result, time.monotonic()))
+
+    def next_due() -> float:
+        pause = meanwhile() if meanwhile else None
+        return math.inf if pause is None else time.monotonic() + pause
 
     deadline = time.monotonic() + timeout
     results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
@@ -475,98 +521,206 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
         try:
             threading.Thread(target=make, args=(name, call), daemon=True).start()
         except RuntimeError as error:  # no memory for a thread
-            done.put((name, error))
-    if meanwhile:
-        meanwhile()
-    try:
-        for _ in calls:
-            name, result = done.get(timeout=max(0.0, deadline - time.monotonic()))
-            results[name] = result
-    except queue.Empty:
-        pass
+            done.put((name, error, time.monotonic()))
+    due_at, outstanding = next_due() if calls else math.inf, len(calls)
+    while outstanding:
+        try:
+            pause = min(due_at, deadline) - time.monotonic()
+            name, result, answered_at = done.get(timeout=max(0.0, pause))
+        except queue.Empty:  # nothing more has come by now
+            now = time.monotonic()
+            if now >= deadline:
+                break
+            if now >= due_at:
+                due_at = next_due()
+        else:
+            outstanding -= 1
+            if answered_at <= deadline:
+                results[name] = result
     return results
 
 
+NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
+    'profile': (None, None, None, None),
+    'config_file': (None, None, os.devnull, None),
+    'credentials_file': (None, None, os.devnull, None)}
+
+
 def connect(region: str) -> EC2Client:
-    """Make an EC2 client that tries once and never hangs for long; the monitor repeats and spaces its calls itself."""
-    return boto3.session.Session(region_name=region).client(
-        'ec2', endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's boto3 does not read it
-        config=botocore.config.Config(connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
-                                      retries={'mode': 'standard', 'total_max_attempts': 1},
-                                      max_pool_connections=100))  # as many calls side by side
+    """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
+
+    It has the credentials of the instance's role, whatever an administrator has left in the
+    environment or in /root/.aws; others only with an endpoint of its own (a test, a local stand).
+    """
+    forbid_late_sending()
+    endpoint = os.environ.get('AWS_ENDPOINT_URL_EC2') or None  # Debian 12's boto3 does not read it
+    core = botocore.session.Session(None if endpoint else NOTHING_OF_ROOTS)
+    if not endpoint:
+        chain = core.get_component('credential_provider')
+        chain.providers = [chain.get_provider('iam-role')]
+    client = boto3.session.Session(region_name=region, botocore_session=core).client(
+        'ec2', endpoint_url=endpoint, config=botocore.config.Config(
+            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
+            retries={'mode': 'standard', 'total_max_attempts': 1},
+            max_pool_connections=100))  # as many calls side by side
+    client.meta.events.register('after-call.ec2', refuse_foreign_answer)
+    return client
+
+
+def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) -> None:
+    """Let no page of a proxy pass for a success: EC2's answers always have a request id."""
+    if http_response.status_code < 300 and not parsed['ResponseMetadata'].get('RequestId'):
+        raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
 
 
 Call = Callable[[Any], Any]  # takes the EC2 client
 
 
 def has_answered(result: Any) -> bool:
-    """Tell whether this came from EC2: an error is an answer too, a lost connection is not."""
-    return not isinstance(result, Exception) or isinstance(result, ClientError)
+    """Tell whether this came from EC2: an error with a code of its own is an answer too.
+
+    A lost connection is none, nor is the page of something in between.
+    """
+    return not isinstance(result, Exception) or bool(code_of(result))
+
+
+REFUSED_CREDENTIALS = (
+    'AuthFailure', 'ExpiredToken', 'ExpiredTokenException', 'InvalidClientTokenId',
+    'RequestExpired', 'SignatureDoesNotMatch', 'UnrecognizedClientException')
+
+
+def lost_credentials(result: Any) -> bool:
+    """Tell whether a new client is needed: one keeps what credentials it has, or that it has none.
+
+    EC2 refuses them when the instance profile was replaced, long before they expire.
+    """
+    return (isinstance(result, (NoCredentialsError, CredentialRetrievalError))
+            or code_of(result) in REFUSED_CREDENTIALS)
+
+
+def clock_skew(error: Any, now: Optional[float] = None) -> float:
+    """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
+    if not isinstance(error, ClientError):
+        return 0.0
+    headers = error.response.get('ResponseMetadata', {}).get('HTTPHeaders', {})
+    date = email.utils.parsedate_tz(headers.get('date', ''))
+    return (time.time() if now is None else now) - email.utils.mktime_tz(date) if date else 0.0
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
-    """Return by instance id EC2's state ('gone': no such instance) and its checks: 'ok', 'impaired' or EC2's words.
+    """Return by instance id EC2's state and its checks.
 
-    An unknown id fails the call for all of them, so each is asked for alone then.
+    The state is 'gone' if there is no such instance; the checks are 'ok', 'impaired' or EC2's
+    words.  An unknown id fails the call for all of them, so each is asked for alone then.
     """
     try:
-        answer = client.describe_instance_status(InstanceIds=list(instance_ids), IncludeAllInstances=True)
+        answer = client.describe_instance_status(
+            InstanceIds=list(instance_ids), IncludeAllInstances=True)
     except ClientError as error:
         if code_of(error) != 'InvalidInstanceID.NotFound':
             raise
         if len(instance_ids) == 1:
             return {instance_ids[0]: ('gone', '')}
-        return {i: state for each in instance_ids for i, state in describe_states(client, each).items()}
+        return {i: state for each in instance_ids
+                for i, state in describe_states(client, each).items()}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
-        checks = {one[kind].get('Status', '') for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = 'impaired' if 'impaired' in checks else 'ok' if checks == {'ok'} else ' and '.join(sorted(checks))
+        checks = {one[kind].get('Status', '')
+                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
+        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
+                   else ' and '.join(sorted(checks)))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str) -> str:
-    """Return who of the pair a route or an address points to."""
-    return {own_id: SELF, peer_id: PEER}.get(thing.get('InstanceId', ''), OTHER)
+class InstanceFacts(NamedTuple):
+    """What EC2 tells of an instance beside its state."""
+
+    address: str                 # the private one, '' if it has none (terminated)
+    interfaces: Tuple[str, ...]  # ids
+    tags: Dict[str, str]
+    reason: str                  # why it is in its state, in EC2's words, '' if it tells none
 
 
-def default_route(table: Any) -> Dict[str, Any]:
-    """Return the route to everywhere in a table as EC2 describes it, {} if there is none."""
-    return next((dict(r) for r in table['Routes'] if r.get('DestinationCidrBlock') == EVERYWHERE), {})
+def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
+    """Return the facts by instance id, of those that EC2 knows.
 
-
-def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str) -> Dict[str, str]:
-    """Return by table who holds its default route.  A filter, as one unknown id would fail the whole call."""
-    answer = client.describe_route_tables(Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
-    holders = dict.fromkeys(table_ids, ABSENT)
-    for table in answer['RouteTables']:
-        route = default_route(table)
-        holders[table['RouteTableId']] = (
-            holder_of(route, own_id, peer_id) if route and route.get('State') != 'blackhole' else NOBODY)
-    return holders
-
-
-def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str) -> Tuple[str, str]:
-    """Return who holds the address and its allocation id, '' if it does not exist."""
-    found = client.describe_addresses(Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
-    if not found:
-        return ABSENT, ''
-    return holder_of(found[0], own_id, peer_id) if found[0].get('AssociationId') else NOBODY, found[0]['AllocationId']
+    A filter, as one unknown id would fail the whole call.
+    """
+    answer = client.describe_instances(
+        Filters=[{'Name': 'instance-id', 'Values': [own_id, peer_id]}])
+    return {one['InstanceId']: InstanceFacts(
+        one.get('PrivateIpAddress', ''),
+        tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
+        {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
+        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+        for reservation in answer['Reservations'] for one in reservation['Instances']}
 
 
 def describe_private_address(client: EC2Client, instance_id: str) -> str:
     """Return the instance's private address, '' if it has none (terminated, or unknown to EC2)."""
-    found = client.describe_instances(Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
+    found = client.describe_instances(
+        Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
     return found[0]['Instances'][0].get('PrivateIpAddress', '') if found else ''
+
+
+def holder_of(thing: Any, own_id: str, peer_id: str,
+              interfaces: Optional[Dict[str, str]] = None) -> str:
+    """Return who of the pair a route or an address points to.
+
+    EC2 may name only a network interface; `interfaces` tells the instances of those by id.
+    """
+    named = thing.get('InstanceId') or (interfaces or {}).get(thing.get('NetworkInterfaceId', ''))
+    return {own_id: SELF, peer_id: PEER}.get(named or '', OTHER)
+
+
+def default_route(table: Any) -> Dict[str, Any]:
+    """Return the static route to everywhere in a table as EC2 describes it, {} if there is none.
+
+    Beside it there may be one that a gateway has propagated or advertised; the static one wins.
+    """
+    return next((dict(route) for route in table['Routes']
+                 if route.get('DestinationCidrBlock') == EVERYWHERE
+                 and route.get('Origin', 'CreateRoute') == 'CreateRoute'), {})
+
+
+def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str,
+                    interfaces: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+    """Return by table who holds its default route.
+
+    A filter, as one unknown id would fail the whole call.
+    """
+    answer = client.describe_route_tables(
+        Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
+    holders = dict.fromkeys(table_ids, ABSENT)
+    for table in answer['RouteTables']:
+        route = default_route(table)
+        lives = route and route.get('State') != 'blackhole'
+        holders[table['RouteTableId']] = (
+            holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY)
+    return holders
+
+
+def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
+                     interfaces: Optional[Dict[str, str]] = None) -> Tuple[str, str]:
+    """Return who holds the address and its allocation id, '' if it does not exist."""
+    found = client.describe_addresses(
+        Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
+    if not found:
+        return ABSENT, ''
+    held = found[0].get('AssociationId')
+    return (holder_of(found[0], own_id, peer_id, interfaces) if held else NOBODY,
+            found[0]['AllocationId'])
 
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
     """Point the table's default route at the instance, whether there is one yet or not."""
-    route: Dict[str, Any] = {'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
+    route: Dict[str, Any] = {
+        'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
     try:
         client.replace_route(**route)
     except ClientError as error:
-        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells them apart.
+        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells which.
         if code_of(error) != 'InvalidParameterValue':
             raise
         try:
@@ -575,17 +729,35 @@ def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
             raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
-def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> Dict[str, Call]:
-    """Return by name the calls of a take-over and a restart, with DryRun: each raises, and changes nothing."""
+def stop_arguments(client: EC2Client, instance_id: str, force: bool, skip: bool) -> Dict[str, Any]:
+    """Return the arguments of StopInstances; with `skip`, it does not wait for a dead kernel.
+
+    That parameter is left out where the boto3 is older than it.
+    """
+    arguments: Dict[str, Any] = {'InstanceIds': [instance_id], 'Force': force}
+    shape: Any = client.meta.service_model.operation_model('StopInstances').input_shape
+    if skip and 'SkipOsShutdown' in shape.members:
+        arguments['SkipOsShutdown'] = True
+    return arguments
+
+
+def rehearsal(settings: Settings, own_id: str, peer_id: str,
+              allocation_id: str) -> Dict[str, Call]:
+    """Return by name the calls of a take-over and a restart, with DryRun.
+
+    Each raises, and changes nothing.
+    """
     steps: List[Tuple[str, str, Dict[str, Any]]] = [
-        (action, table, {'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
+        (action, table, {
+            'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
         for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
     if allocation_id:
         steps.append(('AssociateAddress', settings.elastic_ip or '', {
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
-    steps += [(action, peer_id, {'InstanceIds': [peer_id]}) for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(call_by_name, action, {**arguments, 'DryRun': True})
-            for action, about, arguments in steps}
+    steps += [(action, peer_id, {'InstanceIds': [peer_id]})
+              for action in ('StopInstances', 'StartInstances')]
+    return {f'{action} on {about}': functools.partial(
+        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
 
 
 def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
@@ -593,7 +765,8 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
 
 
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
-BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
+BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError',
+        'InternalFailure')
 
 
 # The decision ---------------------------------------------------------------------------------------------------------

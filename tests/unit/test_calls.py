@@ -1,0 +1,556 @@
+"""Calls to EC2: side by side within a deadline, what comes back, and what is read from it."""
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import math
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
+
+import boto3
+import botocore.stub
+import pytest
+from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
+
+from nat_monitor import (ABSENT, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer, clock_skew, code_of,
+                         connect, default_route, describe_address, describe_pair, describe_tables, has_answered,
+                         holder_of, in_words, lost_credentials, run_together, stop_arguments)
+
+LONG = 10.0  # s; no test waits that long
+OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
+ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
+
+
+# Side by side
+
+class Meanwhile:
+    """What is done while answers are outstanding: notes when, and returns the pauses in turn, the last one again."""
+
+    def __init__(self, *pauses: Any, does: Callable[[], object] = lambda: None) -> None:
+        self.pauses, self.does = list(pauses), does
+        self.times: List[float] = []
+
+    def __call__(self) -> Any:
+        self.times.append(time.monotonic())
+        self.does()
+        return self.pauses.pop(0) if len(self.pauses) > 1 else self.pauses[0]
+
+
+@pytest.fixture
+def answer() -> Any:
+    """An event for which a call waits; it is set in the end, so that no thread outlives its test for long."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_calls_made_together_return_or_raise_each_under_its_name() -> None:
+    error = ValueError('no')
+
+    def fail() -> None:
+        raise error
+
+    assert run_together({'one': lambda: 1, 'two': fail}, LONG) == {'one': 1, 'two': error}
+    assert run_together({}, LONG) == {}
+
+
+def test_a_call_without_an_answer_in_time_holds_up_no_other(answer: threading.Event) -> None:
+    started_at = time.monotonic()
+
+    results = run_together({'slow': lambda: answer.wait(LONG), 'quick': lambda: 'here'}, 0.3)
+
+    assert 0.3 <= time.monotonic() - started_at < 5.0
+    assert results['quick'] == 'here'
+    assert isinstance(results['slow'], NoAnswer)
+
+
+def test_while_answers_are_outstanding_it_is_called_again_after_each_pause(answer: threading.Event) -> None:
+    def answer_the_fifth_time() -> None:
+        if len(meanwhile.times) == 5:
+            answer.set()
+
+    meanwhile = Meanwhile(0.2, 0.0, 0.0, 0.3, does=answer_the_fifth_time)
+
+    assert run_together({'call': lambda: answer.wait(LONG)}, LONG, meanwhile) == {'call': True}
+
+    pauses = [later - earlier for earlier, later in zip(meanwhile.times, meanwhile.times[1:])]
+    assert pauses[0] >= 0.2 and pauses[3] >= 0.3
+    assert max(pauses[1:3]) < 0.2
+
+
+def test_it_is_called_once_if_it_need_not_be_called_again(answer: threading.Event) -> None:
+    for nothing_more in (math.inf, None):
+        meanwhile = Meanwhile(nothing_more)
+
+        run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
+
+        assert len(meanwhile.times) == 1
+
+
+def test_it_is_called_no_more_once_all_answers_are_in(answer: threading.Event) -> None:
+    done = threading.Event()
+
+    def call() -> str:
+        answer.wait(LONG)
+        done.set()
+        return 'here'
+
+    def let_it_answer() -> None:
+        answer.set()
+        done.wait(LONG)
+        time.sleep(0.2)  # the time from the call's end to the queue
+
+    meanwhile = Meanwhile(0.0, does=let_it_answer)
+
+    assert run_together({'call': call}, LONG, meanwhile) == {'call': 'here'}
+    assert len(meanwhile.times) == 1
+
+
+def test_answers_wake_it_neither_early_nor_late(answer: threading.Event) -> None:
+    def answer_the_second_time() -> None:
+        if len(meanwhile.times) == 2:
+            answer.set()
+
+    meanwhile = Meanwhile(0.5, math.inf, does=answer_the_second_time)
+    calls = {str(number): lambda: None for number in range(20)}
+
+    run_together({**calls, 'slow': lambda: answer.wait(LONG)}, LONG, meanwhile)
+
+    assert 0.5 <= meanwhile.times[1] - meanwhile.times[0] < 5.0
+
+
+def test_it_is_called_no_more_after_the_deadline(answer: threading.Event) -> None:
+    meanwhile = Meanwhile(0.0, does=lambda: time.sleep(0.4))
+
+    results = run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
+
+    assert len(meanwhile.times) == 1
+    assert isinstance(results['call'], NoAnswer)
+
+
+def test_what_came_in_time_counts_though_what_was_done_meanwhile_took_longer() -> None:
+    meanwhile = Meanwhile(0.0, does=lambda: time.sleep(0.9))
+
+    results = run_together({'in time': lambda: 'here', 'late': lambda: time.sleep(0.6)}, 0.3, meanwhile)
+
+    assert results['in time'] == 'here'
+    assert isinstance(results['late'], NoAnswer)
+
+
+# On their way
+
+STOPPED = b'<StopInstancesResponse><requestId>1-2-3</requestId><instancesSet/></StopInstancesResponse>'
+
+
+class Endpoint(http.server.ThreadingHTTPServer):
+    """EC2's endpoint at the loopback interface, with connections that are kept; it answers what a test wants."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('localhost', 0), Handler)
+        self.status, self.body = 200, STOPPED
+        self.headers: Dict[str, str] = {}
+        self.callers: List[Tuple[str, int]] = []  # of each call, by the port of its connection
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.server.callers.append(self.client_address)
+        self.send_response(self.server.status)
+        self.send_header('Content-Length', str(len(self.server.body)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@contextlib.contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Root's home directory; nothing of AWS is set there, nor in the environment."""
+    for name in [name for name in os.environ if name.startswith('AWS_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Endpoint]:
+    server = Endpoint()
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'http://localhost:{server.server_port}')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    with serving(server):
+        yield server
+
+
+@pytest.fixture
+def tls(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Endpoint:
+    """The endpoint behind TLS, with a certificate of its own."""
+    if not shutil.which('openssl') and not os.environ.get('CI'):
+        pytest.skip('a certificate needs the command openssl')
+    key, certificate = tmp_path / 'key.pem', tmp_path / 'certificate.pem'
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', certificate,
+                    '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True,
+                   capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    endpoint.socket = context.wrap_socket(endpoint.socket, server_side=True)
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://localhost:{endpoint.server_port}')
+    monkeypatch.setenv('AWS_CA_BUNDLE', str(certificate))
+    return endpoint
+
+
+def stop(client: Any, deadline: float = LONG) -> Any:
+    return run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, deadline)['stop']
+
+
+def user_timeouts(server: Endpoint) -> Set[int]:
+    """Return how long (ms) the kernel repeats what is lost, on this process's connections to the server."""
+    found = set()
+    for descriptor in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):  # no socket, or one that has ended
+            with socket.socket(fileno=os.dup(int(descriptor))) as one:
+                if one.getpeername()[:2] == server.server_address[:2]:
+                    found.add(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    return found
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_the_kernel_repeats_a_call_no_longer_than_it_may_take(kind: str, request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue(kind)
+    client = connect('us-east-1')
+
+    assert has_answered(stop(client, 3.0))
+    [first] = user_timeouts(server)
+    assert has_answered(stop(client, LONG))
+    [second] = user_timeouts(server)
+
+    assert 2000 < first <= 3000
+    assert second == READ_TIMEOUT * 1000
+    assert len(set(server.callers)) == 1, 'the connection was kept'
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    server, ended = request.getfixturevalue(kind), threading.Event()
+    client = connect('us-east-1')
+    resolve = socket.getaddrinfo
+
+    def resolve_slowly(*args: Any, **names: Any) -> Any:
+        time.sleep(1.0)
+        return resolve(*args, **names)
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve_slowly)
+
+    def call() -> None:
+        try:
+            client.stop_instances(InstanceIds=[PEER_ID])
+        finally:
+            ended.set()
+
+    assert isinstance(run_together({'stop': call}, 0.5)['stop'], NoAnswer)
+    assert ended.wait(LONG)
+    assert server.callers == []
+
+
+# What comes back
+
+PAGE = b'<html><body><h1>Bad Gateway</h1></body></html>'
+ERROR = (b'<Response><Errors><Error><Code>%s</Code><Message>%s</Message></Error></Errors>'
+         b'<RequestID>1-2-3</RequestID></Response>')
+
+
+@pytest.mark.parametrize('status, body, words', [
+    (502, PAGE, 'HTTP 502'),
+    (502, b'', 'HTTP 502'),
+    (403, PAGE, 'HTTP 403'),
+    (302, PAGE, 'HTTP 302'),
+    (200, PAGE, 'HTTP 200'),
+    (503, b'<!DOCTYPE html><html><body>Sorry<br></body></html>', 'Unable to parse'),
+    (403, b'Go away', 'Unable to parse'),
+    (403, b'', 'Unable to parse'),
+    (200, b'', 'Unable to parse'),
+    (200, STOPPED[:-5], 'Unable to parse'),
+    (400, ERROR[:50], 'Unable to parse')])
+def test_what_something_in_between_says_is_no_answer_of_ec2(endpoint: Endpoint, status: int, body: bytes,
+                                                            words: str) -> None:
+    endpoint.status, endpoint.body = status, body
+
+    result = stop(connect('us-east-1'))
+
+    assert isinstance(result, Exception)
+    assert not has_answered(result)
+    assert code_of(result) == ''
+    assert words in in_words(result)
+
+
+def test_an_error_with_a_code_and_a_success_are_answers_of_ec2(endpoint: Endpoint) -> None:
+    client = connect('us-east-1')
+    assert has_answered(stop(client))
+
+    endpoint.status, endpoint.body = 503, ERROR % (b'Unavailable', b'Try again.\nLater.')
+    result = stop(client)
+
+    assert has_answered(result)
+    assert code_of(result) == 'Unavailable'
+    assert in_words(result) == 'Unavailable: Try again. Later.'
+
+
+def refusal(code: str, **headers: str) -> ClientError:
+    return ClientError({'Error': {'Code': code, 'Message': ''}, 'ResponseMetadata': {
+        'HTTPStatusCode': 400, 'HTTPHeaders': headers}}, 'StopInstances')  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize('response', [{}, {'Error': {}}, {'Error': {'Code': None}}, {'Error': {'Code': ''}}])
+def test_an_error_that_tells_nothing_is_told_too(response: Any) -> None:
+    error = ClientError(response, 'StopInstances')
+
+    assert in_words(error) == 'HTTP error without an error code'
+    assert code_of(error) == ''
+
+
+@pytest.mark.parametrize('code', ['AuthFailure', 'InvalidClientTokenId', 'UnrecognizedClientException', 'ExpiredToken',
+                                  'RequestExpired'])
+def test_refused_credentials_are_lost(code: str) -> None:
+    assert lost_credentials(refusal(code))
+
+
+def test_credentials_that_could_not_be_had_are_lost_and_nothing_else_is() -> None:
+    assert lost_credentials(NoCredentialsError())
+    assert lost_credentials(CredentialRetrievalError(provider='iam-role', error_msg='no'))
+    others: List[Any] = [refusal('UnauthorizedOperation'), NoAnswer('none'), {}, None]
+    for result in others:
+        assert not lost_credentials(result)
+
+
+def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer(endpoint: Endpoint) -> None:
+    noon = 'Fri, 20 Nov 2026 12:00:00 GMT'
+
+    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 + 400.0) == 400.0
+    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 - 400.0) == -400.0
+
+    endpoint.status, endpoint.body = 401, ERROR % (b'AuthFailure', b'')
+    assert abs(clock_skew(stop(connect('us-east-1')))) < 3.0
+
+
+@pytest.mark.parametrize('result', [refusal('AuthFailure'), refusal('AuthFailure', date='soon'),
+                                    ClientError({}, 'StopInstances'), NoAnswer('none'), None, {}])
+def test_no_skew_is_known_without_a_date(result: object) -> None:
+    assert clock_skew(result) == 0.0
+
+
+# With which credentials
+
+class Imds(http.server.ThreadingHTTPServer):
+    """The metadata service, as far as a role's credentials need it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('127.0.0.1', 0), ImdsHandler)
+        self.role = 'NAT_Monitor'
+
+
+class ImdsHandler(http.server.BaseHTTPRequestHandler):
+    server: Imds
+
+    def do_PUT(self) -> None:
+        self.reply('token')
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition('/')[2]
+        self.reply(self.server.role if not name else json.dumps({
+            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': 'ASIAROLE', 'SecretAccessKey': 'secret',
+            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': '2099-01-01T00:00:00Z'}))
+
+    def reply(self, text: str) -> None:
+        self.send_response(200 if text else 404)
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def imds(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Imds]:
+    server = Imds()
+    monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    with serving(server):
+        yield server
+
+
+def key_of(client: Any) -> str:
+    """Return the access key with which a client signs."""
+    url = str(client.generate_presigned_url('stop_instances', {'InstanceIds': [PEER_ID]}))
+    return next(key for key in ('ASIAROLE', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
+
+
+def left_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave an administrator's keys in the environment and in root's home directory."""
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    (home / '.aws').mkdir()
+    (home / '.aws/credentials').write_text('[default]\naws_access_key_id=AKIAFILE\naws_secret_access_key=secret\n')
+
+
+def test_the_role_alone_counts_whatever_an_administrator_has_left(imds: Imds, surroundings: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+    monkeypatch.delenv('AWS_ACCESS_KEY_ID')
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+    monkeypatch.setenv('AWS_PROFILE', 'none-of-that-name')
+    (surroundings / '.aws/config').write_text('[broken')
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+
+def test_without_a_role_nothing_else_is_taken_instead(imds: Imds, surroundings: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+    imds.role = ''
+
+    result = stop(connect('us-east-1'))
+
+    assert isinstance(result, NoCredentialsError)
+    assert lost_credentials(result)
+    imds.role = 'NAT_Monitor'
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+
+def test_with_an_endpoint_of_its_own_a_client_takes_what_it_finds(endpoint: Endpoint, imds: Imds) -> None:
+    assert key_of(connect('us-east-1')) == 'AKIAENVIRONMENT'
+
+
+# What is read from it
+
+@pytest.fixture
+def client() -> Any:
+    return boto3.client('ec2', 'us-east-1', aws_access_key_id='key', aws_secret_access_key='secret')
+
+
+@pytest.fixture
+def ec2(client: Any) -> Iterator[botocore.stub.Stubber]:
+    """What EC2 answers to the calls of `client`."""
+    with botocore.stub.Stubber(client) as stubber:
+        yield stubber
+        stubber.assert_no_pending_responses()
+
+
+STATIC = {'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': OWN, 'Origin': 'CreateRoute', 'State': 'active'}
+OTHER_KINDS = [{'DestinationIpv6CidrBlock': '::/0', 'EgressOnlyInternetGatewayId': 'eigw-1', 'Origin': 'CreateRoute'},
+               {'DestinationPrefixListId': 'pl-1', 'GatewayId': 'vpce-1', 'Origin': 'CreateRoute'},
+               {'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local', 'Origin': 'CreateRouteTable'}]
+
+
+def tables_with(routes: List[Dict[str, Any]]) -> Dict[str, Any]:
+    return {'RouteTables': [{'RouteTableId': TABLE, 'Routes': routes}]}
+
+
+@pytest.mark.parametrize('origin', ['EnableVgwRoutePropagation', 'Advertisement'])
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_default_route_that_a_gateway_tells_does_not_count(client: Any, ec2: botocore.stub.Stubber, origin: str,
+                                                             order: int) -> None:
+    told = {'DestinationCidrBlock': '0.0.0.0/0', 'GatewayId': 'vgw-1', 'Origin': origin, 'State': 'active'}
+    ec2.add_response('describe_route_tables', tables_with([told, STATIC][::order]))
+    ec2.add_response('describe_route_tables', tables_with([told]))
+
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID) == {TABLE: SELF}
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID) == {TABLE: NOBODY}
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_default_routes_of_other_kinds_change_nothing(order: int) -> None:
+    assert default_route({'Routes': [*OTHER_KINDS, STATIC][::order]}) == STATIC
+    assert default_route({'Routes': OTHER_KINDS[::order]}) == {}
+
+
+INTERFACES = {'eni-1': OWN, 'eni-2': OWN, 'eni-3': PEER_ID}
+
+
+@pytest.mark.parametrize('named, holder', [
+    ({'NetworkInterfaceId': 'eni-2'}, SELF), ({'NetworkInterfaceId': 'eni-3'}, PEER),
+    ({'NetworkInterfaceId': 'eni-3', 'InstanceId': ''}, PEER), ({'NetworkInterfaceId': 'eni-4'}, OTHER),
+    ({'NetworkInterfaceId': 'eni-1', 'InstanceId': PEER_ID}, PEER), ({'NatGatewayId': 'nat-1'}, OTHER)])
+def test_who_is_named_by_a_network_interface_alone_holds_it_too(client: Any, ec2: botocore.stub.Stubber,
+                                                                named: Dict[str, str], holder: str) -> None:
+    ec2.add_response('describe_route_tables', tables_with([{'DestinationCidrBlock': '0.0.0.0/0', **named}]))
+
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID, INTERFACES) == {TABLE: holder}
+    assert holder_of(named, OWN, PEER_ID, INTERFACES) == holder
+
+
+def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2: botocore.stub.Stubber) -> None:
+    answer = {'Addresses': [{'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1', 'NetworkInterfaceId': 'eni-3'}]}
+    ec2.add_response('describe_addresses', answer)
+    ec2.add_response('describe_addresses', answer)
+    ec2.add_response('describe_addresses', {'Addresses': []})
+
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, INTERFACES) == (PEER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (OTHER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (ABSENT, '')
+
+
+def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
+    own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
+           'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
+           'StateTransitionReason': ''}
+    peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
+        'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
+    ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
+                     {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
+
+    assert describe_pair(client, OWN, PEER_ID) == {
+        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, ''),
+        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch')}
+
+
+def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
+    ec2.add_response('describe_instances', {'Reservations': [
+        {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
+
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
+
+
+def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(client: Any) -> None:
+    wanted: Dict[str, Any] = {'InstanceIds': [PEER_ID], 'Force': True}
+    operation = client.meta.service_model.operation_model('StopInstances')
+    members = operation.input_shape.members
+    members.pop('SkipOsShutdown', None)
+    assert stop_arguments(client, PEER_ID, True, True) == wanted
+
+    members['SkipOsShutdown'] = members['Force']
+    assert stop_arguments(client, PEER_ID, True, True) == {**wanted, 'SkipOsShutdown': True}
+    assert stop_arguments(client, PEER_ID, False, False) == {**wanted, 'Force': False}
