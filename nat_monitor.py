@@ -76,10 +76,13 @@ LONGEST_STOP_SPACING = 3600.0
 log = logging.getLogger('nat_monitor')
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 class Refusal(Exception):
-    """What the operator must mend before a monitor can run; `faults` are sentences, `exit_code` ends the process."""
+    """What the operator must mend before a monitor can run.
+
+    `faults` are sentences, `exit_code` ends the process.
+    """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
         super().__init__('; '.join(faults))
@@ -95,66 +98,99 @@ class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
+def on_one_line(value: Any, form: Callable[[Any], str] = str) -> str:
+    """Return what `form` makes of a value, on one line; settings may hold what raises even there."""
+    try:
+        return ' '.join(form(value).split())
+    except BaseException:
+        return f'something odd ({type(value).__name__})'
+
+
 def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
-    name, text = type(error).__name__, str(error)
+    name, text = type(error).__name__, on_one_line(error)
     if isinstance(error, ClientError):
-        name, text = code_of(error), error.response['Error'].get('Message', '')
-    return f'{name}: {" ".join(text.split())[:160]}'
+        answer = error.response.get('Error', {})
+        name, text = code_of(error) or name, on_one_line(answer.get('Message') or text)
+    return f'{name}: {text[:160]}'
 
 
 def failures_in(results: Dict[str, Any]) -> str:
     """Return what went wrong by name, in words, '' if nothing did."""
-    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items() if isinstance(one, Exception))
+    return '; '.join(f'{name}: {in_words(result)}' for name, result in results.items()
+                     if isinstance(result, Exception))
 
 
 def code_of(result: Any) -> str:
-    """Return EC2's error code, or '' for anything else."""
-    return str(result.response['Error'].get('Code', '')) if isinstance(result, ClientError) else ''
+    """Return EC2's error code, or '' for anything else, and for an error that has none."""
+    if not isinstance(result, ClientError):
+        return ''
+    return str(result.response.get('Error', {}).get('Code') or '')
 
 
-# Settings -------------------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
+
+FOR_DOCUMENTATION = [ipaddress.IPv4Network(network) for network in (
+    '192.0.2.0/24', '198.51.100.0/24', '203.0.113.0/24')]
+
+
+# Exact types first: nothing is asked of a value that may raise, or be true or equal as it likes.
 
 def is_id(value: Any, kind: str) -> bool:
-    return isinstance(value, str) and re.fullmatch(f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})', value) is not None
+    pattern = f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})'
+    return type(value) is str and re.fullmatch(pattern, value) is not None
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and 0 < len(value) == len(set(map(str, value))) and all(
-        is_id(each, 'rtb') for each in value)
+    return type(value) in (list, tuple) and all(is_id(each, 'rtb') for each in value) and (
+        0 < len(value) == len(set(value)))
 
 
-def is_address_or_none(value: Any) -> bool:
+def is_public_address(value: Any) -> bool:
+    """Tell whether it is an address that can be an Elastic IP, or one for documentation and tests."""
     try:
-        return value is None or isinstance(value, str) and bool(ipaddress.IPv4Address(value))
+        address = ipaddress.IPv4Address(value if type(value) is str else '')
     except ValueError:
         return False
+    return address.is_global and not address.is_multicast or any(
+        address in network for network in FOR_DOCUMENTATION)
 
 
-def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare a setting: how its value is checked, what is allowed in words, and its default if it may be missing."""
-    return dataclasses.field(default=default, metadata={'is_allowed': is_allowed, 'allowed': allowed})
+def setting(is_allowed: Callable[[Any], bool], allowed: str,
+            default: Any = dataclasses.MISSING) -> Any:
+    """Declare a setting: how it is checked, what is allowed in words, a default if it may miss."""
+    metadata = {'is_allowed': is_allowed, 'allowed': allowed}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-AN_INSTANCE = (functools.partial(is_id, kind='i'), "an instance id such as 'i-0123456789abcdef0'")
-SECONDS = (lambda value: type(value) in (int, float) and 0 < value <= 86400,
-           'a number of seconds above 0, at most 86400')
+def instance() -> Any:
+    return setting(functools.partial(is_id, kind='i'),
+                   "an instance id such as 'i-0123456789abcdef0'")
+
+
+def seconds(least: float, most: float, default: float) -> Any:
+    return setting(lambda value: type(value) in (int, float) and least <= value <= most,
+                   f'a number of seconds from {least} to {most}', default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
 
-    primary_instance_id: str = setting(*AN_INSTANCE)
-    secondary_instance_id: str = setting(*AN_INSTANCE)
+    primary_instance_id: str = instance()
+    secondary_instance_id: str = instance()
     route_table_ids: Tuple[str, ...] = setting(
-        is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']")
-    elastic_ip: Optional[str] = setting(is_address_or_none, "an IPv4 address such as '198.51.100.7', or None", None)
-    num_pings: int = setting(lambda value: type(value) is int and value >= 2, 'a whole number, at least 2', 3)
-    ping_timeout: float = setting(*SECONDS, 1.0)
-    wait_between_pings: float = setting(*SECONDS, 2.0)
-    wait_for_instance_stop: float = setting(*SECONDS, 60.0)
-    wait_for_instance_start: float = setting(*SECONDS, 300.0)
+        is_list_of_tables,
+        "a list of different route table ids such as ['rtb-0123456789abcdef0']")
+    elastic_ip: Optional[str] = setting(
+        lambda value: value is None or is_public_address(value),
+        "a public IPv4 address such as '198.51.100.7', or None", None)
+    num_pings: int = setting(
+        lambda value: type(value) is int and 2 <= value <= 100, 'a whole number from 2 to 100', 3)
+    ping_timeout: float = seconds(0.05, 30, 1.0)
+    wait_between_pings: float = seconds(0.05, 600, 2.0)
+    wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
+    wait_for_instance_start: float = seconds(30, 7200, 300.0)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -169,35 +205,41 @@ REQUIRED = [name for name, field in SETTINGS.items() if field.default is datacla
 def read_settings(path: str = SETTINGS_FILE) -> Settings:
     """Read and check the settings; raise Refusal with all that is wrong with them."""
     try:
-        names = {name: value for name, value in runpy.run_path(path).items() if not name.startswith('__')}
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
-    except (Exception, SystemExit) as error:
-        line = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
-        raise Refusal(f'{path}{line}: {in_words(error)}; allowed are lines of the form NAME = value')
+        names = {name: value for name, value in runpy.run_path(path).items()
+                 if not name.startswith('__')}
+    except BaseException as error:  # whatever a line of the file may raise
+        if isinstance(error, OSError) and error.filename == path:
+            raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
+        line = isinstance(error, SyntaxError) and error.lineno
+        raise Refusal(f'{path}{f", line {line}" if line else ""}: {in_words(error)}; '
+                      'allowed are lines of the form NAME = value')
     return check_settings(names, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     faults = []
-    empty = [name for name in REQUIRED if name in names and not names[name]]
+    empty = [name for name in REQUIRED if name in names
+             and type(names[name]) in (str, list, tuple, type(None)) and not names[name]]
     if empty:
-        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the ids of your two NAT '
-                      'instances and of the route tables of their private subnets')
+        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the '
+                      'ids of your two NAT instances and of the route tables of their private '
+                      'subnets')
     for name, value in names.items():
         if name not in SETTINGS:
             nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
             faults.append(f'{name} is not a setting; ' + (
-                f'did you mean {nearest[0]}?' if nearest else f'the settings are {", ".join(SETTINGS)}'))
+                f'did you mean {nearest[0]}?' if nearest else
+                f'the settings are {", ".join(SETTINGS)}'))
         elif name not in empty and not SETTINGS[name].metadata['is_allowed'](value):
-            faults.append(f'{name} is {value!r}, but must be {SETTINGS[name].metadata["allowed"]}')
+            faults.append(f'{name} is {on_one_line(value, repr)}, '
+                          f'but must be {SETTINGS[name].metadata["allowed"]}')
     faults += [f'{name} is missing; it must be {SETTINGS[name].metadata["allowed"]}'
                for name in REQUIRED if name not in names]
     primary, secondary = map(names.get, REQUIRED[:2])
-    if primary and primary == secondary:
-        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, but must be two different '
-                      'instances')
+    if is_id(primary, 'i') and is_id(secondary, 'i') and primary == secondary:
+        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, '
+                      'but must be two different instances')
     if faults:
         raise Refusal(*(f'{path}: {fault}' for fault in faults))
     names['ROUTE_TABLE_IDS'] = tuple(names['ROUTE_TABLE_IDS'])
@@ -205,15 +247,16 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
 
 
 def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
-    """Tell whether this instance is the primary, and the peer's id; raise Refusal if it is neither of the pair."""
+    """Tell whether this is the primary, and the peer's id; raise Refusal if it is none of the pair."""
     primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in (primary, secondary):
-        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
-                      f'{primary} and {secondary}: the monitor runs on these two only')
+        raise Refusal(
+            f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
+            f'{primary} and {secondary}: the monitor runs on these two only')
     return own_id == primary, secondary if own_id == primary else primary
 
 
-# Metadata -------------------------------------------------------------------------------------------------------------
+# Metadata -----------------------------------------------------------------------------------------
 
 class Metadata:
     """The instance metadata service, version 2 (a session token for each item)."""

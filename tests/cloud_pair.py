@@ -73,7 +73,7 @@ class Pair:
         self.primary, self.secondary = self.instances
         for i in self.instances:
             self.ec2.modify_instance_attribute(InstanceId=i, SourceDestCheck={'Value': False})
-        address = self.ec2.allocate_address(Domain='vpc')
+        address = self.ec2.allocate_address(Domain='vpc', Address='198.51.100.7')  # moto's own ones are private
         self.address, self.allocation = address['PublicIp'], address['AllocationId']
         self.ec2.associate_address(AllocationId=self.allocation, InstanceId=self.primary)
         self.ec2.create_route(RouteTableId=self.table, DestinationCidrBlock='0.0.0.0/0', InstanceId=self.primary)

@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-from typing import List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import pytest
+from botocore.exceptions import ClientError
 
 import nat_monitor
 
@@ -62,6 +63,13 @@ def test_a_syntax_error_in_the_settings_is_named_with_its_line(tmp_path: pathlib
     assert 'nat_config.py, line 4' in done.stdout
 
 
+def test_settings_that_raise_like_a_ctrl_c_are_refused_as_any_other(tmp_path: pathlib.Path, as_root: List[str]) -> None:
+    done = run(tmp_path, GOOD + 'raise KeyboardInterrupt\n', prefix=as_root)
+
+    assert done.returncode == 2
+    assert 'KeyboardInterrupt' in done.stdout and 'allowed are lines of the form NAME = value' in done.stdout
+
+
 def test_missing_settings_are_named(tmp_path: pathlib.Path, as_root: List[str]) -> None:
     done = run(tmp_path, None, prefix=as_root)
 
@@ -84,6 +92,14 @@ def test_only_root_may_run_it(tmp_path: pathlib.Path) -> None:
 
     assert done.returncode == 2
     assert 'must be root' in done.stdout
+
+
+@pytest.mark.parametrize('answer', [{}, {'Error': {}}, {'Error': {'Code': None}}])
+def test_an_error_without_a_code_is_put_in_words_all_the_same(answer: Any) -> None:
+    error = ClientError(answer, 'StopInstances')
+
+    assert nat_monitor.code_of(error) == ''
+    assert re.fullmatch(r'ClientError: .*StopInstances.*', nat_monitor.in_words(error))
 
 
 def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
