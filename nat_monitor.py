@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Watch the other NAT instance of a pair and take over its work when it dies.
 
-One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer falls silent and
-EC2 answers this monitor, it takes over: it moves the default route of the private subnets and the egress address
-to its own instance, then restarts the peer.  What it does is in README.adoc, section "Operation", in the same words.
+One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer
+falls silent and EC2 answers this monitor, it takes over: it moves the default route of the private
+subnets and the egress address to its own instance, then restarts the peer.  What it does is in
+README.adoc, section "Operation", in the same words.
 
 Usage: nat_monitor.py [--check | --help]
 
@@ -13,8 +14,9 @@ Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           standard output: one line per event
 Signals:  SIGTERM and SIGINT end it at once
-Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check: something failed, or a
-          signal ended it), 2 bad settings or arguments, a missing package, not one of the pair, not root
+Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
+          something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
+          not one of the pair, not root
 """
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ LONGEST_STOP_SPACING = 3600.0
 log = logging.getLogger('nat_monitor')
 
 
-# Errors -------------------------------------------------------------------------------------------
+# Errors ------------------------------------------------------------------------------------------
 
 class Refusal(Exception):
     """What the operator must mend before a monitor can run.
@@ -247,7 +249,7 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
 
 
 def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
-    """Tell whether this is the primary, and the peer's id; raise Refusal if it is none of the pair."""
+    """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in (primary, secondary):
         raise Refusal(
@@ -1461,32 +1463,83 @@ class Check:
                  f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 
 
-# The program ----------------------------------------------------------------------------------------------------------
+# The program --------------------------------------------------------------------------------------
+
+LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
+LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
+
 
 class LineHandler(logging.Handler):
-    """Write each record to standard output as one line at once; a line that cannot be written is dropped."""
+    """Write each record to standard output as one line, at once, in a thread of its own.
+
+    A full pipe, a held terminal or a frozen file system holds up this thread alone.  Lines that
+    find no place or cannot be written are dropped, and counted when writing works again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
+        self.dropped = 0
+        threading.Thread(target=self.write_all, name='log', daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.waiting.qsize() < LINES_KEPT:
+            self.waiting.put(self.format(record))
+        else:
+            self.dropped += 1
+
+    def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
+        """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
+        done = threading.Event()
+        self.waiting.put(done)
+        done.wait(timeout)
+
+    def write_all(self) -> None:
+        """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
+        failed = told = 0
+        while True:
+            item = self.waiting.get()
+            if isinstance(item, str) and not self.write(item):
+                failed += 1
+                continue
+            lost = self.dropped + failed - told
+            if lost and self.waiting.empty() and self.write(self.format(logging.makeLogRecord(
+                    {'levelname': 'WARNING', 'msg': f'lines that could not be written: {lost}'}))):
+                told += lost
+            if isinstance(item, threading.Event):
+                item.set()
+
+    def write(self, line: str) -> bool:
+        """Write a line, however long it takes; tell whether it could be written."""
+        rest = (line + '\n').encode(errors='replace')
         try:
             output = sys.stdout.fileno()
-            if select.select([], [output], [], 0.0)[1]:  # a full pipe or a held terminal would block
-                os.write(output, (self.format(record) + '\n').encode(errors='replace'))
-        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no standard output
-            pass
+            while rest:
+                select.select([], [output], [])  # somebody may have set it not to block
+                rest = rest[os.write(output, rest):]
+        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
+            return False
+        return True
 
 
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> None:
+def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> LineHandler:
+    """Send the log to standard output from now on, and return what writes it."""
     handler = LineHandler()
-    handler.setFormatter(logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ'))
-    handler.formatter.converter = time.gmtime  # type: ignore[union-attr]
+    formatter = logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ')
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
+    return handler
 
 
 def take_lock(path: str = LOCK_FILE) -> int:
-    """Take the lock for the life of this process and return its descriptor; raise Refusal if a monitor has it."""
+    """Take the lock for the life of this process and return its descriptor.
+
+    Raises Refusal if a monitor has it.
+    """
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -1496,8 +1549,9 @@ def take_lock(path: str = LOCK_FILE) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(lock, 20).decode(errors='replace').strip() or 'unknown'
-        raise Refusal(f'a monitor already runs with pid {pid}{" (suspended)" if is_suspended(pid) else ""}: '
-                      'this one ends', exit_code=1)
+        suspended = ' (suspended)' if is_suspended(pid) else ''
+        raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
+                      exit_code=1)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
@@ -1517,32 +1571,39 @@ def write_proc(path: str, text: str) -> None:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the monitor until a signal ends it; return the exit code of what keeps it from running."""
+    """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments in (['--help'], ['-h']):
         print((__doc__ or '').strip())
         return 0
     check = arguments == ['--check']
-    start_log(*['%(message)s'] if check else [])
+    output = start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
+    ending = False
 
     def end(number: int, _: Any) -> None:
-        left = f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it' if (
-            monitor and monitor.left_stopped) else ''
-        log.info(f'ended by {signal.Signals(number).name}{left}')
+        nonlocal ending
+        if not ending:  # a further signal does not wait for the lines of the first
+            ending = True
+            left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: '
+                    'see to it' if monitor and monitor.left_stopped else '')
+            log.info(f'ended by {signal.Signals(number).name}{left}')
+            output.flush()
         os._exit(1 if check else 0)  # at once, also with a call under way in a thread
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever interpreter started this
+    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         if arguments and not check:
-            raise Refusal(f'the arguments are {" ".join(arguments)!r}, but must be none, --check or --help')
+            raise Refusal(f'the arguments are {" ".join(arguments)!r}, '
+                          'but must be none, --check or --help')
         if MISSING_PACKAGE:
-            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: install boto3 and requests for '
-                          f'{sys.executable}')
+            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: '
+                          f'install boto3 and requests for {sys.executable}')
         if os.geteuid() != 0:
-            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping through a raw socket')
+            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
+                          'who alone may ping through a raw socket')
         if check:
             return Check().run()
         settings = read_settings()
@@ -1555,6 +1616,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         for fault in refusal.faults:
             log.error(fault)
         return refusal.exit_code
+    finally:
+        output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
     return 0
 
 

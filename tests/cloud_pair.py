@@ -126,10 +126,11 @@ class Pair:
     def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
         """Run the check; return its exit code and its lines."""
         self.calls.clear()
-        nat_monitor.start_log('%(message)s')
+        output = nat_monitor.start_log('%(message)s')
         code = nat_monitor.Check(
             settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
             connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
+        output.flush(None)
         self.text = capfd.readouterr().out
         return code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
 
