@@ -13,7 +13,8 @@ Usage: nat_monitor.py [--check | --help]
 Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           standard output: one line per event
-Signals:  SIGTERM and SIGINT end it at once
+Signals:  SIGHUP (a closed terminal) asks EC2 now; all else that would kill ends it at once with
+          a line, as SIGTERM and SIGINT do
 Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
           something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
           not one of the pair, not root
@@ -78,7 +79,7 @@ LONGEST_STOP_SPACING = 3600.0
 log = logging.getLogger('nat_monitor')
 
 
-# Errors ------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 class Refusal(Exception):
     """What the operator must mend before a monitor can run.
@@ -101,7 +102,7 @@ class OwnFault(Exception):
 
 
 def on_one_line(value: Any, form: Callable[[Any], str] = str) -> str:
-    """Return what `form` makes of a value, on one line; settings may hold what raises even there."""
+    """Return what `form` makes of a value, on one line; a setting's value may raise there."""
     try:
         return ' '.join(form(value).split())
     except BaseException:
@@ -149,7 +150,7 @@ def is_list_of_tables(value: Any) -> bool:
 
 
 def is_public_address(value: Any) -> bool:
-    """Tell whether it is an address that can be an Elastic IP, or one for documentation and tests."""
+    """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
     try:
         address = ipaddress.IPv4Address(value if type(value) is str else '')
     except ValueError:
@@ -897,6 +898,10 @@ class Monitor:
 
     # Look and claim
 
+    def look_now(self) -> None:
+        """Ask EC2 who holds what in the next turn; a signal handler may call this."""
+        self.look_at = -math.inf
+
     def look(self) -> None:
         """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
         known, is_first = self.known, self.look_at == -math.inf
@@ -1468,6 +1473,10 @@ class Check:
 LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
 LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
 
+# What ends no process or cannot be caught, what Python ignores, and faults of the program itself.
+NOT_CAUGHT = {getattr(signal, f'SIG{name}') for name in (
+    'KILL STOP TSTP TTIN TTOU CONT CHLD URG WINCH PIPE XFSZ SEGV BUS FPE ILL TRAP SYS').split()}
+
 
 class LineHandler(logging.Handler):
     """Write each record to standard output as one line, at once, in a thread of its own.
@@ -1587,12 +1596,21 @@ def main(argv: Optional[List[str]] = None) -> int:
             ending = True
             left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: '
                     'see to it' if monitor and monitor.left_stopped else '')
-            log.info(f'ended by {signal.Signals(number).name}{left}')
+            log.info(f'ended by {signals[number]}{left}')
             output.flush()
         os._exit(1 if check else 0)  # at once, also with a call under way in a thread
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    def look(_: int, __: Any) -> None:
+        if monitor:
+            log.info('SIGHUP: asking EC2 now')
+            monitor.look_now()
+
+    signals = {int(number): getattr(number, 'name', f'signal {number:d}')
+               for number in signal.valid_signals() - NOT_CAUGHT}
+    for number in signals:
+        signal.signal(number, end)
+    if not check:
+        signal.signal(signal.SIGHUP, look)  # the terminal was closed: no reason to leave the pair
     write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         if arguments and not check:

@@ -245,6 +245,8 @@ class Monitor:
         nat_monitor.log.info('watching')
         while True:
             time.sleep(0.05)
+    def look_now(self):
+        nat_monitor.log.info('looked')
 class Check:
     def run(self):
         for number in range(500):
@@ -267,6 +269,47 @@ def stub(*arguments: str, output: int = subprocess.PIPE) -> 'Iterator[subprocess
             yield process
         finally:
             process.kill()
+
+
+def next_line(process: 'subprocess.Popen[str]') -> str:
+    """Return the words of the next line of the log."""
+    assert process.stdout
+    return process.stdout.readline().partition('Z ')[2].strip()
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGVTALRM',
+                                  'SIGPROF', 'SIGIO', 'SIGPWR', 'SIGXCPU', 'SIGABRT', 'SIGRTMIN', 'signal 40'])
+def test_what_kills_a_process_ends_this_one_with_a_line(name: str) -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(getattr(signal, name, 40))
+
+        assert next_line(process) == f'INFO ended by {name}'
+        assert process.wait(10) == 0
+
+
+def test_a_closed_terminal_makes_the_monitor_look_and_ends_nothing() -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+
+            assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
+            assert next_line(process) == 'INFO looked'
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGWINCH, signal.SIGCHLD, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ])
+def test_what_kills_no_python_is_left_as_it_is(number: int) -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(number)
+        process.send_signal(signal.SIGHUP)
+
+        assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
 
 
 def test_a_signal_ends_it_though_its_last_line_cannot_be_written() -> None:
@@ -307,7 +350,7 @@ def test_all_lines_of_the_check_come_out_however_slowly_they_are_read() -> None:
             assert process.wait(10) == 0
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGINT])
 def test_a_check_that_nobody_reads_is_ended_by_a_signal(number: int) -> None:
     reader, writer = os.pipe()
     with open(reader), open(writer, 'w'):
