@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Watch the other NAT instance of a pair and take over its work when it dies.
 
-One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer falls silent and
-EC2 answers this monitor, it takes over: it moves the default route of the private subnets and the egress address
-to its own instance, then restarts the peer.  What it does is in README.adoc, section "Operation", in the same words.
+One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer
+falls silent and EC2 answers this monitor, it takes over: it moves the default route of the private
+subnets and the egress address to its own instance, then restarts the peer.  What it does is in
+README.adoc, section "Operation", in the same words.
 
 Usage: nat_monitor.py [--check | --help]
 
@@ -12,9 +13,11 @@ Usage: nat_monitor.py [--check | --help]
 Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           standard output: one line per event
-Signals:  SIGTERM and SIGINT end it at once
-Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check: something failed, or a
-          signal ended it), 2 bad settings or arguments, a missing package, not one of the pair, not root
+Signals:  SIGHUP (a closed terminal) asks EC2 now; all else that would kill ends it at once with
+          a line, as SIGTERM and SIGINT do
+Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
+          something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
+          not one of the pair, not root
 """
 from __future__ import annotations
 
@@ -80,10 +83,13 @@ LONGEST_STOP_SPACING = 3600.0
 log = logging.getLogger('nat_monitor')
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 class Refusal(Exception):
-    """What the operator must mend before a monitor can run; `faults` are sentences, `exit_code` ends the process."""
+    """What the operator must mend before a monitor can run.
+
+    `faults` are sentences, `exit_code` ends the process.
+    """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
         super().__init__('; '.join(faults))
@@ -99,20 +105,28 @@ class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
+def on_one_line(value: Any, form: Callable[[Any], str] = str) -> str:
+    """Return what `form` makes of a value, on one line; a setting's value may raise there."""
+    try:
+        return ' '.join(form(value).split())
+    except BaseException:
+        return f'something odd ({type(value).__name__})'
+
+
 def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
-    name, text = type(error).__name__, str(error)
+    name, text = type(error).__name__, on_one_line(error)
     if isinstance(error, ClientError):
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
-        text = error.response.get('Error', {}).get('Message', '')
-    return f'{name}: {" ".join(text.split())[:160]}'.rstrip(': ')
+        text = on_one_line(error.response.get('Error', {}).get('Message', ''))
+    return f'{name}: {text[:160]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
     """Return what went wrong by name, in words, '' if nothing did."""
-    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items()
-                     if isinstance(one, Exception))
+    return '; '.join(f'{name}: {in_words(result)}' for name, result in results.items()
+                     if isinstance(result, Exception))
 
 
 def code_of(result: Any) -> str:
@@ -123,48 +137,69 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts where none was told
 
 
-# Settings -------------------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
+
+FOR_DOCUMENTATION = [ipaddress.IPv4Network(network) for network in (
+    '192.0.2.0/24', '198.51.100.0/24', '203.0.113.0/24')]
+
+
+# Exact types first: nothing is asked of a value that may raise, or be true or equal as it likes.
 
 def is_id(value: Any, kind: str) -> bool:
-    return isinstance(value, str) and re.fullmatch(f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})', value) is not None
+    pattern = f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})'
+    return type(value) is str and re.fullmatch(pattern, value) is not None
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and 0 < len(value) == len(set(map(str, value))) and all(
-        is_id(each, 'rtb') for each in value)
+    return type(value) in (list, tuple) and all(is_id(each, 'rtb') for each in value) and (
+        0 < len(value) == len(set(value)))
 
 
-def is_address_or_none(value: Any) -> bool:
+def is_public_address(value: Any) -> bool:
+    """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
     try:
-        return value is None or isinstance(value, str) and bool(ipaddress.IPv4Address(value))
+        address = ipaddress.IPv4Address(value if type(value) is str else '')
     except ValueError:
         return False
+    return address.is_global and not address.is_multicast or any(
+        address in network for network in FOR_DOCUMENTATION)
 
 
-def setting(is_allowed: Callable[[Any], bool], allowed: str, default: Any = dataclasses.MISSING) -> Any:
-    """Declare a setting: how its value is checked, what is allowed in words, and its default if it may be missing."""
-    return dataclasses.field(default=default, metadata={'is_allowed': is_allowed, 'allowed': allowed})
+def setting(is_allowed: Callable[[Any], bool], allowed: str,
+            default: Any = dataclasses.MISSING) -> Any:
+    """Declare a setting: how it is checked, what is allowed in words, a default if it may miss."""
+    metadata = {'is_allowed': is_allowed, 'allowed': allowed}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-AN_INSTANCE = (functools.partial(is_id, kind='i'), "an instance id such as 'i-0123456789abcdef0'")
-SECONDS = (lambda value: type(value) in (int, float) and 0 < value <= 86400,
-           'a number of seconds above 0, at most 86400')
+def instance() -> Any:
+    return setting(functools.partial(is_id, kind='i'),
+                   "an instance id such as 'i-0123456789abcdef0'")
+
+
+def seconds(least: float, most: float, default: float) -> Any:
+    return setting(lambda value: type(value) in (int, float) and least <= value <= most,
+                   f'a number of seconds from {least} to {most}', default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
 
-    primary_instance_id: str = setting(*AN_INSTANCE)
-    secondary_instance_id: str = setting(*AN_INSTANCE)
+    primary_instance_id: str = instance()
+    secondary_instance_id: str = instance()
     route_table_ids: Tuple[str, ...] = setting(
-        is_list_of_tables, "a list of different route table ids such as ['rtb-0123456789abcdef0']")
-    elastic_ip: Optional[str] = setting(is_address_or_none, "an IPv4 address such as '198.51.100.7', or None", None)
-    num_pings: int = setting(lambda value: type(value) is int and value >= 2, 'a whole number, at least 2', 3)
-    ping_timeout: float = setting(*SECONDS, 1.0)
-    wait_between_pings: float = setting(*SECONDS, 2.0)
-    wait_for_instance_stop: float = setting(*SECONDS, 60.0)
-    wait_for_instance_start: float = setting(*SECONDS, 300.0)
+        is_list_of_tables,
+        "a list of different route table ids such as ['rtb-0123456789abcdef0']")
+    elastic_ip: Optional[str] = setting(
+        lambda value: value is None or is_public_address(value),
+        "a public IPv4 address such as '198.51.100.7', or None", None)
+    num_pings: int = setting(
+        lambda value: type(value) is int and 2 <= value <= 100, 'a whole number from 2 to 100', 3)
+    ping_timeout: float = seconds(0.05, 30, 1.0)
+    wait_between_pings: float = seconds(0.05, 600, 2.0)
+    wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
+    wait_for_instance_start: float = seconds(30, 7200, 300.0)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -179,35 +214,41 @@ REQUIRED = [name for name, field in SETTINGS.items() if field.default is datacla
 def read_settings(path: str = SETTINGS_FILE) -> Settings:
     """Read and check the settings; raise Refusal with all that is wrong with them."""
     try:
-        names = {name: value for name, value in runpy.run_path(path).items() if not name.startswith('__')}
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
-    except (Exception, SystemExit) as error:
-        line = f', line {error.lineno}' if isinstance(error, SyntaxError) else ''
-        raise Refusal(f'{path}{line}: {in_words(error)}; allowed are lines of the form NAME = value')
+        names = {name: value for name, value in runpy.run_path(path).items()
+                 if not name.startswith('__')}
+    except BaseException as error:  # whatever a line of the file may raise
+        if isinstance(error, OSError) and error.filename == path:
+            raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
+        line = isinstance(error, SyntaxError) and error.lineno
+        raise Refusal(f'{path}{f", line {line}" if line else ""}: {in_words(error)}; '
+                      'allowed are lines of the form NAME = value')
     return check_settings(names, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     faults = []
-    empty = [name for name in REQUIRED if name in names and not names[name]]
+    empty = [name for name in REQUIRED if name in names
+             and type(names[name]) in (str, list, tuple, type(None)) and not names[name]]
     if empty:
-        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the ids of your two NAT '
-                      'instances and of the route tables of their private subnets')
+        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the '
+                      'ids of your two NAT instances and of the route tables of their private '
+                      'subnets')
     for name, value in names.items():
         if name not in SETTINGS:
             nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
             faults.append(f'{name} is not a setting; ' + (
-                f'did you mean {nearest[0]}?' if nearest else f'the settings are {", ".join(SETTINGS)}'))
+                f'did you mean {nearest[0]}?' if nearest else
+                f'the settings are {", ".join(SETTINGS)}'))
         elif name not in empty and not SETTINGS[name].metadata['is_allowed'](value):
-            faults.append(f'{name} is {value!r}, but must be {SETTINGS[name].metadata["allowed"]}')
+            faults.append(f'{name} is {on_one_line(value, repr)}, '
+                          f'but must be {SETTINGS[name].metadata["allowed"]}')
     faults += [f'{name} is missing; it must be {SETTINGS[name].metadata["allowed"]}'
                for name in REQUIRED if name not in names]
     primary, secondary = map(names.get, REQUIRED[:2])
-    if primary and primary == secondary:
-        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, but must be two different '
-                      'instances')
+    if is_id(primary, 'i') and is_id(secondary, 'i') and primary == secondary:
+        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, '
+                      'but must be two different instances')
     if faults:
         raise Refusal(*(f'{path}: {fault}' for fault in faults))
     names['ROUTE_TABLE_IDS'] = tuple(names['ROUTE_TABLE_IDS'])
@@ -215,15 +256,16 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
 
 
 def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
-    """Tell whether this instance is the primary, and the peer's id; raise Refusal if it is neither of the pair."""
+    """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in (primary, secondary):
-        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
-                      f'{primary} and {secondary}: the monitor runs on these two only')
+        raise Refusal(
+            f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
+            f'{primary} and {secondary}: the monitor runs on these two only')
     return own_id == primary, secondary if own_id == primary else primary
 
 
-# Metadata -------------------------------------------------------------------------------------------------------------
+# Metadata -----------------------------------------------------------------------------------------
 
 class Metadata:
     """The instance metadata service, version 2 (a session token for each item)."""
@@ -1168,6 +1210,10 @@ class Monitor:
 
     # Look and claim
 
+    def look_now(self) -> None:
+        """Ask EC2 who holds what in the next turn; a signal handler may call this."""
+        self.look_at = -math.inf
+
     def look(self) -> None:
         """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
         known, is_first = self.known, self.look_at == -math.inf
@@ -1734,32 +1780,87 @@ class Check:
                  f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 
 
-# The program ----------------------------------------------------------------------------------------------------------
+# The program --------------------------------------------------------------------------------------
+
+LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
+LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
+
+# What ends no process or cannot be caught, what Python ignores, and faults of the program itself.
+NOT_CAUGHT = {getattr(signal, f'SIG{name}') for name in (
+    'KILL STOP TSTP TTIN TTOU CONT CHLD URG WINCH PIPE XFSZ SEGV BUS FPE ILL TRAP SYS').split()}
+
 
 class LineHandler(logging.Handler):
-    """Write each record to standard output as one line at once; a line that cannot be written is dropped."""
+    """Write each record to standard output as one line, at once, in a thread of its own.
+
+    A full pipe, a held terminal or a frozen file system holds up this thread alone.  Lines that
+    find no place or cannot be written are dropped, and counted when writing works again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
+        self.dropped = 0
+        threading.Thread(target=self.write_all, name='log', daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.waiting.qsize() < LINES_KEPT:
+            self.waiting.put(self.format(record))
+        else:
+            self.dropped += 1
+
+    def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
+        """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
+        done = threading.Event()
+        self.waiting.put(done)
+        done.wait(timeout)
+
+    def write_all(self) -> None:
+        """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
+        failed = told = 0
+        while True:
+            item = self.waiting.get()
+            if isinstance(item, str) and not self.write(item):
+                failed += 1
+                continue
+            lost = self.dropped + failed - told
+            if lost and self.waiting.empty() and self.write(self.format(logging.makeLogRecord(
+                    {'levelname': 'WARNING', 'msg': f'lines that could not be written: {lost}'}))):
+                told += lost
+            if isinstance(item, threading.Event):
+                item.set()
+
+    def write(self, line: str) -> bool:
+        """Write a line, however long it takes; tell whether it could be written."""
+        rest = (line + '\n').encode(errors='replace')
         try:
             output = sys.stdout.fileno()
-            if select.select([], [output], [], 0.0)[1]:  # a full pipe or a held terminal would block
-                os.write(output, (self.format(record) + '\n').encode(errors='replace'))
-        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no standard output
-            pass
+            while rest:
+                select.select([], [output], [])  # somebody may have set it not to block
+                rest = rest[os.write(output, rest):]
+        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
+            return False
+        return True
 
 
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> None:
+def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> LineHandler:
+    """Send the log to standard output from now on, and return what writes it."""
     handler = LineHandler()
-    handler.setFormatter(logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ'))
-    handler.formatter.converter = time.gmtime  # type: ignore[union-attr]
+    formatter = logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ')
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
+    return handler
 
 
 def take_lock(path: str = LOCK_FILE) -> int:
-    """Take the lock for the life of this process and return its descriptor; raise Refusal if a monitor has it."""
+    """Take the lock for the life of this process and return its descriptor.
+
+    Raises Refusal if a monitor has it.
+    """
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -1769,8 +1870,9 @@ def take_lock(path: str = LOCK_FILE) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(lock, 20).decode(errors='replace').strip() or 'unknown'
-        raise Refusal(f'a monitor already runs with pid {pid}{" (suspended)" if is_suspended(pid) else ""}: '
-                      'this one ends', exit_code=1)
+        suspended = ' (suspended)' if is_suspended(pid) else ''
+        raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
+                      exit_code=1)
     os.ftruncate(lock, 0)
     os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
@@ -1790,32 +1892,48 @@ def write_proc(path: str, text: str) -> None:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the monitor until a signal ends it; return the exit code of what keeps it from running."""
+    """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments in (['--help'], ['-h']):
         print((__doc__ or '').strip())
         return 0
     check = arguments == ['--check']
-    start_log(*['%(message)s'] if check else [])
+    output = start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
+    ending = False
 
     def end(number: int, _: Any) -> None:
-        left = f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it' if (
-            monitor and monitor.left_stopped) else ''
-        log.info(f'ended by {signal.Signals(number).name}{left}')
+        nonlocal ending
+        if not ending:  # a further signal does not wait for the lines of the first
+            ending = True
+            left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: '
+                    'see to it' if monitor and monitor.left_stopped else '')
+            log.info(f'ended by {signals[number]}{left}')
+            output.flush()
         os._exit(1 if check else 0)  # at once, also with a call under way in a thread
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever interpreter started this
+    def look(_: int, __: Any) -> None:
+        if monitor:
+            log.info('SIGHUP: asking EC2 now')
+            monitor.look_now()
+
+    signals = {int(number): getattr(number, 'name', f'signal {number:d}')
+               for number in signal.valid_signals() - NOT_CAUGHT}
+    for number in signals:
+        signal.signal(number, end)
+    if not check:
+        signal.signal(signal.SIGHUP, look)  # the terminal was closed: no reason to leave the pair
+    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         if arguments and not check:
-            raise Refusal(f'the arguments are {" ".join(arguments)!r}, but must be none, --check or --help')
+            raise Refusal(f'the arguments are {" ".join(arguments)!r}, '
+                          'but must be none, --check or --help')
         if MISSING_PACKAGE:
-            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: install boto3 and requests for '
-                          f'{sys.executable}')
+            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: '
+                          f'install boto3 and requests for {sys.executable}')
         if os.geteuid() != 0:
-            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping through a raw socket')
+            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
+                          'who alone may ping through a raw socket')
         if check:
             return Check().run()
         settings = read_settings()
@@ -1828,6 +1946,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         for fault in refusal.faults:
             log.error(fault)
         return refusal.exit_code
+    finally:
+        output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
     return 0
 
 

@@ -73,7 +73,7 @@ class Pair:
         self.primary, self.secondary = self.instances
         for i in self.instances:
             self.ec2.modify_instance_attribute(InstanceId=i, SourceDestCheck={'Value': False})
-        address = self.ec2.allocate_address(Domain='vpc')
+        address = self.ec2.allocate_address(Domain='vpc', Address='198.51.100.7')  # moto's own ones are private
         self.address, self.allocation = address['PublicIp'], address['AllocationId']
         self.ec2.associate_address(AllocationId=self.allocation, InstanceId=self.primary)
         self.ec2.create_route(RouteTableId=self.table, DestinationCidrBlock='0.0.0.0/0', InstanceId=self.primary)
@@ -126,10 +126,11 @@ class Pair:
     def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
         """Run the check; return its exit code and its lines."""
         self.calls.clear()
-        nat_monitor.start_log('%(message)s')
+        output = nat_monitor.start_log('%(message)s')
         code = nat_monitor.Check(
             settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
             connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
+        output.flush(None)
         self.text = capfd.readouterr().out
         return code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
 

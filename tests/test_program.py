@@ -1,6 +1,7 @@
 """The program in an instance: signals, a terminal, its log, a second monitor, and what EC2 does not know."""
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any, List
@@ -8,7 +9,7 @@ from typing import Any, List
 import pytest
 
 from tests.lab.lab import Instance, Lab
-from tests.test_failover import SETTINGS, looks_of_the_start_are_over, serves, serving_pair
+from tests.test_failover import SETTINGS, during, looks_of_the_start_are_over, serves, serving_pair
 
 LOG = '/var/log/nat_monitor.log'
 
@@ -116,6 +117,60 @@ def test_a_log_that_cannot_be_written_stops_nothing(python: str, output: str) ->
         lab.primary.crash()
 
         serves(lab, lab.secondary)
+
+
+def test_a_closed_terminal_leaves_the_monitor_at_work(python: str) -> None:
+    with quiet_lab(python, holder=None) as lab:
+        lab.primary.start_monitor()
+        serves(lab, lab.primary)
+        terminal = lab.secondary.terminal(*lab.secondary.monitor_command)
+        lab.wait_until(lambda: f'{lab.primary.id} answers' in terminal.output, 20, 'it hears the primary')
+        lab.wait_until(lambda: 'holds tables and address' in terminal.output, 30, 'it has looked')
+        pid, since = lab.secondary.monitor_pid, time.monotonic()
+
+        terminal_process = lab.secondary.proc('stat').rpartition(')')[2].split()[1]
+        lab.secondary.run('kill', '-KILL', terminal_process, check=True)
+
+        lab.wait_until(lambda: lab.ec2.calls('DescribeRouteTables', 'secondary', since=since), 10, 'it looks')
+        assert lab.secondary.monitor_pid == pid
+        lab.primary.crash()
+        serves(lab, lab.secondary)
+
+
+DISK = '''
+PATH=$PATH:/usr/sbin:/sbin
+truncate -s 16M /run/image
+mkfs.ext4 -q /run/image
+mkdir /run/disk
+mount -o loop /run/image /run/disk
+fsfreeze --freeze /run/disk
+fsfreeze --unfreeze /run/disk
+touch /run/disk/log
+'''
+
+
+def test_a_frozen_file_system_under_the_log_holds_up_no_take_over(python: str) -> None:
+    with quiet_lab(python, holder=None) as lab:
+        disk = lab.secondary.run('sh', '-ec', DISK)
+        if disk.returncode:
+            lacking = pytest.fail if os.environ.get('CI') else pytest.skip
+            lacking(f'no file system can be mounted and frozen here: {disk.stderr.strip()}')
+        log = lab.secondary.node.root / 'run/disk/log'
+        lab.primary.start_monitor()
+        serves(lab, lab.primary)
+        lab.secondary.popen('sh', '-c', f'exec {" ".join(lab.secondary.monitor_command)} > /run/disk/log')
+        lab.wait_until(lambda: ' answers' in log.read_text(), 20, 'the secondary hears the primary')
+        lab.wait_until(lambda: 'holds tables and address' in log.read_text(), 30, 'it has looked')
+
+        def freeze(how: str) -> None:
+            lab.secondary.run('sh', '-c', f'PATH=$PATH:/usr/sbin:/sbin; fsfreeze --{how} /run/disk', check=True)
+
+        with during(lambda: freeze('freeze'), lambda: freeze('unfreeze')):
+            lab.primary.crash()
+            serves(lab, lab.secondary)
+            assert 'taking over' not in log.read_text()
+
+        lab.wait_until(lambda: 'taking over' in log.read_text(), 10, 'its lines are written')
 
 
 @pytest.mark.core

@@ -1,16 +1,20 @@
 """The program from outside: one clear message and the right exit code for whatever keeps it from running."""
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import threading
-from typing import List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 import pytest
+from botocore.exceptions import ClientError
 
 import nat_monitor
 
@@ -62,6 +66,13 @@ def test_a_syntax_error_in_the_settings_is_named_with_its_line(tmp_path: pathlib
     assert 'nat_config.py, line 4' in done.stdout
 
 
+def test_settings_that_raise_like_a_ctrl_c_are_refused_as_any_other(tmp_path: pathlib.Path, as_root: List[str]) -> None:
+    done = run(tmp_path, GOOD + 'raise KeyboardInterrupt\n', prefix=as_root)
+
+    assert done.returncode == 2
+    assert 'KeyboardInterrupt' in done.stdout and 'allowed are lines of the form NAME = value' in done.stdout
+
+
 def test_missing_settings_are_named(tmp_path: pathlib.Path, as_root: List[str]) -> None:
     done = run(tmp_path, None, prefix=as_root)
 
@@ -86,6 +97,14 @@ def test_only_root_may_run_it(tmp_path: pathlib.Path) -> None:
     assert 'must be root' in done.stdout
 
 
+@pytest.mark.parametrize('answer', [{}, {'Error': {}}, {'Error': {'Code': None}}])
+def test_an_error_without_a_code_is_put_in_words_all_the_same(answer: Any) -> None:
+    error = ClientError(answer, 'StopInstances')
+
+    assert nat_monitor.code_of(error) == ''
+    assert re.fullmatch(r'ClientError: .*StopInstances.*', nat_monitor.in_words(error))
+
+
 def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     assert nat_monitor.main(['--help']) == 0
 
@@ -99,20 +118,249 @@ def test_an_unknown_argument_is_named(tmp_path: pathlib.Path) -> None:
     assert "the arguments are '--chekc', but must be none, --check or --help" in done.stdout
 
 
-def test_a_log_line_that_would_block_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def fill(pipe: int) -> None:
+    """Write into a pipe that nobody reads until nothing more goes in."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b'.' * 4096)
+    os.set_blocking(pipe, True)
+
+
+def test_a_full_pipe_holds_up_nobody_and_gets_its_lines_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
-    with open(reader), open(writer, 'w') as full:
-        os.set_blocking(writer, False)
-        with pytest.raises(BlockingIOError):
-            while True:
-                os.write(writer, bytes(4096))
-        os.set_blocking(writer, True)
+    with open(reader) as pipe, open(writer, 'w') as full:
+        fill(writer)
         monkeypatch.setattr(sys, 'stdout', full)
-        line = logging.makeLogRecord({'msg': 'a line'})
-        thread = threading.Thread(target=nat_monitor.LineHandler().emit, args=[line], daemon=True)
+        handler = nat_monitor.LineHandler()
+        total = nat_monitor.LINES_KEPT + 100
+
+        def log() -> None:
+            for number in range(total):
+                handler.emit(logging.makeLogRecord({'msg': f'line {number}'}))
+
+        thread = threading.Thread(target=log, daemon=True)
         thread.start()
         thread.join(10)
         assert not thread.is_alive()
+
+        lines = [pipe.readline().lstrip('.')]
+        while 'could not be written' not in lines[-1]:
+            lines.append(pipe.readline())
+        kept = len(lines) - 1
+        assert kept >= nat_monitor.LINES_KEPT
+        assert lines == [f'line {n}\n' for n in range(kept)] + [f'lines that could not be written: {total - kept}\n']
+        handler.flush()
+
+
+def test_lines_that_a_full_disk_lost_are_counted_when_there_is_space_again(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    handler = nat_monitor.LineHandler()
+    with open('/dev/full', 'w') as full, open(tmp_path / 'log', 'w') as log:
+        monkeypatch.setattr(sys, 'stdout', full)
+        for line in 'abc':
+            handler.emit(logging.makeLogRecord({'msg': line}))
+        handler.flush()
+
+        monkeypatch.setattr(sys, 'stdout', log)
+        for line in 'de':
+            handler.emit(logging.makeLogRecord({'msg': line}))
+        handler.flush()
+
+    assert (tmp_path / 'log').read_text().splitlines() in (
+        ['d', 'lines that could not be written: 3', 'e'], ['d', 'e', 'lines that could not be written: 3'])
+
+
+FREEZE_PROBE = '''
+truncate -s 16M probe
+mkfs.ext4 -q probe
+mkdir probed
+mount -o loop probe probed
+fsfreeze --freeze probed
+fsfreeze --unfreeze probed
+umount probed
+'''
+FREEZE_PROBE = '''
+truncate -s 16M probe
+mkfs.ext4 -q probe
+mkdir probed
+mount -o loop probe probed
+fsfreeze --freeze probed
+fsfreeze --unfreeze probed
+umount probed
+'''
+FROZEN = '''
+truncate -s 16M image
+mkfs.ext4 -q image
+mkdir disk
+mount -o loop image disk
+exec 3> went_on
+"$0" -c "$1" >> disk/log &
+program=$!
+until grep -q ready disk/log; do kill -0 $program; sleep 0.05; done
+(for n in $(seq 100); do test -s went_on && break; sleep 0.1; done
+ sed "s/^/while frozen /" went_on; fsfreeze --unfreeze disk) &
+fsfreeze --freeze disk
+kill -USR1 $program
+wait
+cat disk/log
+umount disk
+'''
+LOGS_WHILE_FROZEN = '''
+import os, signal, nat_monitor
+nat_monitor.start_log('%(message)s')
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+nat_monitor.log.info('ready')
+signal.sigwait([signal.SIGUSR1])
+for number in range(3):
+    nat_monitor.log.info(f'line {number}')
+os.write(3, b'it goes on\\n')
+nat_monitor.log.handlers[0].flush()
+'''
+
+
+def test_a_frozen_file_system_under_the_log_holds_up_nobody(tmp_path: pathlib.Path) -> None:
+    probe = subprocess.run(['unshare', '--mount', 'sh', '-ec', FREEZE_PROBE], cwd=tmp_path, text=True, timeout=60,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if probe.returncode:
+        lacking = pytest.fail if os.environ.get('CI') else pytest.skip
+        lacking(f'no file system can be mounted and frozen here: {probe.stdout.strip()}')
+
+    done = subprocess.run(['unshare', '--mount', 'sh', '-ec', FROZEN, sys.executable, LOGS_WHILE_FROZEN],
+                          cwd=tmp_path, text=True, timeout=60, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.splitlines() == ['while frozen it goes on', 'ready', 'line 0', 'line 1', 'line 2']
+
+
+STUB = '''
+import os, sys, time
+import nat_monitor
+class Monitor:
+    left_stopped = False
+    def __init__(self, settings):
+        pass
+    def run(self):
+        nat_monitor.log.info('watching')
+        while True:
+            time.sleep(0.05)
+    def look_now(self):
+        nat_monitor.log.info('looked')
+class Check:
+    def run(self):
+        for number in range(500):
+            nat_monitor.log.info(f'{number:100}')
+        print('checked', file=sys.stderr, flush=True)
+        return 0
+os.geteuid = lambda: 0
+nat_monitor.Monitor, nat_monitor.Check, nat_monitor.read_settings = Monitor, Check, lambda: None
+nat_monitor.take_lock = lambda: os.open('/dev/null', os.O_RDONLY)
+sys.exit(nat_monitor.main(sys.argv[1:]))
+'''
+
+
+@contextlib.contextmanager
+def stub(*arguments: str, output: int = subprocess.PIPE) -> 'Iterator[subprocess.Popen[str]]':
+    """Run the program with a monitor and a check that only write lines."""
+    with subprocess.Popen([sys.executable, '-c', STUB, *arguments], cwd=ROOT, text=True, stdout=output,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: 'subprocess.Popen[str]') -> str:
+    """Return the words of the next line of the log."""
+    assert process.stdout
+    return process.stdout.readline().partition('Z ')[2].strip()
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2', 'SIGALRM', 'SIGVTALRM',
+                                  'SIGPROF', 'SIGIO', 'SIGPWR', 'SIGXCPU', 'SIGABRT', 'SIGRTMIN', 'signal 40'])
+def test_what_kills_a_process_ends_this_one_with_a_line(name: str) -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(getattr(signal, name, 40))
+
+        assert next_line(process) == f'INFO ended by {name}'
+        assert process.wait(10) == 0
+
+
+def test_a_closed_terminal_makes_the_monitor_look_and_ends_nothing() -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+
+            assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
+            assert next_line(process) == 'INFO looked'
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize('number', [signal.SIGWINCH, signal.SIGCHLD, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ])
+def test_what_kills_no_python_is_left_as_it_is(number: int) -> None:
+    with stub() as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(number)
+        process.send_signal(signal.SIGHUP)
+
+        assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
+
+
+def test_a_signal_ends_it_though_its_last_line_cannot_be_written() -> None:
+    reader, writer = os.pipe()
+    with open(reader) as pipe, open(writer, 'w'):
+        with stub(output=writer) as process:
+            assert pipe.readline().endswith('watching\n')
+            fill(writer)
+
+            process.send_signal(signal.SIGTERM)
+
+            assert process.wait(20) == 0
+
+
+def test_further_signals_do_not_delay_the_end() -> None:
+    reader, writer = os.pipe()
+    with open(reader) as pipe, open(writer, 'w'):
+        with stub(output=writer) as process:
+            assert pipe.readline().endswith('watching\n')
+            fill(writer)
+
+            while process.poll() is None:  # the next one before the last line is given up
+                process.send_signal(signal.SIGTERM)
+
+            assert process.returncode == 0
+
+
+def test_all_lines_of_the_check_come_out_however_slowly_they_are_read() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, 1031, 4096)  # F_SETPIPE_SZ
+    with open(reader) as pipe:
+        with stub('--check', output=writer) as process:
+            os.close(writer)
+            assert process.stderr and process.stderr.readline() == 'checked\n'
+
+            assert [line.strip() for line in pipe] == [str(number) for number in range(500)]
+
+            assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize('number', [signal.SIGHUP, signal.SIGINT])
+def test_a_check_that_nobody_reads_is_ended_by_a_signal(number: int) -> None:
+    reader, writer = os.pipe()
+    with open(reader), open(writer, 'w'):
+        fill(writer)
+        with stub('--check', output=writer) as process:
+            assert process.stderr and process.stderr.readline() == 'checked\n'
+
+            process.send_signal(number)
+
+            assert process.wait(20) == 1
 
 
 def test_importing_it_does_nothing() -> None:

@@ -54,24 +54,89 @@ def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_messag
     ('ROUTE_TABLE_IDS', 'rtb-0123456789abcdef0', 'a list of different route table ids'),
     ('ROUTE_TABLE_IDS', ['rtb-0123456789abcdef0'] * 2, 'a list of different route table ids'),
     ('ROUTE_TABLE_IDS', ['subnet-0123456789abcdef0'], 'a list of different route table ids'),
-    ('ELASTIC_IP', '198.51.100.700', 'an IPv4 address'),
-    ('ELASTIC_IP', 'eipalloc-0123456789abcdef0', 'an IPv4 address'),
-    ('ELASTIC_IP', 3, 'an IPv4 address'),
-    ('NUM_PINGS', 1, 'at least 2'),
+    ('ROUTE_TABLE_IDS', [['rtb-0123456789abcdef0']], 'a list of different route table ids'),
+    ('ELASTIC_IP', '198.51.100.700', 'a public IPv4 address'),
+    ('ELASTIC_IP', 'eipalloc-0123456789abcdef0', 'a public IPv4 address'),
+    ('ELASTIC_IP', '2001:db8::7', 'a public IPv4 address'),
+    ('ELASTIC_IP', 3, 'a public IPv4 address'),
+    ('ELASTIC_IP', '', 'a public IPv4 address'),
+    ('NUM_PINGS', 1, 'from 2 to 100'),
+    ('NUM_PINGS', 101, 'from 2 to 100'),
+    ('NUM_PINGS', 10**12, 'from 2 to 100'),
     ('NUM_PINGS', 2.5, 'a whole number'),
     ('NUM_PINGS', True, 'a whole number'),
-    ('PING_TIMEOUT', 0, 'above 0'),
-    ('PING_TIMEOUT', -1, 'above 0'),
+    ('PING_TIMEOUT', 0, 'from 0.05 to 30'),
+    ('PING_TIMEOUT', -1, 'from 0.05 to 30'),
+    ('PING_TIMEOUT', 0.049, 'from 0.05 to 30'),
+    ('PING_TIMEOUT', 30.1, 'from 0.05 to 30'),
+    ('PING_TIMEOUT', 10**400, 'from 0.05 to 30'),
+    ('PING_TIMEOUT', True, 'a number of seconds'),
     ('PING_TIMEOUT', '1', 'a number of seconds'),
-    ('PING_TIMEOUT', 10**400, 'at most 86400'),
+    ('WAIT_BETWEEN_PINGS', 0.049, 'from 0.05 to 600'),
+    ('WAIT_BETWEEN_PINGS', 601, 'from 0.05 to 600'),
     ('WAIT_BETWEEN_PINGS', float('nan'), 'a number of seconds'),
+    ('WAIT_FOR_INSTANCE_STOP', 19.9, 'from 20 to 3600'),
+    ('WAIT_FOR_INSTANCE_STOP', 3601, 'from 20 to 3600'),
     ('WAIT_FOR_INSTANCE_STOP', float('inf'), 'a number of seconds'),
+    ('WAIT_FOR_INSTANCE_START', 29, 'from 30 to 7200'),
+    ('WAIT_FOR_INSTANCE_START', 7201, 'from 30 to 7200'),
     ('WAIT_FOR_INSTANCE_START', None, 'a number of seconds'),
 ])
 def test_a_wrong_value_is_named_with_the_value_and_what_is_allowed(name: str, value: Any, allowed: str) -> None:
     said = faults(**{name: value})
 
     assert name in said and repr(value) in said and allowed in said
+
+
+@pytest.mark.parametrize('name, value', [
+    ('NUM_PINGS', 2), ('NUM_PINGS', 100),
+    ('PING_TIMEOUT', 0.05), ('PING_TIMEOUT', 30),
+    ('WAIT_BETWEEN_PINGS', 0.05), ('WAIT_BETWEEN_PINGS', 600),
+    ('WAIT_FOR_INSTANCE_STOP', 20), ('WAIT_FOR_INSTANCE_STOP', 3600),
+    ('WAIT_FOR_INSTANCE_START', 30), ('WAIT_FOR_INSTANCE_START', 7200),
+    ('ELASTIC_IP', '3.120.4.5'),
+    ('ELASTIC_IP', '192.0.2.1'), ('ELASTIC_IP', '198.51.100.7'), ('ELASTIC_IP', '203.0.113.9'),
+])
+def test_what_is_allowed_is_taken_up_to_its_bounds(name: str, value: Any) -> None:
+    settings = nat_monitor.check_settings({**GOOD, name: value}, 'nat_config.py')
+
+    assert getattr(settings, name.lower()) == value
+
+
+@pytest.mark.parametrize('address', [
+    '10.0.0.7', '172.16.0.7', '192.168.0.7', '100.64.0.7', '127.0.0.1', '169.254.169.254', '224.0.0.1',
+    '239.1.2.3', '240.0.0.1', '255.255.255.255', '0.0.0.0'])
+def test_an_address_that_cannot_be_an_elastic_ip_is_refused(address: str) -> None:
+    assert f'ELASTIC_IP is {address!r}, but must be a public IPv4 address' in faults(ELASTIC_IP=address)
+
+
+class Surprise(BaseException):
+    """Like KeyboardInterrupt, which would end the tests too."""
+
+
+class Odd:
+    """A value that raises whatever is asked of it, and not what one expects."""
+
+    def fail(self, *_: Any) -> Any:
+        raise Surprise
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __len__ = __bool__ = __iter__ = __hash__ = fail
+    __str__ = __repr__ = __format__ = __contains__ = __float__ = __index__ = fail
+    __class__ = property(fail)
+
+
+@pytest.mark.parametrize('name', nat_monitor.SETTINGS)
+def test_a_value_that_raises_whatever_is_asked_of_it_is_a_fault_like_any_other(name: str) -> None:
+    assert f'nat_config.py: {name} is something odd (Odd), but must be ' in faults(**{name: Odd()})
+    assert 'ROUTE_TABLE_IDS is something odd (list), but must be ' in faults(ROUTE_TABLE_IDS=[Odd()])
+
+
+def test_a_fault_is_one_line_whatever_the_value() -> None:
+    class Long:
+        def __repr__(self) -> str:
+            return 'a\nb'
+
+    assert 'NUM_PINGS is a b, but must be' in faults(NUM_PINGS=Long())
 
 
 @pytest.mark.parametrize('name', nat_monitor.REQUIRED)
@@ -104,6 +169,11 @@ def test_all_faults_are_reported_together() -> None:
     ('NUM_PINGS = threee\n', 'NameError'),
     ('\0', 'null'),
     ('raise SystemExit', 'SystemExit'),
+    ('raise GeneratorExit', 'GeneratorExit'),
+    ('class Odd(BaseException):\n    def __str__(self): raise Odd\nraise Odd', 'Odd: '),
+    ('open("/nowhere/else")', 'FileNotFoundError: .*/nowhere/else'),
+    ('globals()[3] = 4', 'AttributeError'),
+    ('raise SyntaxError', 'nat_config.py: SyntaxError'),
 ])
 def test_a_file_that_cannot_be_read_as_settings_is_said_to_be(tmp_path: pathlib.Path, text: str, said: str) -> None:
     file = tmp_path / 'nat_config.py'
@@ -113,6 +183,16 @@ def test_a_file_that_cannot_be_read_as_settings_is_said_to_be(tmp_path: pathlib.
         nat_monitor.read_settings(str(file))
 
     assert str(file) in str(caught.value) and 'NAME = value' in str(caught.value)
+
+
+@pytest.mark.parametrize('line_end', ['\n', '\r\n'])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_a_file_from_another_editor_is_read_as_well(tmp_path: pathlib.Path, mark: str, line_end: str) -> None:
+    file = tmp_path / 'nat_config.py'
+    lines = ['# für São Paulo – 東京', *(f'{name} = {value!r}' for name, value in GOOD.items()), '']
+    file.write_bytes((mark + line_end.join(lines)).encode())
+
+    assert nat_monitor.read_settings(str(file)).primary_instance_id == GOOD['PRIMARY_INSTANCE_ID']
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: pathlib.Path) -> None:
