@@ -25,6 +25,7 @@ import errno
 import fcntl
 import functools
 import glob
+import http.client
 import ipaddress
 import logging
 import math
@@ -311,6 +312,34 @@ class Ping:
 SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'  # who holds a part; no such part
 
 
+in_call = threading.local()  # `deadline`: the monotonic time at which this thread's call is given up
+
+
+@functools.lru_cache(maxsize=None)  # once
+def forbid_late_sending() -> None:
+    """Keep a call that was given up from reaching EC2 later, when it may do harm.
+
+    Whatever is above it, boto3 of any age or requests, sends through this method of the standard
+    library: the one place behind name resolution, TLS, retries and the choice of a kept connection.
+    The kernel would repeat lost bytes for minutes, even those of a closed socket, if
+    TCP_USER_TIMEOUT did not end that.
+    """
+    send = http.client.HTTPConnection.send
+
+    def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
+        deadline = getattr(in_call, 'deadline', None)
+        if deadline is not None:
+            if self.sock is None:
+                self.connect()  # as `send` would do
+            left = min(deadline - time.monotonic(), READ_TIMEOUT)
+            if left <= 0.0:
+                raise NoAnswer('given up before it was sent')
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(left * 1000))
+        send(self, data)
+
+    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
+
+
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                  meanwhile: Optional[Callable[[], Optional[float]]] = None) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
@@ -323,6 +352,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
 
     def make(name: str, call: Callable[[], Any]) -> None:
+        in_call.deadline = deadline
         try:
             result = call()
         except Exception as error:
@@ -359,12 +389,15 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 
 
 def connect(region: str) -> EC2Client:
-    """Make an EC2 client that tries once and never hangs for long; the monitor repeats and spaces its calls itself."""
+    """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls."""
+    forbid_late_sending()
     return boto3.session.Session(region_name=region).client(
-        'ec2', endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's boto3 does not read it
-        config=botocore.config.Config(connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
-                                      retries={'mode': 'standard', 'total_max_attempts': 1},
-                                      max_pool_connections=100))  # as many calls side by side
+        'ec2',
+        endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's does not read it
+        config=botocore.config.Config(
+            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
+            retries={'mode': 'standard', 'total_max_attempts': 1},
+            max_pool_connections=100))  # as many calls side by side
 
 
 Call = Callable[[Any], Any]  # takes the EC2 client
