@@ -100,18 +100,24 @@ def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, ClientError):
-        name, text = code_of(error), error.response['Error'].get('Message', '')
-    return f'{name}: {" ".join(text.split())[:160]}'
+        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
+        name = code_of(error) or f'HTTP {status} without an error code'
+        text = error.response.get('Error', {}).get('Message', '')
+    return f'{name}: {" ".join(text.split())[:160]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
     """Return what went wrong by name, in words, '' if nothing did."""
-    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items() if isinstance(one, Exception))
+    return '; '.join(f'{name}: {in_words(one)}' for name, one in results.items()
+                     if isinstance(one, Exception))
 
 
 def code_of(result: Any) -> str:
-    """Return EC2's error code, or '' for anything else."""
-    return str(result.response['Error'].get('Code', '')) if isinstance(result, ClientError) else ''
+    """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
+    if not isinstance(result, ClientError):
+        return ''
+    code = str(result.response.get('Error', {}).get('Code') or '')
+    return '' if code.isdigit() else code  # the HTTP status, which botocore puts where none was told
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -391,21 +397,32 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 def connect(region: str) -> EC2Client:
     """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls."""
     forbid_late_sending()
-    return boto3.session.Session(region_name=region).client(
+    client = boto3.session.Session(region_name=region).client(
         'ec2',
         endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's does not read it
         config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=100))  # as many calls side by side
+    client.meta.events.register('after-call.ec2', refuse_foreign_answer)
+    return client
+
+
+def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) -> None:
+    """Let no page of a proxy pass for a success: EC2's answers always have a request id."""
+    if http_response.status_code < 300 and not parsed['ResponseMetadata'].get('RequestId'):
+        raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
 
 
 Call = Callable[[Any], Any]  # takes the EC2 client
 
 
 def has_answered(result: Any) -> bool:
-    """Tell whether this came from EC2: an error is an answer too, a lost connection is not."""
-    return not isinstance(result, Exception) or isinstance(result, ClientError)
+    """Tell whether this came from EC2: an error with a code of its own is an answer too.
+
+    A lost connection is none, nor is the page of something in between.
+    """
+    return not isinstance(result, Exception) or bool(code_of(result))
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:

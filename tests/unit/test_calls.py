@@ -1,16 +1,27 @@
 """Calls to EC2: side by side within a deadline, what comes back, and what is read from it."""
 from __future__ import annotations
 
+import contextlib
+import http.server
 import math
+import os
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
-from typing import Any, Callable, List
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
+from botocore.exceptions import ClientError
 
-from nat_monitor import NoAnswer, run_together
+from nat_monitor import (READ_TIMEOUT, NoAnswer, code_of, connect, has_answered, in_words, run_together)
 
 LONG = 10.0  # s; no test waits that long
+OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
+ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
 
 
 # Side by side
@@ -127,3 +138,191 @@ def test_what_came_in_time_counts_though_what_was_done_meanwhile_took_longer() -
 
     assert results['in time'] == 'here'
     assert isinstance(results['late'], NoAnswer)
+
+
+# On their way
+
+STOPPED = b'<StopInstancesResponse><requestId>1-2-3</requestId><instancesSet/></StopInstancesResponse>'
+
+
+class Endpoint(http.server.ThreadingHTTPServer):
+    """EC2's endpoint at the loopback interface, with connections that are kept; it answers what a test wants."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('localhost', 0), Handler)
+        self.status, self.body = 200, STOPPED
+        self.headers: Dict[str, str] = {}
+        self.callers: List[Tuple[str, int]] = []  # of each call, by the port of its connection
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.server.callers.append(self.client_address)
+        self.send_response(self.server.status)
+        self.send_header('Content-Length', str(len(self.server.body)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@contextlib.contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Root's home directory; nothing of AWS is set there, nor in the environment."""
+    for name in [name for name in os.environ if name.startswith('AWS_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Endpoint]:
+    server = Endpoint()
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'http://localhost:{server.server_port}')
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    with serving(server):
+        yield server
+
+
+@pytest.fixture
+def tls(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Endpoint:
+    """The endpoint behind TLS, with a certificate of its own."""
+    if not shutil.which('openssl') and not os.environ.get('CI'):
+        pytest.skip('a certificate needs the command openssl')
+    key, certificate = tmp_path / 'key.pem', tmp_path / 'certificate.pem'
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-keyout', key, '-out', certificate,
+                    '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'], check=True,
+                   capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    endpoint.socket = context.wrap_socket(endpoint.socket, server_side=True)
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://localhost:{endpoint.server_port}')
+    monkeypatch.setenv('AWS_CA_BUNDLE', str(certificate))
+    return endpoint
+
+
+def stop(client: Any, deadline: float = LONG) -> Any:
+    return run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, deadline)['stop']
+
+
+def user_timeouts(server: Endpoint) -> Set[int]:
+    """Return how long (ms) the kernel repeats what is lost, on this process's connections to the server."""
+    found = set()
+    for descriptor in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):  # no socket, or one that has ended
+            with socket.socket(fileno=os.dup(int(descriptor))) as one:
+                if one.getpeername()[:2] == server.server_address[:2]:
+                    found.add(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    return found
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_the_kernel_repeats_a_call_no_longer_than_it_may_take(kind: str, request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue(kind)
+    client = connect('us-east-1')
+
+    assert has_answered(stop(client, 3.0))
+    [first] = user_timeouts(server)
+    assert has_answered(stop(client, LONG))
+    [second] = user_timeouts(server)
+
+    assert 2000 < first <= 3000
+    assert second == READ_TIMEOUT * 1000
+    assert len(set(server.callers)) == 1, 'the connection was kept'
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    server, ended = request.getfixturevalue(kind), threading.Event()
+    client = connect('us-east-1')
+    resolve = socket.getaddrinfo
+
+    def resolve_slowly(*args: Any, **names: Any) -> Any:
+        time.sleep(1.0)
+        return resolve(*args, **names)
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve_slowly)
+
+    def call() -> None:
+        try:
+            client.stop_instances(InstanceIds=[PEER_ID])
+        finally:
+            ended.set()
+
+    assert isinstance(run_together({'stop': call}, 0.5)['stop'], NoAnswer)
+    assert ended.wait(LONG)
+    assert server.callers == []
+
+
+# What comes back
+
+PAGE = b'<html><body><h1>Bad Gateway</h1></body></html>'
+ERROR = (b'<Response><Errors><Error><Code>%s</Code><Message>%s</Message></Error></Errors>'
+         b'<RequestID>1-2-3</RequestID></Response>')
+
+
+@pytest.mark.parametrize('status, body, words', [
+    (502, PAGE, 'HTTP 502'),
+    (502, b'', 'HTTP 502'),
+    (403, PAGE, 'HTTP 403'),
+    (302, PAGE, 'HTTP 302'),
+    (200, PAGE, 'HTTP 200'),
+    (503, b'<!DOCTYPE html><html><body>Sorry<br></body></html>', 'Unable to parse'),
+    (403, b'Go away', 'Unable to parse'),
+    (403, b'', 'Unable to parse'),
+    (200, b'', 'Unable to parse'),
+    (200, STOPPED[:-5], 'Unable to parse'),
+    (400, ERROR[:50], 'Unable to parse')])
+def test_what_something_in_between_says_is_no_answer_of_ec2(endpoint: Endpoint, status: int, body: bytes,
+                                                            words: str) -> None:
+    endpoint.status, endpoint.body = status, body
+
+    result = stop(connect('us-east-1'))
+
+    assert isinstance(result, Exception)
+    assert not has_answered(result)
+    assert code_of(result) == ''
+    assert words in in_words(result)
+
+
+def test_an_error_with_a_code_and_a_success_are_answers_of_ec2(endpoint: Endpoint) -> None:
+    client = connect('us-east-1')
+    assert has_answered(stop(client))
+
+    endpoint.status, endpoint.body = 503, ERROR % (b'Unavailable', b'Try again.\nLater.')
+    result = stop(client)
+
+    assert has_answered(result)
+    assert code_of(result) == 'Unavailable'
+    assert in_words(result) == 'Unavailable: Try again. Later.'
+
+
+@pytest.mark.parametrize('response', [{}, {'Error': {}}, {'Error': {'Code': None}}, {'Error': {'Code': ''}}])
+def test_an_error_that_tells_nothing_is_told_too(response: Any) -> None:
+    error = ClientError(response, 'StopInstances')
+
+    assert in_words(error) == 'HTTP error without an error code'
+    assert code_of(error) == ''
