@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optiona
 try:
     import boto3
     import botocore.config
+    import botocore.session
     import requests
     from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
     MISSING_PACKAGE = None
@@ -394,13 +395,26 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     return results
 
 
+NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
+    'profile': (None, None, None, None),
+    'config_file': (None, None, os.devnull, None),
+    'credentials_file': (None, None, os.devnull, None)}
+
+
 def connect(region: str) -> EC2Client:
-    """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls."""
+    """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
+
+    It has the credentials of the instance's role, whatever an administrator has left in the
+    environment or in /root/.aws; others only with an endpoint of its own (a test, a local stand).
+    """
     forbid_late_sending()
-    client = boto3.session.Session(region_name=region).client(
-        'ec2',
-        endpoint_url=os.environ.get('AWS_ENDPOINT_URL_EC2') or None,  # Debian 12's does not read it
-        config=botocore.config.Config(
+    endpoint = os.environ.get('AWS_ENDPOINT_URL_EC2') or None  # Debian 12's boto3 does not read it
+    core = botocore.session.Session(None if endpoint else NOTHING_OF_ROOTS)
+    if not endpoint:
+        chain = core.get_component('credential_provider')
+        chain.providers = [chain.get_provider('iam-role')]
+    client = boto3.session.Session(region_name=region, botocore_session=core).client(
+        'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=100))  # as many calls side by side
@@ -423,6 +437,20 @@ def has_answered(result: Any) -> bool:
     A lost connection is none, nor is the page of something in between.
     """
     return not isinstance(result, Exception) or bool(code_of(result))
+
+
+REFUSED_CREDENTIALS = (
+    'AuthFailure', 'ExpiredToken', 'ExpiredTokenException', 'InvalidClientTokenId',
+    'RequestExpired', 'SignatureDoesNotMatch', 'UnrecognizedClientException')
+
+
+def lost_credentials(result: Any) -> bool:
+    """Tell whether a new client is needed: one keeps what credentials it has, or that it has none.
+
+    EC2 refuses them when the instance profile was replaced, long before they expire.
+    """
+    return (isinstance(result, (NoCredentialsError, CredentialRetrievalError))
+            or code_of(result) in REFUSED_CREDENTIALS)
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:

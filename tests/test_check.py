@@ -27,6 +27,7 @@ from tests.lab.network import ELASTIC_IP
 def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
         monkeypatch.setenv(name, 'test')
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')  # else these two do not count
     monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
     monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
     monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import math
 import os
 import shutil
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
-from nat_monitor import (READ_TIMEOUT, NoAnswer, code_of, connect, has_answered, in_words, run_together)
+from nat_monitor import (READ_TIMEOUT, NoAnswer, code_of, connect, has_answered, in_words, lost_credentials,
+                         run_together)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -320,9 +322,114 @@ def test_an_error_with_a_code_and_a_success_are_answers_of_ec2(endpoint: Endpoin
     assert in_words(result) == 'Unavailable: Try again. Later.'
 
 
+def refusal(code: str, **headers: str) -> ClientError:
+    return ClientError({'Error': {'Code': code, 'Message': ''}, 'ResponseMetadata': {
+        'HTTPStatusCode': 400, 'HTTPHeaders': headers}}, 'StopInstances')  # type: ignore[typeddict-item]
+
+
 @pytest.mark.parametrize('response', [{}, {'Error': {}}, {'Error': {'Code': None}}, {'Error': {'Code': ''}}])
 def test_an_error_that_tells_nothing_is_told_too(response: Any) -> None:
     error = ClientError(response, 'StopInstances')
 
     assert in_words(error) == 'HTTP error without an error code'
     assert code_of(error) == ''
+
+
+@pytest.mark.parametrize('code', ['AuthFailure', 'InvalidClientTokenId', 'UnrecognizedClientException', 'ExpiredToken',
+                                  'RequestExpired'])
+def test_refused_credentials_are_lost(code: str) -> None:
+    assert lost_credentials(refusal(code))
+
+
+def test_credentials_that_could_not_be_had_are_lost_and_nothing_else_is() -> None:
+    assert lost_credentials(NoCredentialsError())
+    assert lost_credentials(CredentialRetrievalError(provider='iam-role', error_msg='no'))
+    others: List[Any] = [refusal('UnauthorizedOperation'), NoAnswer('none'), {}, None]
+    for result in others:
+        assert not lost_credentials(result)
+
+
+# With which credentials
+
+class Imds(http.server.ThreadingHTTPServer):
+    """The metadata service, as far as a role's credentials need it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(('127.0.0.1', 0), ImdsHandler)
+        self.role = 'NAT_Monitor'
+
+
+class ImdsHandler(http.server.BaseHTTPRequestHandler):
+    server: Imds
+
+    def do_PUT(self) -> None:
+        self.reply('token')
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition('/')[2]
+        self.reply(self.server.role if not name else json.dumps({
+            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': 'ASIAROLE', 'SecretAccessKey': 'secret',
+            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': '2099-01-01T00:00:00Z'}))
+
+    def reply(self, text: str) -> None:
+        self.send_response(200 if text else 404)
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def imds(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Imds]:
+    server = Imds()
+    monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    with serving(server):
+        yield server
+
+
+def key_of(client: Any) -> str:
+    """Return the access key with which a client signs."""
+    url = str(client.generate_presigned_url('stop_instances', {'InstanceIds': [PEER_ID]}))
+    return next(key for key in ('ASIAROLE', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
+
+
+def left_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave an administrator's keys in the environment and in root's home directory."""
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
+    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
+    (home / '.aws').mkdir()
+    (home / '.aws/credentials').write_text('[default]\naws_access_key_id=AKIAFILE\naws_secret_access_key=secret\n')
+
+
+def test_the_role_alone_counts_whatever_an_administrator_has_left(imds: Imds, surroundings: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+    monkeypatch.delenv('AWS_ACCESS_KEY_ID')
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+    monkeypatch.setenv('AWS_PROFILE', 'none-of-that-name')
+    (surroundings / '.aws/config').write_text('[broken')
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+
+def test_without_a_role_nothing_else_is_taken_instead(imds: Imds, surroundings: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+    imds.role = ''
+
+    result = stop(connect('us-east-1'))
+
+    assert isinstance(result, NoCredentialsError)
+    assert lost_credentials(result)
+    imds.role = 'NAT_Monitor'
+    assert key_of(connect('us-east-1')) == 'ASIAROLE'
+
+
+def test_with_an_endpoint_of_its_own_a_client_takes_what_it_finds(endpoint: Endpoint, imds: Imds) -> None:
+    assert key_of(connect('us-east-1')) == 'AKIAENVIRONMENT'
