@@ -474,39 +474,84 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     return states
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str) -> str:
-    """Return who of the pair a route or an address points to."""
-    return {own_id: SELF, peer_id: PEER}.get(thing.get('InstanceId', ''), OTHER)
+class InstanceFacts(NamedTuple):
+    """What EC2 tells of an instance beside its state."""
+
+    address: str                 # the private one, '' if it has none (terminated)
+    interfaces: Tuple[str, ...]  # ids
+    tags: Dict[str, str]
+    reason: str                  # why it is in its state, in EC2's words, '' if it tells none
 
 
-def default_route(table: Any) -> Dict[str, Any]:
-    """Return the route to everywhere in a table as EC2 describes it, {} if there is none."""
-    return next((dict(r) for r in table['Routes'] if r.get('DestinationCidrBlock') == EVERYWHERE), {})
+def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
+    """Return the facts by instance id, of those that EC2 knows.
 
-
-def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str) -> Dict[str, str]:
-    """Return by table who holds its default route.  A filter, as one unknown id would fail the whole call."""
-    answer = client.describe_route_tables(Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
-    holders = dict.fromkeys(table_ids, ABSENT)
-    for table in answer['RouteTables']:
-        route = default_route(table)
-        holders[table['RouteTableId']] = (
-            holder_of(route, own_id, peer_id) if route and route.get('State') != 'blackhole' else NOBODY)
-    return holders
-
-
-def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str) -> Tuple[str, str]:
-    """Return who holds the address and its allocation id, '' if it does not exist."""
-    found = client.describe_addresses(Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
-    if not found:
-        return ABSENT, ''
-    return holder_of(found[0], own_id, peer_id) if found[0].get('AssociationId') else NOBODY, found[0]['AllocationId']
+    A filter, as one unknown id would fail the whole call.
+    """
+    answer = client.describe_instances(
+        Filters=[{'Name': 'instance-id', 'Values': [own_id, peer_id]}])
+    return {one['InstanceId']: InstanceFacts(
+        one.get('PrivateIpAddress', ''),
+        tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
+        {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
+        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+        for reservation in answer['Reservations'] for one in reservation['Instances']}
 
 
 def describe_private_address(client: EC2Client, instance_id: str) -> str:
     """Return the instance's private address, '' if it has none (terminated, or unknown to EC2)."""
-    found = client.describe_instances(Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
+    found = client.describe_instances(
+        Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
     return found[0]['Instances'][0].get('PrivateIpAddress', '') if found else ''
+
+
+def holder_of(thing: Any, own_id: str, peer_id: str,
+              interfaces: Optional[Dict[str, str]] = None) -> str:
+    """Return who of the pair a route or an address points to.
+
+    EC2 may name only a network interface; `interfaces` tells the instances of those by id.
+    """
+    named = thing.get('InstanceId') or (interfaces or {}).get(thing.get('NetworkInterfaceId', ''))
+    return {own_id: SELF, peer_id: PEER}.get(named or '', OTHER)
+
+
+def default_route(table: Any) -> Dict[str, Any]:
+    """Return the static route to everywhere in a table as EC2 describes it, {} if there is none.
+
+    Beside it there may be one that a gateway has propagated or advertised; the static one wins.
+    """
+    return next((dict(route) for route in table['Routes']
+                 if route.get('DestinationCidrBlock') == EVERYWHERE
+                 and route.get('Origin', 'CreateRoute') == 'CreateRoute'), {})
+
+
+def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str,
+                    interfaces: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+    """Return by table who holds its default route.
+
+    A filter, as one unknown id would fail the whole call.
+    """
+    answer = client.describe_route_tables(
+        Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
+    holders = dict.fromkeys(table_ids, ABSENT)
+    for table in answer['RouteTables']:
+        route = default_route(table)
+        lives = route and route.get('State') != 'blackhole'
+        holders[table['RouteTableId']] = (
+            holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY)
+    return holders
+
+
+def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
+                     interfaces: Optional[Dict[str, str]] = None) -> Tuple[str, str]:
+    """Return who holds the address and its allocation id, '' if it does not exist."""
+    found = client.describe_addresses(
+        Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
+    if not found:
+        return ABSENT, ''
+    held = found[0].get('AssociationId')
+    return (holder_of(found[0], own_id, peer_id, interfaces) if held else NOBODY,
+            found[0]['AllocationId'])
 
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:

@@ -15,11 +15,14 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
+import boto3
+import botocore.stub
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
-from nat_monitor import (READ_TIMEOUT, NoAnswer, code_of, connect, has_answered, in_words, lost_credentials,
-                         run_together)
+from nat_monitor import (ABSENT, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer, code_of, connect,
+                         default_route, describe_address, describe_pair, describe_tables, has_answered, holder_of,
+                         in_words, lost_credentials, run_together)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -433,3 +436,93 @@ def test_without_a_role_nothing_else_is_taken_instead(imds: Imds, surroundings: 
 
 def test_with_an_endpoint_of_its_own_a_client_takes_what_it_finds(endpoint: Endpoint, imds: Imds) -> None:
     assert key_of(connect('us-east-1')) == 'AKIAENVIRONMENT'
+
+
+# What is read from it
+
+@pytest.fixture
+def client() -> Any:
+    return boto3.client('ec2', 'us-east-1', aws_access_key_id='key', aws_secret_access_key='secret')
+
+
+@pytest.fixture
+def ec2(client: Any) -> Iterator[botocore.stub.Stubber]:
+    """What EC2 answers to the calls of `client`."""
+    with botocore.stub.Stubber(client) as stubber:
+        yield stubber
+        stubber.assert_no_pending_responses()
+
+
+STATIC = {'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': OWN, 'Origin': 'CreateRoute', 'State': 'active'}
+OTHER_KINDS = [{'DestinationIpv6CidrBlock': '::/0', 'EgressOnlyInternetGatewayId': 'eigw-1', 'Origin': 'CreateRoute'},
+               {'DestinationPrefixListId': 'pl-1', 'GatewayId': 'vpce-1', 'Origin': 'CreateRoute'},
+               {'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local', 'Origin': 'CreateRouteTable'}]
+
+
+def tables_with(routes: List[Dict[str, Any]]) -> Dict[str, Any]:
+    return {'RouteTables': [{'RouteTableId': TABLE, 'Routes': routes}]}
+
+
+@pytest.mark.parametrize('origin', ['EnableVgwRoutePropagation', 'Advertisement'])
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_default_route_that_a_gateway_tells_does_not_count(client: Any, ec2: botocore.stub.Stubber, origin: str,
+                                                             order: int) -> None:
+    told = {'DestinationCidrBlock': '0.0.0.0/0', 'GatewayId': 'vgw-1', 'Origin': origin, 'State': 'active'}
+    ec2.add_response('describe_route_tables', tables_with([told, STATIC][::order]))
+    ec2.add_response('describe_route_tables', tables_with([told]))
+
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID) == {TABLE: SELF}
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID) == {TABLE: NOBODY}
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_default_routes_of_other_kinds_change_nothing(order: int) -> None:
+    assert default_route({'Routes': [*OTHER_KINDS, STATIC][::order]}) == STATIC
+    assert default_route({'Routes': OTHER_KINDS[::order]}) == {}
+
+
+INTERFACES = {'eni-1': OWN, 'eni-2': OWN, 'eni-3': PEER_ID}
+
+
+@pytest.mark.parametrize('named, holder', [
+    ({'NetworkInterfaceId': 'eni-2'}, SELF), ({'NetworkInterfaceId': 'eni-3'}, PEER),
+    ({'NetworkInterfaceId': 'eni-3', 'InstanceId': ''}, PEER), ({'NetworkInterfaceId': 'eni-4'}, OTHER),
+    ({'NetworkInterfaceId': 'eni-1', 'InstanceId': PEER_ID}, PEER), ({'NatGatewayId': 'nat-1'}, OTHER)])
+def test_who_is_named_by_a_network_interface_alone_holds_it_too(client: Any, ec2: botocore.stub.Stubber,
+                                                                named: Dict[str, str], holder: str) -> None:
+    ec2.add_response('describe_route_tables', tables_with([{'DestinationCidrBlock': '0.0.0.0/0', **named}]))
+
+    assert describe_tables(client, (TABLE,), OWN, PEER_ID, INTERFACES) == {TABLE: holder}
+    assert holder_of(named, OWN, PEER_ID, INTERFACES) == holder
+
+
+def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2: botocore.stub.Stubber) -> None:
+    answer = {'Addresses': [{'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1', 'NetworkInterfaceId': 'eni-3'}]}
+    ec2.add_response('describe_addresses', answer)
+    ec2.add_response('describe_addresses', answer)
+    ec2.add_response('describe_addresses', {'Addresses': []})
+
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, INTERFACES) == (PEER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (OTHER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (ABSENT, '')
+
+
+def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
+    own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
+           'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
+           'StateTransitionReason': ''}
+    peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
+        'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
+    ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
+                     {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
+
+    assert describe_pair(client, OWN, PEER_ID) == {
+        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, ''),
+        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch')}
+
+
+def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
+    ec2.add_response('describe_instances', {'Reservations': [
+        {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
+
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
