@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import email.utils
 import errno
 import fcntl
 import functools
@@ -316,10 +317,11 @@ class Ping:
 
 # EC2 ----------------------------------------------------------------------------------------------
 
-SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'  # who holds a part; no such part
+# Who holds a part; the last one: there is no such part.
+SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'
 
 
-in_call = threading.local()  # `deadline`: the monotonic time at which this thread's call is given up
+in_call = threading.local()  # `deadline`: when this thread's call is given up, monotonic
 
 
 @functools.lru_cache(maxsize=None)  # once
@@ -338,10 +340,10 @@ def forbid_late_sending() -> None:
         if deadline is not None:
             if self.sock is None:
                 self.connect()  # as `send` would do
-            left = min(deadline - time.monotonic(), READ_TIMEOUT)
-            if left <= 0.0:
+            left = math.ceil(min(deadline - time.monotonic(), READ_TIMEOUT) * 1000)  # ms
+            if left <= 0:
                 raise NoAnswer('given up before it was sent')
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(left * 1000))
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
         send(self, data)
 
     http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
@@ -453,23 +455,37 @@ def lost_credentials(result: Any) -> bool:
             or code_of(result) in REFUSED_CREDENTIALS)
 
 
-def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
-    """Return by instance id EC2's state ('gone': no such instance) and its checks: 'ok', 'impaired' or EC2's words.
+def clock_skew(error: Any, now: Optional[float] = None) -> float:
+    """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
+    if not isinstance(error, ClientError):
+        return 0.0
+    headers = error.response.get('ResponseMetadata', {}).get('HTTPHeaders', {})
+    date = email.utils.parsedate_tz(headers.get('date', ''))
+    return (time.time() if now is None else now) - email.utils.mktime_tz(date) if date else 0.0
 
-    An unknown id fails the call for all of them, so each is asked for alone then.
+
+def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
+    """Return by instance id EC2's state and its checks.
+
+    The state is 'gone' if there is no such instance; the checks are 'ok', 'impaired' or EC2's
+    words.  An unknown id fails the call for all of them, so each is asked for alone then.
     """
     try:
-        answer = client.describe_instance_status(InstanceIds=list(instance_ids), IncludeAllInstances=True)
+        answer = client.describe_instance_status(
+            InstanceIds=list(instance_ids), IncludeAllInstances=True)
     except ClientError as error:
         if code_of(error) != 'InvalidInstanceID.NotFound':
             raise
         if len(instance_ids) == 1:
             return {instance_ids[0]: ('gone', '')}
-        return {i: state for each in instance_ids for i, state in describe_states(client, each).items()}
+        return {i: state for each in instance_ids
+                for i, state in describe_states(client, each).items()}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
-        checks = {one[kind].get('Status', '') for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = 'impaired' if 'impaired' in checks else 'ok' if checks == {'ok'} else ' and '.join(sorted(checks))
+        checks = {one[kind].get('Status', '')
+                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
+        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
+                   else ' and '.join(sorted(checks)))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -556,11 +572,12 @@ def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
     """Point the table's default route at the instance, whether there is one yet or not."""
-    route: Dict[str, Any] = {'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
+    route: Dict[str, Any] = {
+        'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
     try:
         client.replace_route(**route)
     except ClientError as error:
-        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells them apart.
+        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells which.
         if code_of(error) != 'InvalidParameterValue':
             raise
         try:
@@ -569,17 +586,35 @@ def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
             raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
-def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> Dict[str, Call]:
-    """Return by name the calls of a take-over and a restart, with DryRun: each raises, and changes nothing."""
+def stop_arguments(client: EC2Client, instance_id: str, force: bool, skip: bool) -> Dict[str, Any]:
+    """Return the arguments of StopInstances; with `skip`, it does not wait for a dead kernel.
+
+    That parameter is left out where the boto3 is older than it.
+    """
+    arguments: Dict[str, Any] = {'InstanceIds': [instance_id], 'Force': force}
+    shape: Any = client.meta.service_model.operation_model('StopInstances').input_shape
+    if skip and 'SkipOsShutdown' in shape.members:
+        arguments['SkipOsShutdown'] = True
+    return arguments
+
+
+def rehearsal(settings: Settings, own_id: str, peer_id: str,
+              allocation_id: str) -> Dict[str, Call]:
+    """Return by name the calls of a take-over and a restart, with DryRun.
+
+    Each raises, and changes nothing.
+    """
     steps: List[Tuple[str, str, Dict[str, Any]]] = [
-        (action, table, {'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
+        (action, table, {
+            'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
         for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
     if allocation_id:
         steps.append(('AssociateAddress', settings.elastic_ip or '', {
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
-    steps += [(action, peer_id, {'InstanceIds': [peer_id]}) for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(call_by_name, action, {**arguments, 'DryRun': True})
-            for action, about, arguments in steps}
+    steps += [(action, peer_id, {'InstanceIds': [peer_id]})
+              for action in ('StopInstances', 'StartInstances')]
+    return {f'{action} on {about}': functools.partial(
+        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
 
 
 def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
@@ -587,7 +622,8 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
 
 
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
-BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
+BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError',
+        'InternalFailure')
 
 
 # The decision ---------------------------------------------------------------------------------------------------------

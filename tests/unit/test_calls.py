@@ -20,9 +20,9 @@ import botocore.stub
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
-from nat_monitor import (ABSENT, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer, code_of, connect,
-                         default_route, describe_address, describe_pair, describe_tables, has_answered, holder_of,
-                         in_words, lost_credentials, run_together)
+from nat_monitor import (ABSENT, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer, clock_skew, code_of,
+                         connect, default_route, describe_address, describe_pair, describe_tables, has_answered,
+                         holder_of, in_words, lost_credentials, run_together, stop_arguments)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -352,6 +352,22 @@ def test_credentials_that_could_not_be_had_are_lost_and_nothing_else_is() -> Non
         assert not lost_credentials(result)
 
 
+def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer(endpoint: Endpoint) -> None:
+    noon = 'Fri, 20 Nov 2026 12:00:00 GMT'
+
+    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 + 400.0) == 400.0
+    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 - 400.0) == -400.0
+
+    endpoint.status, endpoint.body = 401, ERROR % (b'AuthFailure', b'')
+    assert abs(clock_skew(stop(connect('us-east-1')))) < 3.0
+
+
+@pytest.mark.parametrize('result', [refusal('AuthFailure'), refusal('AuthFailure', date='soon'),
+                                    ClientError({}, 'StopInstances'), NoAnswer('none'), None, {}])
+def test_no_skew_is_known_without_a_date(result: object) -> None:
+    assert clock_skew(result) == 0.0
+
+
 # With which credentials
 
 class Imds(http.server.ThreadingHTTPServer):
@@ -526,3 +542,15 @@ def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocor
         {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
 
     assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
+
+
+def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(client: Any) -> None:
+    wanted: Dict[str, Any] = {'InstanceIds': [PEER_ID], 'Force': True}
+    operation = client.meta.service_model.operation_model('StopInstances')
+    members = operation.input_shape.members
+    members.pop('SkipOsShutdown', None)
+    assert stop_arguments(client, PEER_ID, True, True) == wanted
+
+    members['SkipOsShutdown'] = members['Force']
+    assert stop_arguments(client, PEER_ID, True, True) == {**wanted, 'SkipOsShutdown': True}
+    assert stop_arguments(client, PEER_ID, False, False) == {**wanted, 'Force': False}
