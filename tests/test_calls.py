@@ -72,8 +72,8 @@ def slow_name_server(lab: Lab, seconds: float) -> Iterator[List[bytes]]:
 
     def serve() -> None:
         with contextlib.suppress(OSError):
-            while True:
-                threading.Timer(seconds, answer, server.recvfrom(512)).start()
+            while (received := server.recvfrom(512))[0]:
+                threading.Timer(seconds, answer, received).start()
 
     threading.Thread(target=serve, daemon=True, name='name server').start()
     try:
