@@ -71,14 +71,23 @@ CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
 MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost: then EC2 is asked where it is
-LOOK_INTERVAL = 300.0      # s between looks while all is well
-LOOK_AFTER_CHANGE = 15.0   # s from the start, or a claim, to the look that confirms it
-SOON, LATER = 5.0, 60.0    # s to the next question while something is on its way, and otherwise
-SETTLE_BEFORE_STOP = 10.0  # s that a claim must stand before its owner may stop the peer
-CLAIM_RETRY = 3.0          # s, longest pause: with the two pings that come between, 5 s from try to try
-OTHER_RETRY = 30.0
-STOPS_REMEMBERED = 7200.0  # s
-LONGEST_STOP_SPACING = 3600.0
+
+# Seconds to the next question to EC2
+LOOK_INTERVAL = 120.0      # while all is well
+LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, or not yet rehearsed
+SOON, LATER = 5.0, 60.0    # while something is on its way, and while nothing is
+CLAIM_RETRY = 3.0          # longest pause between two claims
+
+# Other times of the decision, in seconds
+LATEST_EFFECT = 15.0       # from sending a call until it takes effect, as late as it may be
+LATEST_READ = 3.0          # by which EC2's answers may lag behind what is so
+LAG = 10.0                 # for which a claim is believed, whatever EC2 answers
+GAP = 15.0                 # between two observations: longer, and the pair was not watched
+PATIENCE = LOOK_INTERVAL + 30.0  # for the heir to bring together what is apart, before another does
+UNARBITRATED = 360.0       # of silence and failing checks until one that holds nothing stops another
+AN_HOUR = 3600.0
+REMEMBERED = 4 * AN_HOUR   # steps of restarts
+REHEARSED_AT_ONCE = 10     # calls
 
 log = logging.getLogger('nat_monitor')
 
@@ -205,6 +214,15 @@ class Settings:
     def parts(self) -> Tuple[str, ...]:
         """All that one of the pair holds: the route tables, then the address."""
         return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
+
+    @property
+    def settling(self) -> float:
+        """Seconds for which the pair must be seen as it is before one stops the other.
+
+        So long may it take until both see what either does: the other one's call takes effect
+        late, both reads lag, and it has decided by an answer that was a call and two pings old.
+        """
+        return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout
 
 
 SETTINGS = {field.name.upper(): field for field in dataclasses.fields(Settings)}
@@ -811,152 +829,7 @@ BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable
         'InternalFailure')
 
 
-# The decision ---------------------------------------------------------------------------------------------------------
-
-@dataclasses.dataclass
-class Situation:
-    """All that a decision is made from.  Names that end in _at are monotonic times, infinite for what never was."""
-
-    primary: bool = False
-    own_state: Optional[str] = None            # EC2's latest answer; None: it answered with an error
-    peer_state: Optional[str] = None           # 'gone' if EC2 knows no such instance
-    checks: str = ''                           # of the peer: 'ok', 'impaired', or another word of EC2's
-    error: str = ''                            # EC2's, in words, where a state is None
-    asked_at: float = -math.inf                # when EC2 was asked for that, until it has served, and when it answered
-    received_at: float = -math.inf
-    holders: Optional[Dict[str, str]] = None   # by part; None: EC2 has not told
-    seen_at: float = -math.inf                 # when it was asked for them
-    foreign: Set[str] = dataclasses.field(default_factory=set)  # parts that somebody gave to something outside the pair
-    answers: bool = False                      # the peer answered the last ping
-    heard: bool = False
-    remembered: Optional[str] = None           # who held tables and address when this monitor last saw: SELF or PEER
-    kept_at: float = math.inf                  # since when the peer has been seen to serve
-    taking_over: bool = False                  # in this silence
-    starting: bool = False                     # the primary has not yet claimed all since its start
-    moved: Set[str] = dataclasses.field(default_factory=set)  # parts that it has claimed since one of the two began
-    claimed_at: float = -math.inf
-    stops: List[float] = dataclasses.field(default_factory=list)  # when the peer was stopped
-    started_at: float = -math.inf
-    stopping_at: float = math.inf              # the stop was asked for, or forced, or first seen
-
-    def at_peer(self, beginning: str = '') -> Set[str]:
-        """Return the parts that the peer holds, of those whose ids begin so."""
-        return {part for part, holder in (self.holders or {}).items() if holder == PEER and part.startswith(beginning)}
-
-    def peer_serves(self) -> bool:
-        """Tell whether the peer has a table, or the address while nothing is here."""
-        return bool(self.at_peer('rtb-') or self.at_peer() and SELF not in (self.holders or {}).values())
-
-    def has_settled(self) -> bool:
-        """Tell whether EC2's answer shows what has become of the latest claim: reads lag behind writes."""
-        return self.seen_at - self.claimed_at >= SETTLE_BEFORE_STOP
-
-    def has_lost(self) -> bool:
-        """Tell whether the peer has taken back a part that this monitor had claimed."""
-        return bool(self.moved & self.at_peer()) and self.has_settled()
-
-    def left_to_claim(self, settings: Settings) -> List[str]:
-        """Return the parts that exist, are not known to be here, nor given to something outside the pair.
-
-        A claim at the start takes from whoever has a part, but once only.
-        """
-        done = set() if self.starting else self.foreign
-        if self.starting or not self.has_settled() or self.taking_over and self.holders is None:
-            done = done | self.moved
-        return [part for part in settings.parts
-                if part not in done and (self.holders or {}).get(part) not in (SELF, ABSENT)]
-
-
-class Decision(NamedTuple):
-    """What to do, why (a sentence for the log, the same as long as the reason is), and when to judge again."""
-
-    act: str
-    why: str
-    again: float = SOON
-
-
-NOTHING, ASIDE, TAKE_OVER, GIVE_UP, BACK = 'nothing', 'stand aside', 'take over', 'give up', 'back'
-WAIT, STOP, FORCE, START = 'wait', 'stop', 'force', 'start'  # steps of a restart
-
-
-def decide(known: Situation, settings: Settings, now: float) -> Decision:
-    """Judge a silent peer, or one in the middle of a restart: README.adoc, table in section "Operation"."""
-    told = f'calls it {known.peer_state}' if known.peer_state else f'answered {known.error}'
-    runs = known.peer_state == 'running'
-    if known.own_state not in (None, 'running'):
-        return Decision(NOTHING, f'is not judged: EC2 calls this instance {known.own_state}, so it is being '
-                                 'stopped itself and does nothing')
-    if known.answers:
-        return decide_restart(known, settings, now)
-    if known.taking_over and known.has_lost():
-        return Decision(GIVE_UP, 'has taken back what had been moved, so it is alive: nobody is stopped, watching it')
-    if not known.heard:
-        if known.peer_state is None and not known.taking_over:
-            return Decision(NOTHING, f'has not answered since it or this monitor started, and EC2 {told}: asking again')
-        if runs and known.checks == 'ok':
-            return Decision(NOTHING, 'has not answered since it or this monitor started, but EC2 calls it running '
-                                     'with all checks passed: ping is blocked (look at the security groups of both '
-                                     'instances, which must let each other ping); nothing is moved and nobody stopped',
-                            LATER)
-        if runs and 'insufficient-data' in known.checks:
-            return Decision(NOTHING, 'has not answered, and EC2 has insufficient data about it: asking again')
-    held = known.primary and known.remembered != PEER
-    if known.taking_over or not known.left_to_claim(settings) or held and known.holders is None:
-        return decide_restart(known, settings, now)
-    if held and known.peer_serves() and (
-            known.peer_state in ('running', 'pending', None) and (
-                now - known.kept_at < settings.wait_for_instance_stop)):
-        return Decision(ASIDE, 'has taken over, so it is about to restart this instance: standing aside for '
-                               f'{settings.wait_for_instance_stop:g} s')
-    return Decision(TAKE_OVER, f'is silent, and EC2 {told}: taking over')
-
-
-def decide_restart(known: Situation, settings: Settings, now: float) -> Decision:
-    """Choose the next step of a restart by what EC2 says of the peer, one branch for each row of the table."""
-    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    stopped_at = max(known.stops, default=-math.inf)
-    if known.peer_state is None:
-        return Decision(WAIT, f'is not restarted for now, as EC2 answered {known.error}: asking again')
-    if known.peer_state == 'stopped':
-        return Decision(START, 'is stopped: starting it' if known.primary else (
-            'is stopped and cannot contest a claim: claiming all once more, then starting it'))
-    if known.peer_state == 'stopping':
-        if now - known.stopping_at < wait_stop:
-            return Decision(WAIT, 'is stopping: waiting until it is stopped')
-        return Decision(FORCE, f'has been stopping for {wait_stop:g} s: forcing it')
-    if known.peer_state == 'pending':
-        return Decision(WAIT, 'is starting: waiting for its answer')
-    if known.peer_state != 'running':
-        return Decision(WAIT, f'is gone (EC2 calls it {known.peer_state}): this instance serves on alone', LATER)
-    if known.answers:
-        if known.started_at > stopped_at or now - stopped_at >= wait_stop:
-            return Decision(BACK, 'answers again: watching it')
-        return Decision(WAIT, 'answers, and is about to stop: waiting until it is stopped')
-    if not known.heard and now - known.started_at < wait_start:
-        return Decision(WAIT, 'has been started: waiting for its answer')
-    if not known.heard and known.checks != 'impaired':
-        return Decision(WAIT, f'has not answered yet (checks: {known.checks}): waiting for its answer', LATER)
-    recent = sum(now - at < STOPS_REMEMBERED for at in known.stops)
-    spacing = min(LONGEST_STOP_SPACING, wait_start * 2 ** max(0, recent - 1))
-    if now - stopped_at < spacing:
-        return Decision(WAIT, 'was stopped not long ago: waiting before it is stopped once more',
-                        min(stopped_at + spacing - now, LATER))
-    if not known.has_settled():
-        return Decision(WAIT, 'is to be stopped if it stays silent: waiting until the claim has settled',
-                        SETTLE_BEFORE_STOP - (known.seen_at - known.claimed_at))
-    if known.holders is None:
-        return Decision(WAIT, 'is to be stopped, but who holds the route is not known: asking EC2')
-    if known.at_peer('rtb-'):
-        if now - known.kept_at < wait_stop:
-            return Decision(WAIT, f'still holds a table, so it may be alive: waiting {wait_stop:g} s before it is '
-                                  'stopped')
-    elif SELF not in known.holders.values() and known.checks != 'impaired':
-        return Decision(WAIT, 'is silent, but neither holds anything, so EC2 cannot arbitrate: it is stopped only '
-                              'if its checks fail', LATER)
-    return Decision(STOP, f'stays silent, EC2 calls it running (checks: {known.checks}): stopping it')
-
-
-# The monitor ----------------------------------------------------------------------------------------------------------
+# Forwarding and masquerading ----------------------------------------------------------------------
 
 def forwards() -> bool:
     """Tell whether this host forwards packets."""
@@ -964,44 +837,348 @@ def forwards() -> bool:
         return file.read().strip() == '1'
 
 
+def nat_fault() -> str:
+    """Return why this host cannot NAT, '' if it can."""
+    return '' if forwards() else 'net.ipv4.ip_forward is 0'
+
+
+# The decision -------------------------------------------------------------------------------------
+
+UNKNOWN = 'unknown'  # EC2 has not told who holds this part
+NEVER = -math.inf    # when something happened that never did
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What EC2 and this host tell in one go."""
+
+    asked_at: float
+    own_state: str = ''     # in EC2's words; '' where it answered with an error
+    own_checks: str = ''
+    peer_state: str = ''    # 'gone': there is no such instance
+    peer_checks: str = ''   # 'ok', 'impaired', or other words of EC2's
+    error: str = ''         # EC2's, where a state is ''
+    reason: str = ''        # why the peer is in its state, in EC2's words
+    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # by part
+    nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
+
+    @property
+    def is_complete(self) -> bool:
+        return UNKNOWN not in self.holders.values()
+
+    @property
+    def told(self) -> str:
+        """What EC2 says of the peer."""
+        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.error}'
+
+    @property
+    def peer_may_live(self) -> bool:
+        """EC2 does not contradict it: the peer runs and its checks do not fail, or EC2 tells nothing."""
+        return not self.peer_state or self.peer_state == 'running' and self.peer_checks != 'impaired'
+
+
+class Step(NamedTuple):
+    """A step of a restart that was asked for; where no answer came, it may have been taken."""
+
+    name: str
+    at: float
+    refused: bool
+
+
+STOP, FORCE, START = 'stop', 'force', 'start'
+
+
+@dataclasses.dataclass
+class Memory:
+    """What outlasts an observation: times rather than flags, so that nothing need be reset.
+
+    Times are monotonic.  The peer is heard when `answered_at` > `unheard_at`.
+    """
+
+    primary: bool
+    owed: Set[str] = dataclasses.field(default_factory=set)  # what the primary's start claims
+    # Of pings
+    answered_at: float = NEVER       # the latest answer
+    silent_at: float = math.inf      # the first miss of the present run was sent
+    # Of observations
+    unheard_at: float = NEVER        # the peer was stopped or started, or did not run
+    peer_state: str = ''
+    state_at: float = NEVER          # since when EC2 calls it so
+    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # as is believed
+    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # by part: it came here
+    changed_at: float = NEVER        # since when the holders are as they are
+    seen_at: float = NEVER           # the latest complete observation
+    watched_at: float = NEVER        # the first one of those that came without a gap
+    aside_until: float = NEVER
+    # Of acts
+    refusals: int = 0                # of claims in a row
+    claim_at: float = NEVER          # no claim before that
+    steps: List[Step] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_heard(self) -> bool:
+        return self.answered_at > self.unheard_at
+
+    @property
+    def address_may_come(self) -> bool:
+        """The address is claimed alone only where the tables are, or from nowhere."""
+        tables_at_peer = any(part.startswith('rtb-') and holder == PEER
+                             for part, holder in self.holders.items())
+        return self.heir == SELF or not tables_at_peer or NOBODY in self.holders.values()
+
+    @property
+    def heir(self) -> str:
+        """Return who of the pair everything belongs to: the primary if it has a table.
+
+        Both come to the same result.  Where nobody has a table, it is who has the address.
+        """
+        tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
+        pair = (SELF, PEER) if self.primary else (PEER, SELF)
+        for found in (tables, set(self.holders.values())):
+            for who in pair:
+                if who in found:
+                    return who
+        return pair[0]
+
+    def note_silence(self, since: float) -> None:
+        """The first ping of a run was missed: what is claimed from now on is claimed at once."""
+        self.silent_at, self.claim_at = since, NEVER
+
+    def note_answer(self, now: float, settings: Settings) -> None:
+        """The peer has answered a ping: it will not be restarting this instance."""
+        self.answered_at, self.silent_at = now, math.inf
+        self.aside_until = min(self.aside_until, now + settings.wait_for_instance_stop)
+
+    def note(self, seen: Observation, settings: Settings) -> None:
+        """Take in what was observed."""
+        believed = {part: self.believe(part, holder, seen.asked_at)
+                    for part, holder in seen.holders.items()}
+        for part, holder in believed.items():
+            before = self.holders.get(part, UNKNOWN)
+            if holder == PEER and before == SELF:
+                self.note_loss(part, settings)
+            if holder == SELF:
+                self.owed.discard(part)
+                if before != SELF:
+                    self.here_at.setdefault(part, seen.asked_at)
+            else:
+                self.here_at.pop(part, None)
+        if believed != self.holders:
+            self.holders, self.changed_at = believed, seen.asked_at
+        if seen.is_complete:
+            if seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout:
+                self.watched_at = seen.asked_at
+            self.seen_at = seen.asked_at
+        if seen.peer_state != self.peer_state:
+            self.peer_state, self.state_at = seen.peer_state, seen.asked_at
+        if seen.peer_state not in ('running', ''):
+            self.unheard_at = seen.asked_at
+
+    def believe(self, part: str, told: str, asked_at: float) -> str:
+        """Return who holds a part: as EC2's reads lag, what came a moment ago is here."""
+        if asked_at - self.here_at.get(part, NEVER) < LAG:
+            return SELF
+        return self.holders.get(part, UNKNOWN) if told == UNKNOWN else told
+
+    def note_loss(self, part: str, settings: Settings) -> None:
+        """The peer has a part that was here: unless it has been down meanwhile, it is alive.
+
+        If it took that in this silence, the two do not hear each other; and if it was a part that
+        had been claimed in this silence, they would go on to take it from each other.
+        """
+        self.owed.clear()
+        came_at = self.here_at.get(part, NEVER)
+        if self.unheard_at < came_at:
+            patience = (AN_HOUR if came_at > self.silent_at else
+                        settings.wait_for_instance_start if self.seen_at > self.silent_at else
+                        settings.wait_for_instance_stop)
+            self.aside_until = max(self.seen_at, came_at) + patience
+
+    def note_here(self, part: str, now: float) -> None:
+        """A claim was answered: the part has come here."""
+        self.owed.discard(part)
+        self.here_at[part] = now
+        if self.holders.get(part) != SELF:
+            self.holders = {**self.holders, part: SELF}
+            self.changed_at = now
+
+    def note_refusal(self, pause: float, now: float) -> None:
+        """EC2 has refused a claim."""
+        self.refusals += 1
+        self.claim_at = now + pause
+
+    def note_step(self, step: Step, accepted: bool) -> None:
+        """A step of a restart was asked for."""
+        self.steps = [one for one in self.steps if step.at - one.at < REMEMBERED] + [step]
+        if accepted and step.name in (STOP, START):
+            self.unheard_at = step.at
+
+    def left(self, seen: Observation) -> Tuple[str, ...]:
+        """Return what a take-over has left to claim.
+
+        Nothing where EC2 contradicts what is believed to be here, or both may believe to have it.
+        """
+        if any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)
+               for part, holder in seen.holders.items()):
+            return ()
+        if seen.is_complete:
+            return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
+        return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
+                     and self.here_at.get(part, NEVER) < self.silent_at)
+
+    def step_due_at(self, name: str, since: float) -> float:
+        """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
+        tries = [one.at for one in self.steps if one.name == name and one.at > since]
+        return tries[-1] + min(600.0, LATER * 2 ** (len(tries) - 1)) if tries else NEVER
+
+    def stop_due_at(self, settings: Settings, now: float) -> float:
+        """Return when the peer may be stopped once more: twice as far apart with each stop."""
+        stops = [one.at for one in self.steps if one.name == STOP and not one.refused]
+        refused_at = self.step_due_at(STOP, max([self.answered_at, *stops]))
+        if not stops:
+            return refused_at
+        spacing = min(AN_HOUR, settings.wait_for_instance_start * 2 ** (len(stops) - 1))
+        return max(refused_at, stops[-1] + spacing)
+
+
+class Decision(NamedTuple):
+    """What to do: claim these parts, or take this step of a restart; and when to ask EC2 again.
+
+    `why` is a sentence for the log, the same for as long as the reason is; '' says nothing.
+    """
+
+    why: str
+    again: float = SOON
+    claims: Tuple[str, ...] = ()
+    step: str = ''
+
+
+def decide(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
+    """Judge the peer: the first row that fits, as in README.adoc, "What the monitor does"."""
+    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
+    silence = now - memory.silent_at
+    unheard = now - max(memory.unheard_at, memory.silent_at)
+    checks_tell = seen.peer_checks in ('ok', 'impaired')
+    hopeless = seen.own_checks == 'impaired' and seen.peer_checks == 'ok'
+    left = () if seen.nat_fault or hopeless else memory.left(seen)
+    due = left if now >= memory.claim_at else ()
+
+    if seen.own_state not in ('running', ''):
+        return Decision(f'{{self}} is called {seen.own_state} by EC2, so it is being stopped or '
+                        'started itself: doing nothing')
+    if memory.silent_at == math.inf:
+        return keep_together(memory, seen, settings)
+    if now < memory.aside_until and seen.peer_may_live:
+        return Decision('{peer} has taken over what was here, so it is alive, and may be about to '
+                        'restart {self}: standing aside')
+    if not memory.is_heard and seen.peer_may_live and (checks_tell or unheard < wait_start):
+        kept = keep_together(memory, seen, settings)
+        if seen.peer_checks != 'ok':
+            return kept._replace(why='{peer} has not answered since it or this monitor started, '
+                                     f'and EC2 {seen.told}: asking again', again=SOON)
+        return kept._replace(why='{peer} has not answered since it or this monitor started, but '
+                                 'EC2 calls it running with all checks passed: ping is blocked '
+                                 '(look at the security groups of both instances, which must let '
+                                 'each other ping); nobody is stopped',
+                             again=min(LATER, kept.again))
+    if left and memory.refusals < wait_stop / CLAIM_RETRY:
+        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: taking over '
+                        + ' and '.join(left), CLAIM_RETRY, due)
+    if not seen.peer_state:
+        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}: asking again',
+                        claims=due)
+    if seen.peer_state == 'stopped':
+        if now < memory.step_due_at(START, memory.answered_at):
+            return Decision('{peer} is stopped again, or still: starting it later and later '
+                            f'({seen.reason or "EC2 tells no reason"})', claims=due)
+        return Decision('{peer} is stopped: starting it', step=START)
+    if seen.peer_state == 'stopping':
+        force_at = max(memory.state_at + wait_stop, memory.step_due_at(FORCE, memory.state_at))
+        if now < force_at:
+            return Decision('{peer} is stopping: waiting until it is stopped', claims=due)
+        return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', step=FORCE)
+    if seen.peer_state == 'pending':
+        return Decision('{peer} is starting: waiting for its answer', claims=due)
+    if seen.peer_state != 'running':
+        return Decision(f'{{peer}} is gone (EC2 calls it {seen.peer_state}): {{self}} serves on '
+                        'alone', LATER, due)
+    if not memory.is_heard and (unheard < wait_start or seen.peer_checks != 'impaired'):
+        return Decision('{peer} has not answered yet: waiting for its answer', claims=due)
+    if now < memory.stop_due_at(settings, now):
+        return Decision('{peer} was stopped not long ago: waiting before it is stopped once more',
+                        claims=due)
+    watched = seen.asked_at - max(memory.watched_at, memory.changed_at)
+    if not seen.is_complete or silence < wait_stop or watched < settings.settling:
+        return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
+                        'as this may be a hiccup or a reboot', claims=due)
+    if SELF not in memory.holders.values() and (
+            seen.peer_checks != 'impaired' or silence < UNARBITRATED):
+        return Decision('{peer} is silent, but {self} holds nothing, so EC2 cannot arbitrate: it '
+                        'is stopped only if its checks fail for long', claims=due)
+    return Decision(f'{{peer}} stays silent, EC2 calls it running (checks: {seen.peer_checks}): '
+                    'stopping it', step=STOP)
+
+
+def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Decision:
+    """Claim what the primary's start owes itself, then what lies apart or nowhere.
+
+    The heir is given the time to look first, as each of the two looks only now and then.
+    """
+    believed = memory.holders
+    spared = (ABSENT,) if memory.silent_at == math.inf else (ABSENT, PEER, UNKNOWN)
+    owed = tuple(part for part in settings.parts
+                 if part in memory.owed and believed[part] not in spared)
+    has_part = SELF in believed.values()
+    apart = tuple(part for part, holder in believed.items()
+                  if holder == NOBODY or holder == PEER and has_part)
+    again = SOON if owed or seen.nat_fault else LOOK_AFTER_CHANGE if apart else LOOK_INTERVAL
+    if seen.nat_fault or seen.asked_at < memory.claim_at:
+        return Decision('', again)
+    if owed:
+        return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
+                        again, owed)
+    patience = LAG if memory.heir == SELF else PATIENCE
+    if apart and seen.is_complete and memory.left(seen) and (
+            seen.asked_at - memory.changed_at >= patience):
+        return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
+                        'claiming', again, apart)
+    return Decision('', again)
+
+
+# The monitor --------------------------------------------------------------------------------------
+
 class Monitor:
     """One monitor's life.  The arguments after `settings` are its only doors to the world outside."""
 
-    def __init__(self, settings: Settings, *, clock: Any = time, ping: Optional[Callable[[str], bool]] = None,
-                 metadata: Any = None, connect: Callable[[str], Any] = connect,
-                 run_together: Callable[..., Dict[str, Any]] = run_together, forwards: Callable[[], bool] = forwards,
-                 chance: Any = random, log: logging.Logger = log) -> None:
+    def __init__(self, settings: Settings, *, clock: Any = time,
+                 ping: Optional[Callable[[str], bool]] = None, metadata: Any = None,
+                 connect: Callable[[str], Any] = connect,
+                 run_together: Callable[..., Dict[str, Any]] = run_together,
+                 nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
+                 log: logging.Logger = log) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
-        self.connect, self.run_together, self.forwards = connect, run_together, forwards
-        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # what lasts: since, last logged at, words
+        self.connect, self.run_together, self.nat_fault = connect, run_together, nat_fault
         self.own_id = self.peer_id = self.region = ''
-        self.peer_address: Optional[str] = None    # None: EC2 has not said; '': there is no such instance
-        self.allocation_id = ''
-        self.rehearsed: Set[str] = set()           # calls of a failover that EC2 has judged
-        self.rehearse_at = -math.inf
+        self.memory = Memory(primary=False)
         self.client: Any = None
-        self.known = Situation()
-        self.misses = 0                            # in a row
-        self.silence = 0                           # the most of them since the peer last answered
-        self.replied: Optional[bool] = None        # the last ping: answered, missed, or (None) it told nothing
-        self.pinged_at = self.next_ping_at = self.look_at = self.judge_at = -math.inf
-        self.step_at = -math.inf                   # a step of a restart that EC2 has refused is not tried before
-        self.aside = False                         # the primary leaves all to the peer for a while
-        self.split_seen = False                    # by the latest look
-        self.attempts = 0                          # in a row, at what a look or a take-over failed to do
-        self.left_stopped = False                  # the peer was stopped by this monitor, and is not yet back
+        self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
+        self.allocation_id = ''
+        self.allowed: Set[str] = set()     # rehearsed calls
+        self.misses = 0                    # in a row
+        self.next_ping_at = NEVER
+        self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
+        self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
+        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # lasting: since, logged at, words
 
     # Start
 
     def run(self) -> None:
-        """Find out who this is, then ping and act for ever; raise Refusal if this instance is not of the pair."""
+        """Find out who this is, then ping and act for ever; raise Refusal if it is not of the pair."""
         self.identify()
         self.log.info(f'watching {self.peer_id} from {self.own_id}, the '
-                      f'{"primary" if self.known.primary else "secondary"}')
-        self.known.starting = self.known.primary
-        self.known.claimed_at = self.clock.monotonic()  # an earlier monitor may have claimed, and started the peer
+                      f'{"primary" if self.memory.primary else "secondary"}')
         while True:
             try:
                 self.turn()
@@ -1013,142 +1190,213 @@ class Monitor:
     def identify(self) -> None:
         """Ask the metadata service for instance id and region, for as long as it takes."""
         names = ('instance-id', 'placement/region')
-        attempts = 0
         while True:
-            found = self.run_together({n: functools.partial(self.metadata.get, n) for n in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found), 'the metadata service does not tell {}: asking again'):
+            found = self.run_together(
+                {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
+            if not self.lasting('metadata', failures_in(found),
+                                'the metadata service does not tell {}: asking again'):
                 break
-            attempts += 1
-            self.clock.sleep(self.pause(attempts, CLAIM_RETRY))
-        self.own_id, self.region = (str(found[n]) for n in names)
-        self.known.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-
-    def rehearse(self) -> None:
-        """Make the calls of a failover with DryRun, once each, and log as an error what is not allowed."""
-        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        results = self.call({name: call for name, call in calls.items() if name not in self.rehearsed})
-        for name, result in results.items():
-            if code_of(result) in DENIED:
-                self.log.error(f'the role of {self.own_id} does not allow {name}: a failover would fail; attach the '
-                               'policy in iam_policy.json')
-            if has_answered(result) and code_of(result) not in BUSY:
-                self.rehearsed.add(name)
-        is_complete = self.rehearsed >= calls.keys() and (self.allocation_id or not self.settings.elastic_ip)
-        self.rehearse_at = math.inf if is_complete else self.clock.monotonic() + LATER
+            self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
+        self.own_id, self.region = (str(found[name]) for name in names)
+        primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.memory = Memory(primary, set(self.settings.parts) if primary else set())
 
     # The loop
 
     def turn(self) -> None:
-        """Ping once, then do whatever falls due until the next ping."""
-        self.ping_once()
-        if self.can_judge():
-            self.judge()
-        while True:
-            if self.clock.monotonic() >= self.look_at:
-                self.look()
-            now = self.clock.monotonic()
-            if now >= self.next_ping_at:
-                return
-            self.clock.sleep(max(0.001, min(self.next_ping_at, self.look_at) - now))
+        """Ask EC2 if it is time, ping once, judge what is known, and rest until the next of these.
 
-    def ping_once(self) -> None:
-        """Ping the peer, beside the question to EC2 if the next miss may decide something, and note the outcome."""
-        if self.clock.monotonic() >= self.judge_at and not self.is_fresh(spare=self.settings.ping_timeout) and (
-                self.left_stopped or self.misses >= max(1, self.threshold - 2)):
-            self.ask(states=True, meanwhile=self.send_ping)
-        else:
-            self.send_ping()
-        self.next_ping_at = self.clock.monotonic() + (
-            self.settings.wait_between_pings if self.replied else 1.0 if self.replied is None else 0.0)
-        if not self.replied:
-            self.misses = self.misses + 1 if self.replied is False else 0
-            self.silence = max(self.silence, self.misses)
-            if self.misses == self.threshold:
-                self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once EC2 answers')
-            return
-        if not self.known.heard and not self.left_stopped:
-            self.log.info(f'{self.peer_id} answers')
-        half_done = self.known.taking_over and self.known.moved and self.known.left_to_claim(self.settings)
-        self.known.heard, self.known.taking_over, self.known.kept_at, self.aside = True, False, math.inf, False
-        if self.silence >= self.settings.num_pings:  # for the primary, too: the peer may have taken over
-            self.end_silence()
-        if half_done:
-            self.split_seen, self.look_at = True, self.clock.monotonic()  # the rest belongs to what has moved
-        self.misses = self.silence = 0
-        if not self.left_stopped:
-            self.judge_at = self.known.asked_at = -math.inf  # the next silence is judged by an answer of its own
-
-    def send_ping(self) -> None:
-        """Ping and set `replied`; a ping during which this process was suspended tells nothing."""
-        self.pinged_at = self.clock.monotonic()
-        timeout = self.settings.ping_timeout
-        self.replied, failure = None, ''
-        try:
-            if self.peer_address:
-                self.replied = self.ping(self.peer_address)
-            elif self.peer_address == '':
-                self.replied = False
-                self.clock.sleep(timeout)
-        except OwnFault as fault:
-            failure = str(fault)
-        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): trying again')
-        if self.clock.monotonic() - self.pinged_at > timeout + 1.0:
-            self.start_over()
-            self.replied = self.replied or None
-        self.known.answers = bool(self.replied)
-
-    def start_over(self) -> None:
-        """Take nothing for granted that was known of a silence: this process was suspended in the middle of it."""
-        self.misses, self.known.asked_at, self.known.taking_over = 0, -math.inf, False
-
-    def end_silence(self) -> None:
-        """Note that the peer answers again; until the next look nobody knows what has moved meanwhile."""
-        self.log.info(f'{self.peer_id} answers again after {self.silence} missed pings: ' + (
-            'it is being restarted' if self.left_stopped else
-            'it stays as it is, and whoever holds the route serves on (to move it back, restart the monitor of the '
-            'primary)'))
-        if not self.known.primary:
-            self.known.remembered = None  # a restarted primary claims: until the next look nobody knows
-        self.said, self.judge_at = '', -math.inf
-        self.look_at = min(self.look_at, self.clock.monotonic() + (
-            SOON if self.known.primary else LOOK_AFTER_CHANGE))
+        The ping that makes the peer silent is sent after EC2 has answered: who is cut off from
+        EC2 decides nothing.
+        """
+        if self.clock.monotonic() >= self.ask_at:
+            self.observe()
+        if self.clock.monotonic() >= self.next_ping_at:
+            self.ping_once()
+        if self.observation and self.may_judge(self.observation):
+            self.judge(self.observation)
+        pause = min(self.next_ping_at, self.ask_at) - self.clock.monotonic()
+        if pause > 0.0:
+            self.clock.sleep(pause)
 
     @property
     def threshold(self) -> int:
         """Misses in a row that make the peer silent: the primary is in no hurry."""
-        return self.settings.num_pings * (2 if self.known.primary else 1)
+        return self.settings.num_pings * (2 if self.memory.primary else 1)
 
-    def is_fresh(self, spare: float = 0.0) -> bool:
-        """Tell whether EC2's latest answer can still serve a decision `spare` seconds from now."""
-        lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout  # a slow answer, then the deciding ping
-        return bool(self.clock.monotonic() + spare - self.known.asked_at <= lifetime)
-
-    # EC2
-
-    def call(self, calls: Dict[str, Call], meanwhile: Optional[Callable[[], None]] = None,
-             deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
-        """Make the calls side by side, each within the deadline, and note whether EC2 answers this monitor."""
-        if self.client is None:
-            made = self.run_together({'client': lambda: self.connect(self.region)}, CALL_DEADLINE, meanwhile)
-            meanwhile = None
-            if self.lasting('client', failures_in(made), 'no EC2 client could be made ({}): trying again'):
-                return dict.fromkeys(calls, made['client'])
-            self.client = made['client']
-        asked_at = self.clock.monotonic()
-        results = self.run_together({name: functools.partial(call, self.client) for name, call in calls.items()},
-                                    deadline, meanwhile)
-        if self.clock.monotonic() - asked_at > deadline + self.settings.ping_timeout + 1.0:
-            results = dict.fromkeys(results, NoAnswer('this process was suspended meanwhile'))
+    def ping_once(self) -> None:
+        """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing."""
+        address = self.peer_address
+        sent_at, timeout = self.clock.monotonic(), self.settings.ping_timeout
+        answered, failure = None, ''
+        try:
+            if address:
+                answered = self.ping(address)
+            elif address == '':  # there is no such instance
+                self.clock.sleep(timeout)
+                answered = False
+        except OwnFault as fault:
+            failure = str(fault)
+        now = self.clock.monotonic()
+        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
+                                      'trying again')
+        if now - sent_at > timeout + 1.0 and not answered:
+            answered = None  # this process was suspended meanwhile
+        if answered:
+            self.note_answer(now)
+            self.next_ping_at = now + self.settings.wait_between_pings
+        elif answered is None:
             self.start_over()
-        silent = [r for r in results.values() if not has_answered(r)]
+            self.next_ping_at = now + 1.0
+        else:
+            self.note_miss(sent_at)
+            self.next_ping_at = now
+
+    def ping_meanwhile(self) -> float:
+        """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
+        if self.misses == self.threshold - 1 or self.peer_address is None:
+            return math.inf
+        pause = self.next_ping_at - self.clock.monotonic()
+        if pause <= 0.0:
+            self.ping_once()
+            pause = self.next_ping_at - self.clock.monotonic()
+        return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)
+
+    @property
+    def peer_address(self) -> Optional[str]:
+        """The peer's private address; '' where there is no such instance, None while not known."""
+        if not self.facts:
+            return None
+        return self.facts[self.peer_id].address if self.peer_id in self.facts else ''
+
+    def note_miss(self, sent_at: float) -> None:
+        """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
+        if not self.misses:
+            self.memory.note_silence(sent_at)
+        self.misses += 1
+        if self.misses in (1, self.threshold - 1):
+            asked = self.misses == 1 or self.asked_at > self.memory.silent_at
+            self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY if asked else NEVER)
+        if self.misses == self.threshold:
+            self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
+                             'EC2 answers')
+
+    def note_answer(self, now: float) -> None:
+        """Note that the peer answers; say so when it was not heard before, or silent."""
+        if not self.memory.is_heard:
+            self.log.info(f'{self.peer_id} answers')
+        elif self.misses >= self.settings.num_pings:
+            self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
+                          'holds the route serves on (to move it to the primary, restart the '
+                          'monitor there)')
+        self.misses = 0
+        self.memory.note_answer(now, self.settings)
+
+    def start_over(self) -> None:
+        """Count misses anew: what was known of a silence may no longer be so."""
+        self.misses, self.memory.silent_at = 0, math.inf
+
+    def look_now(self) -> None:
+        """Ask EC2 as soon as the loop comes to it (SIGHUP)."""
+        self.ask_at = NEVER
+
+    # Observe
+
+    def observe(self) -> None:
+        """Ask EC2 for all that a decision needs, in one go, while pinging goes on."""
+        settings, pair = self.settings, (self.own_id, self.peer_id)
+        interfaces = {card: i for i, one in self.facts.items() for card in one.interfaces}
+        questions: Dict[str, Call] = {
+            'states': lambda client: describe_states(client, *pair),
+            'instances': lambda client: describe_pair(client, *pair),
+            'tables': lambda client: describe_tables(
+                client, settings.route_table_ids, *pair, interfaces)}
+        if settings.elastic_ip:
+            questions['address'] = lambda client: describe_address(
+                client, settings.elastic_ip or '', *pair, interfaces)
+        self.asked_at, self.ask_at = self.clock.monotonic(), math.inf
+        self.close_connections()  # an older one may have died without a FIN
+        results = self.call(questions, {'host': self.nat_fault})
+        pause = self.chance.uniform(1.0, CLAIM_RETRY) if self.misses else LOOK_AFTER_CHANGE
+        if any(has_answered(results[name]) for name in questions):
+            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
+        if isinstance(results['instances'], dict):
+            self.facts = results['instances']
+        if isinstance(results.get('address'), tuple):
+            self.allocation_id = results['address'][1] or self.allocation_id
+        if has_answered(results['states']):
+            pause = SOON
+            self.note(self.observed(results))
+        self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
+
+    def observed(self, results: Dict[str, Any]) -> Observation:
+        """Put EC2's answers together; one that failed leaves parts or states unknown."""
+        settings, states = self.settings, results['states']
+        error = in_words(states) if isinstance(states, Exception) else 'nothing about it'
+        states = {} if isinstance(states, Exception) else states
+        holders = dict.fromkeys(settings.parts, UNKNOWN)
+        if isinstance(results['tables'], dict):
+            holders.update(results['tables'])
+        if isinstance(results.get('address'), tuple):
+            holders[settings.elastic_ip or ''] = results['address'][0]
+        peer = self.facts.get(self.peer_id)
+        return Observation(
+            self.asked_at, *states.get(self.own_id, ('', '')), *states.get(self.peer_id, ('', '')),
+            error, peer.reason if peer else '', holders, str(results['host']))
+
+    def note(self, seen: Observation) -> None:
+        """Remember what was observed, and log what is news."""
+        memory, before = self.memory, self.memory.holders
+        memory.note(seen, self.settings)
+        self.observation = seen
+        for part, holder in memory.holders.items():
+            if holder == SELF and before.get(part) != SELF:
+                self.log_here(part)
+            if holder == OTHER and before.get(part) != OTHER and part not in memory.owed:
+                self.log.warning(f'{part} is at something outside the pair: it is left there until '
+                                 'the monitor of the primary starts')
+        found = set(memory.holders.values()) - {OTHER, ABSENT}
+        if memory.holders != before and found in ({SELF}, {PEER}):
+            holder = self.own_id if found == {SELF} else self.peer_id
+            self.log.info(f'{holder} holds tables and address')
+        absent = [part for part, holder in memory.holders.items() if holder == ABSENT]
+        absent += [self.peer_id] * (self.peer_address == '')
+        self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
+        self.lasting('host', seen.nat_fault,
+                     f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
+
+    def log_here(self, part: str) -> None:
+        self.log.info(f'{part} is at {self.own_id} now')
+        self.troubles.pop(part, None)
+
+    def call(self, calls: Dict[str, Call], beside: Optional[Dict[str, Callable[[], Any]]] = None,
+             deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
+        """Make the calls side by side, while pinging goes on; note whether EC2 answers."""
+        if self.client is None:
+            made = self.run_together({'client': lambda: self.connect(self.region)}, CALL_DEADLINE,
+                                     self.ping_meanwhile)
+            if self.lasting('client', failures_in(made),
+                            'no EC2 client could be made ({}): trying again'):
+                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside or {}, '')}
+            self.client = made['client']
+        started_at = self.clock.monotonic()
+        bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
+        results = self.run_together({**bound, **(beside or {})}, deadline, self.ping_meanwhile)
+        took = self.clock.monotonic() - started_at
+        if took > deadline + 2 * self.settings.ping_timeout + 1.0:
+            results.update(dict.fromkeys(calls, NoAnswer('this process was suspended meanwhile')))
+            self.start_over()
+        answers = [results[name] for name in calls]
+        silent = [answer for answer in answers if not has_answered(answer)]
         if silent:
             self.close_connections()
-        if any(isinstance(r, (NoCredentialsError, CredentialRetrievalError)) for r in silent):
-            self.client = None  # a client that was made without credentials never gets any
-        if len(silent) < len(results):
+        if any(map(lost_credentials, answers)):
+            self.client = None  # a new one gets those that the role has now
+        if len(silent) < len(answers):
             self.lasting('EC2', '', '')
-        elif silent and deadline == CALL_DEADLINE:
-            self.lasting('EC2', in_words(silent[0]), 'EC2 does not answer this monitor ({}): it decides nothing')
+        elif deadline == CALL_DEADLINE:
+            self.lasting('EC2', in_words(silent[0]),
+                         'EC2 does not answer this monitor ({}): it decides nothing')
         return results
 
     def close_connections(self) -> None:
@@ -1156,295 +1404,144 @@ class Monitor:
         if self.client is not None:
             self.client.close()
 
-    def ask(self, states: bool, meanwhile: Optional[Callable[[], None]] = None) -> Dict[str, Any]:
-        """Ask EC2 who holds what, for the states of both if wanted, and for what is missing; note and return it."""
-        pair, settings, known = (self.own_id, self.peer_id), self.settings, self.known
-        questions: Dict[str, Call] = {
-            'tables': lambda client: describe_tables(client, settings.route_table_ids, *pair)}
-        if settings.elastic_ip:
-            questions['address'] = lambda client: describe_address(client, settings.elastic_ip or '', *pair)
-        if not self.peer_address:
-            questions['peer'] = lambda client: describe_private_address(client, self.peer_id)
-        if states:
-            questions['states'] = lambda client: describe_states(client, *pair)
-        asked_at = known.seen_at = self.clock.monotonic()
-        self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, meanwhile)
-        if isinstance(results.get('peer'), str):
-            self.peer_address = results['peer']
-        if states:
-            self.note_states(results['states'], asked_at)
-        if isinstance(results.get('address'), tuple):
-            self.allocation_id = results['address'][1] or self.allocation_id
-        if any(isinstance(results[topic], Exception) for topic in ('tables', 'address') if topic in results):
-            known.holders = None
-            return results
-        known.holders = dict(results['tables'])
-        if settings.elastic_ip:
-            known.holders[settings.elastic_ip] = results['address'][0]
-        for part, holder in known.holders.items():
-            if holder == SELF and part in self.troubles:
-                self.note_claimed(part)  # though EC2's answer was lost
-        known.kept_at = min(known.kept_at, self.clock.monotonic()) if known.peer_serves() else math.inf
-        before, known.foreign = known.foreign, {part for part, holder in known.holders.items() if holder == OTHER}
-        for part in sorted(known.foreign - before - set(known.left_to_claim(settings))):
-            self.log.warning(f'{part} is at something outside the pair: it is left there until the monitor of '
-                             'the primary starts')
-        return results
-
-    def note_states(self, result: Any, asked_at: float) -> None:
-        """Note what EC2 said of both instances, and what follows from that alone."""
-        known, now = self.known, self.clock.monotonic()
-        known.asked_at = -math.inf
-        if not has_answered(result):
-            return
-        states: Dict[str, Any] = result if isinstance(result, dict) else {}
-        known.asked_at, known.received_at = asked_at, now
-        known.own_state = states.get(self.own_id, (None, ''))[0]
-        known.peer_state, known.checks = states.get(self.peer_id, (None, ''))
-        known.error = in_words(result) if isinstance(result, Exception) else 'nothing about it'
-        if known.peer_state not in (None, 'running'):
-            known.heard = False
-        if known.peer_state is not None:
-            known.stopping_at = min(known.stopping_at, now) if known.peer_state == 'stopping' else math.inf
-
-    # Look and claim
-
-    def look_now(self) -> None:
-        """Ask EC2 who holds what in the next turn; a signal handler may call this."""
-        self.look_at = -math.inf
-
-    def look(self) -> None:
-        """Learn what a take-over needs, and rehearse it; see who holds what, and claim what is missing or apart."""
-        known, is_first = self.known, self.look_at == -math.inf
-        if known.taking_over:
-            # Each judgement looks, and claims.  None comes while EC2 does not tell the states, or no ping can leave.
-            if self.clock.monotonic() >= self.judge_at + SOON and 'EC2' not in self.troubles and (
-                    self.replied is None or not self.is_fresh()):
-                self.ask(states=False)
-                if not known.has_lost() and (known.moved or self.misses):
-                    self.go_on()
-            self.look_at = self.clock.monotonic() + (
-                SOON if known.left_to_claim(self.settings) else LOOK_AFTER_CHANGE)
-            return
-        results = self.ask(states=known.starting and not self.is_fresh())
-        if self.clock.monotonic() >= self.rehearse_at and any(map(has_answered, results.values())):
-            self.rehearse()
-        failed = self.lasting('look', failures_in(results), 'EC2 does not tell {}: looking again')
-        if known.holders is not None:
-            absent = [part for part, holder in known.holders.items() if holder == ABSENT]
-            absent += [self.peer_id] if self.peer_address == '' else []
-            self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
-        if is_first:
-            known.holders = None  # a primary claims all at its start; who holds is seen after that
-        if known.starting and known.has_lost():
-            self.log.warning(f'{self.peer_id} has taken back what had been moved: the rest of the claim is given up')
-            known.starting = False
-        rest = known.left_to_claim(self.settings)
-        known.moved -= set(rest)  # an earlier claim of these is no more
-        known.starting = known.starting and bool(rest)
-        self.attempts = self.attempts + 1 if failed or known.starting else 0
-        self.look_at = self.clock.monotonic() + (
-            self.pause(self.attempts, SOON if known.starting else OTHER_RETRY) if failed or known.starting else
-            LOOK_AFTER_CHANGE if 'absent' in self.troubles or not known.has_settled() else
-            LOOK_INTERVAL if self.rehearse_at == math.inf else LATER)
-        if known.holders is None and not known.starting:
-            return
-        if not known.starting:
-            found = {holder for holder in (known.holders or {}).values() if holder not in (OTHER, ABSENT)}
-            if found in (set(), {SELF}, {PEER}):
-                self.split_seen = False
-                self.lasting('apart', '', '')
-                self.remember(found)
-                return
-            if SELF not in found:  # what the peer has follows what is here, or two that cannot get the rest contend
-                rest = [part for part in rest if part not in known.at_peer()]
-            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-            if self.aside:
-                return
-            if not known.primary and not self.split_seen:
-                self.split_seen = True
-                return
-        self.split_seen = False
-        if not self.may_claim():
-            self.look_at = max(self.look_at, self.clock.monotonic() + SOON)
-        elif rest:
-            if not known.starting:
-                self.lasting('apart', ' and '.join(rest), (
-                    f'{{}} not at {self.own_id}, unlike the rest, or nowhere: claiming'))
-            self.claim(rest)
-            if not known.starting and known.left_to_claim(self.settings):
-                self.split_seen, self.look_at = True, self.clock.monotonic() + SOON
-
-    def remember(self, found: Set[str]) -> None:
-        """Remember who holds.  A primary that hears nothing does not: it must know who held before the silence."""
-        holder = next(iter(found), None)
-        if holder == SELF or holder == PEER and not (self.known.primary and self.silence):
-            if holder != self.known.remembered:
-                self.log.info(f'{self.own_id if holder == SELF else self.peer_id} holds tables and address')
-            self.known.remembered = holder
-
-    def may_claim(self) -> bool:
-        """Tell whether this instance may claim while the peer may be well: EC2 calls it running, and it forwards."""
-        if not self.is_fresh():
-            self.ask(states=True)
-        if not self.is_fresh():
-            return False
-        own = self.known.own_state or 'running'
-        off = '' if self.forwards() else 'net.ipv4.ip_forward is 0'
-        return not (
-            self.lasting('own state', '' if own == 'running' else own, (
-                f'EC2 calls {self.own_id} {{}}: it claims nothing until it runs')) or
-            self.lasting('forwarding', off, f'{self.own_id} does not forward ({{}}): it claims nothing until then'))
-
-    def claim(self, parts: List[str]) -> Dict[str, Any]:
-        """Claim all these tables at once, then the address; return by part what came back.
-
-        Moving one's own public address can cut the connection on which one waits for the answer, so it comes last.
-        """
-        address = self.settings.elastic_ip
-        results: Dict[str, Any] = {}
-        tables: Dict[str, Call] = {part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
-                                   for part in parts if part != address}
-        move: Dict[str, Call] = {address: lambda client: client.associate_address(
-            AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
-        } if address and address in parts and self.allocation_id else {}
-        serves = self.known.taking_over and SELF in (self.known.holders or {}).values()
-        for calls, deadline in ((tables, CALL_DEADLINE), (move, MOVE_DEADLINE)):
-            failed = bool(results) and all(isinstance(result, Exception) for result in results.values())
-            if failed and not (serves and any(map(has_answered, results.values()))):
-                break  # without a route the address serves nobody here, and may be of use where it is
-            results.update(self.call(calls, deadline=deadline))
-            for part in calls:
-                result = results[part]
-                if isinstance(result, Exception):
-                    self.lasting(part, in_words(result), (
-                        f'{part} could not be moved to {self.own_id} ({{}}): trying again' if has_answered(result) else
-                        f'{part}: the answer to its move to {self.own_id} did not come ({{}}): asking EC2 where it is'))
-                else:
-                    self.note_claimed(part)
-        self.close_connections()
-        if not self.known.left_to_claim(self.settings):
-            self.known.starting, self.known.remembered = False, SELF
-        if not self.known.starting:
-            self.look_at = self.clock.monotonic() + LOOK_AFTER_CHANGE
-        return results
-
-    def note_claimed(self, part: str) -> None:
-        self.log.info(f'{part} is at {self.own_id} now')
-        self.troubles.pop(part, None)
-        self.known.moved.add(part)
-        self.known.claimed_at = self.clock.monotonic()
-
     # Judge and act
 
-    def can_judge(self) -> bool:
-        """Tell whether EC2 has answered and, unless the peer answers, a ping sent after that was missed."""
-        if self.clock.monotonic() < self.judge_at or not self.is_fresh() or self.replied is None:
+    def may_judge(self, seen: Observation) -> bool:
+        """Tell whether the peer may be judged: no ping is missed, or it is silent since before."""
+        lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout
+        if self.clock.monotonic() - seen.asked_at > lifetime:
+            self.observation = None
             return False
-        if self.replied:
-            return self.left_stopped
-        return self.misses >= self.threshold and self.known.received_at <= self.pinged_at
+        return not self.misses or (
+            self.misses >= self.threshold and seen.asked_at > self.memory.silent_at)
 
-    def judge(self) -> None:
-        """Decide what to do about the peer, say so when it is news, and do it."""
-        known, now = self.known, self.clock.monotonic()
-        what, why, again = decide(known, self.settings, now)
-        self.judge_at = now + again
-        if why != self.said:
-            self.said = why
-            self.log.log(logging.INFO if what == BACK else logging.WARNING, f'{self.peer_id} {why}')
-        if what == TAKE_OVER:
-            known.taking_over, known.moved, known.kept_at, self.attempts = True, set(), math.inf, 0
-            known.starting = False
-            if not self.forwards():
-                self.log.warning(f'{self.own_id} does not forward (net.ipv4.ip_forward is 0), and takes over all the '
-                                 'same')
-        self.aside = what == ASIDE
-        if what == NOTHING:
-            known.taking_over = False
-        elif what == GIVE_UP:
-            known.taking_over, known.remembered, self.misses = False, SELF, 0  # a primary will stand aside
-        elif what == BACK:
-            self.left_stopped = False
-        elif what in (STOP, FORCE) and now >= self.step_at:
-            self.stop(force=what == FORCE)
-        elif what == START and now >= self.step_at:
-            self.start()
-        elif known.taking_over:
-            self.go_on()
-        if not known.left_to_claim(self.settings):
-            self.judge_at = max(self.judge_at, self.step_at)
-        known.asked_at = -math.inf  # each step asks for itself
-
-    def go_on(self) -> None:
-        """Claim what is left of a take-over; what EC2 refuses is tried again at once, one time, then by judgements."""
-        known = self.known
-        rest = known.left_to_claim(self.settings)
-        if rest:
-            self.attempts += 1
-            results = self.claim(rest)
-            if self.attempts == 1 and any(map(code_of, results.values())):  # at once, this one time
-                self.claim([part for part in rest if part not in results or code_of(results[part])])
-            if not known.moved and not any(map(has_answered, results.values())):
-                known.taking_over = False  # cut off meanwhile: whether the peer is dead must be judged anew
-        if known.left_to_claim(self.settings):
-            self.judge_at = min(self.judge_at, self.clock.monotonic() + self.pause(self.attempts, CLAIM_RETRY))
-
-    def stop(self, force: bool) -> None:
-        """Stop the peer; whether the answer came or not, it may be stopping now."""
-        result = self.call({'stopped': lambda client: client.stop_instances(
-            InstanceIds=[self.peer_id], Force=force)})
+    def judge(self, seen: Observation) -> None:
+        """Decide, once for each observation; say why when it is news; do it."""
         now = self.clock.monotonic()
-        if not self.failed(result):
-            self.log.warning(f'{self.peer_id} is being stopped{" by force" if force else ""}: starting it once it is '
-                             'stopped')
-        if code_of(result['stopped']):
-            self.step_at = now + self.chance.uniform(SOON, OTHER_RETRY)
+        decision = decide(self.memory, seen, self.settings, now)
+        self.observation = None
+        self.ask_at = now + decision.again
+        if decision.why != self.said:
+            self.said = decision.why
+            if decision.why:
+                self.log.warning(decision.why.format(self=self.own_id, peer=self.peer_id))
+        if decision.claims:
+            self.claim(decision.claims)
+        elif decision.step:
+            self.take_step(decision.step)
+        elif not self.misses and decision.again > SOON:
+            self.rehearse()
+
+    def claim(self, parts: Tuple[str, ...]) -> None:
+        """Claim these parts at the same moment, so that established connections may survive.
+
+        Alone the address would part from the route: once EC2 has refused something, it waits
+        until a table is here.
+        """
+        memory, address = self.memory, self.settings.elastic_ip
+        calls: Dict[str, Call] = {
+            part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
+            for part in parts if part != address}
+        if address in parts and self.allocation_id and (
+                not memory.refusals if calls else memory.address_may_come):
+            calls[address] = lambda client: client.associate_address(
+                AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
+        deadline = MOVE_DEADLINE if address in calls else CALL_DEADLINE
+        results = self.call(calls, deadline=deadline) if calls else {}
+        now = self.clock.monotonic()
+        for part, result in results.items():
+            if not isinstance(result, Exception):
+                memory.note_here(part, now)
+                self.log_here(part)
+            elif has_answered(result):
+                self.lasting(part, in_words(result), f'{part} could not be moved to {self.own_id} '
+                                                     '({}): trying again')
+            else:
+                self.lasting(part, in_words(result), f'{part}: the answer to its move to '
+                             f'{self.own_id} did not come ({{}}): asking EC2 where it is')
+        self.close_connections()
+        refused = [code_of(result) for result in results.values() if code_of(result)]
+        if refused or not calls:
+            memory.note_refusal(self.pause(refused), now)
+            self.ask_at = min(self.ask_at, memory.claim_at)
+        elif any(isinstance(result, Exception) for result in results.values()):
+            self.ask_at = now
         else:
-            self.known.stops += [] if force else [now]
-            self.known.stopping_at = now
-            self.left_stopped = True
+            memory.refusals = 0
 
-    def start(self) -> None:
-        """Start the peer; the secondary claims all once more before, as a stopped peer cannot contest it."""
-        known = self.known
-        if not known.primary:
-            known.taking_over, known.moved = True, set()
-            self.claim([part for part in self.settings.parts
-                        if part not in known.foreign and (known.holders or {}).get(part) != ABSENT])
-        if not self.is_fresh(spare=-CALL_DEADLINE - MOVE_DEADLINE):
-            return  # it took longer than a claim can take: this process was suspended, and EC2 is asked again
-        result = self.call({'started': lambda client: client.start_instances(InstanceIds=[self.peer_id])})
+    def pause(self, refused: List[str]) -> float:
+        """Return the seconds until the next claim: the first time at once, then with full jitter.
+
+        What EC2 refuses for long is asked for once a minute, then once in five; not where it is
+        only busy.
+        """
+        count = self.memory.refusals
+        if count == 0:
+            return 0.0
+        if count < self.settings.wait_for_instance_stop / CLAIM_RETRY or (
+                refused and all(code in BUSY for code in refused)):
+            return float(self.chance.uniform(2.0, SOON))
+        return 60.0 if count < 30 else 300.0
+
+    def take_step(self, name: str) -> None:
+        """Stop, force or start the peer; without an answer, the next observation tells."""
+        steps: Dict[str, Tuple[str, Call]] = {
+            STOP: ('stopped', lambda client: client.stop_instances(
+                **stop_arguments(client, self.peer_id, False, False))),
+            FORCE: ('forced', lambda client: client.stop_instances(
+                **stop_arguments(client, self.peer_id, True, True))),
+            START: ('started', lambda client: client.start_instances(InstanceIds=[self.peer_id]))}
+        done, call = steps[name]
+        results = self.call({done: call})
         now = self.clock.monotonic()
-        self.judge_at = now + SOON
-        if code_of(result['started']):
-            self.step_at = now + LATER
-        if not self.failed(result):
-            known.started_at = now
-            self.log.info(f'{self.peer_id} is being started: waiting for its answer')
+        self.memory.note_step(Step(name, now, bool(code_of(results[done]))),
+                              not isinstance(results[done], Exception))
+        if not self.lasting('restart', failures_in(results),
+                            f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
+            self.log.warning(f'{self.peer_id} is being {done}: ' + (
+                'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
-    def failed(self, results: Dict[str, Any]) -> bool:
-        return self.lasting('restart', failures_in(results), (
-            f'{self.peer_id} could not be {{}}: asking EC2 about it again'))
+    # Rehearse
 
-    # Words and pauses
+    def rehearse(self) -> None:
+        """Make calls of a failover with DryRun, a few at a time; log what is not allowed.
 
-    def pause(self, attempts: int, longest: float) -> float:
-        """Return the seconds until the next attempt: the first at once, then full jitter."""
-        return float(self.chance.uniform(0.0, min(longest, 0.25 * 2.0 ** min(attempts, 16)))) if attempts > 1 else 0.0
+        What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
+        """
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
+        left = [name for name in calls if name not in self.allowed]
+        results = self.call({name: calls[name] for name in left[:REHEARSED_AT_ONCE]}) if left else {}
+        denied = [name for name, result in results.items() if code_of(result) in DENIED]
+        self.allowed.update(name for name, result in results.items() if code_of(result) and (
+            name not in denied and code_of(result) not in BUSY))
+        self.lasting('permissions', ', '.join(denied), (
+            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
+            'policy in iam_policy.json'), logging.ERROR)
+        is_missing = len(self.allowed) < len(calls) - len(denied) or (
+            self.settings.elastic_ip and not self.allocation_id) or 'absent' in self.troubles
+        if is_missing:
+            self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
 
-    def lasting(self, about: str, failure: str, words: str) -> bool:
-        """Log a failure when it begins, when it changes, once a minute and when it ends; tell whether it lasts.
+    # Words
 
-        `failure` says what came back, and stands in the braces of `words`; it is '' where nothing failed.
+    @property
+    def left_stopped(self) -> bool:
+        """The peer was stopped by this monitor, and is not back yet."""
+        memory = self.memory
+        return not memory.is_heard and any(step.name == STOP and not step.refused
+                                           for step in memory.steps)
+
+    def lasting(self, about: str, failure: str, words: str, level: int = logging.WARNING) -> bool:
+        """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts.
+
+        `failure` says what came back, and stands in the braces of `words`; '' if nothing failed.
         """
         now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.pop(about, (now, -math.inf, ''))
+        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
         if failure:
-            words = words.format(failure)
+            words = words.replace('{}', failure)
             if words != logged or now - logged_at >= 60.0:
-                self.log.warning(words)
+                self.log.log(level, words)
                 logged_at = now
             self.troubles[about] = (since, logged_at, words)
         elif logged:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import bisect
+import types
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
@@ -270,7 +271,8 @@ class Cloud:
             raise refusal('InvalidAllocationID.NotFound')
         self.give_address(one)
 
-    def stop_instances(self, by: Instance, lag: float, InstanceIds: List[str], Force: bool = False) -> Any:
+    def stop_instances(self, by: Instance, lag: float, InstanceIds: List[str], Force: bool = False,
+                       SkipOsShutdown: bool = False) -> Any:
         one, = self.known(*InstanceIds)
         if one.state not in ('running', 'stopping', 'stopped'):
             raise refusal('IncorrectInstanceState', f'{one.id} is {one.state}')
@@ -285,8 +287,14 @@ class Cloud:
         self.start(one)
 
 
+SHAPE = types.SimpleNamespace(members={'SkipOsShutdown': None})
+
+
 class Client:
     """What boto3 gives the monitor: a call travels to EC2, takes effect there, and its answer travels back."""
+
+    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(
+        operation_model=lambda action: types.SimpleNamespace(input_shape=SHAPE)))
 
     def __init__(self, world: Any, one: Instance) -> None:
         self.world = world

@@ -124,9 +124,9 @@ class Hub:
 
         for name, call in calls.items():
             self.spawn(thread.process, functools.partial(make, name, call))
+        self.sleep(0.0)  # the calls are sent before anything else
         while len(done) < len(calls) and self.now < deadline:
             pause = meanwhile() if meanwhile else math.inf
-            pause = math.inf if pause is None else pause
             if pause > 0.0 and len(done) < len(calls) and self.now < deadline:
                 waiting[:] = [self.ticket()]
                 self.at(min(pause, deadline - self.now), self.resume, *waiting[0])

@@ -286,7 +286,7 @@ class World:
             self.settings_of[one.name], clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address: self.ping(one, address), metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
-            forwards=lambda: one.forwarding, chance=self.chance, log=Log(self, one))
+            nat_fault=lambda: '' if one.forwarding else 'net.ipv4.ip_forward is 0', chance=self.chance, log=Log(self, one))
 
         def run() -> None:
             one.monitor.run()
@@ -421,6 +421,12 @@ class World:
                     if found['InstanceId'] == one.id:
                         record.own_state = found['InstanceState']['Name']
 
+        elif name == 'describe_route_tables' and not isinstance(result, Exception):
+            record.owed -= {table['RouteTableId'] for table in result['RouteTables']
+                            if any(route.get('InstanceId') == one.id for route in table['Routes'])}
+        elif name == 'describe_addresses' and not isinstance(result, Exception):
+            record.owed -= {found['PublicIp'] for found in result['Addresses'] if found.get('InstanceId') == one.id}
+
     # Time that need not be lived through
 
     def sleep(self, one: Instance, delay: float) -> None:
@@ -433,7 +439,8 @@ class World:
             self.hub.sleep(delay)
 
     def is_calm(self, monitor: Any) -> bool:
-        return bool(monitor.replied) and not (monitor.known.starting or monitor.misses or monitor.left_stopped)
+        memory = monitor.memory
+        return memory.is_heard and not (monitor.misses or memory.owed or monitor.observation)
 
     def skip(self, horizon: float) -> None:
         """Leave out the pings of a stretch in which both are answered and nothing falls due before the horizon."""
@@ -458,7 +465,8 @@ class World:
 
     def parts(self) -> List[Optional[str]]:
         """Return who has each part, those aside that somebody gave to something outside the pair."""
-        found = list(self.cloud.routes.values()) + ([self.cloud.owner] if self.schedule.conditions.address else [])
+        has_address = self.schedule.conditions.address and not self.cloud.released
+        found = list(self.cloud.routes.values()) + [self.cloud.owner] * has_address
         return [i for i in found if i is None or i in self.cloud.instances]
 
     def holder(self) -> Optional[Instance]:
@@ -495,8 +503,10 @@ class World:
                     + [60.0])
         try:
             self.hub.run(until + 0.01, lambda: self.watch.deaths_left == 0)
-            invariants.served_most_of_the_time(self)
-            self.over = True
+            if self.schedule.bound == 'crash loop':
+                invariants.served_most_of_the_time(self)
+                return self.watch
+            self.over, self.quiet_at = True, self.hub.now
             self.note('WORLD', 'all faults have ended')
             self.see_to_it()
             if not self.hub.run(self.hub.now + invariants.settles_within(self), self.is_settled):
