@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
-from tests.lab import ELASTIC_IP, ENDPOINT, Instance, Lab
+from tests.lab import ECHO, ELASTIC_IP, ENDPOINT, Instance, Lab
+from tests.lab.network import GATEWAY, INSTANCE_ADDRESSES, mac
 
 # A stand-in for the monitor: it says that it runs, and how it is told to end.
 STAND_IN = '''#!/bin/sh
@@ -91,6 +92,37 @@ except OSError: sys.exit(1)
 ''', peer.address).returncode == 0
 
 
+# Sends an echo request to the internet in a frame with the MAC of argv[2] (found as the monitor finds it), and writes
+# the MAC from which the answer came.
+PROBE = '''
+import socket, struct, sys
+def checked(header, at):
+    total = sum(struct.unpack(f'!{len(header) // 2}H', header))
+    return header[:at] + struct.pack('!H', 0xffff - total % 0xffff) + header[at + 2:]
+source, target = map(socket.inet_aton, (sys.argv[1], sys.argv[3]))
+[via] = [line.split() for line in open('/proc/net/arp') if line.split()[0] == sys.argv[2]]
+echo = checked(struct.pack('!BBHHH', 8, 0, 0, 0x1234, 1), 2)
+packet = checked(struct.pack('!BBHHHBBH', 0x45, 0, 28, 0, 0, 64, 1, 0) + source + target, 10) + echo
+with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+    wire.bind((via[5], 0x0800))
+    wire.settimeout(0.5)
+    try:
+        wire.sendto(packet, (via[5], 0x0800, 0, 0, bytes.fromhex(via[3].replace(':', ''))))
+        while True:
+            answer, sender = wire.recvfrom(100)
+            if (answer[9], answer[12:16], answer[20]) == (1, target, 0):
+                print(sender[4].hex(':'))
+                break
+    except OSError: pass
+'''
+
+
+def answers_through(instance: Instance, via: str) -> str:
+    """Send a packet to the internet through the neighbour *via*; return who brings the answer, '' if none comes."""
+    sender = instance.run(sys.executable, '-ISc', PROBE, instance.address, via, ECHO, check=True).stdout.strip()
+    return {'': '', **{mac(address): address for address in (GATEWAY, *INSTANCE_ADDRESSES.values())}}[sender]
+
+
 def states(lab: Lab, instance: Instance, *expected: str, then: Callable[[], object]) -> List[str]:
     """Do something, and return the states through which EC2 says the instance goes, until the last expected one."""
     seen = [instance.state]
@@ -165,6 +197,77 @@ def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
     assert [pings(lab.secondary, lab.primary) for _ in range(3)] == [False, False, True]
     assert pings(lab.primary, lab.secondary)
     assert lab.network.lost_requests() == 2
+
+
+def test_packets_between_the_two_can_be_lost(lab: Lab) -> None:
+    lab.lose_between(100)
+    assert not pings(lab.secondary, lab.primary) and not pings(lab.primary, lab.secondary)
+    assert lab.traffic.egress() == ELASTIC_IP
+    lab.lose_between(0)
+    assert pings(lab.secondary, lab.primary)
+
+
+# ---- frames through the peer
+
+def test_a_frame_to_the_peers_mac_comes_back_through_the_peer(lab: Lab) -> None:
+    peer = lab.primary.address
+    assert answers_through(lab.secondary, peer) == peer
+    assert answers_through(lab.secondary, GATEWAY) == GATEWAY
+    assert answers_through(lab.primary, lab.secondary.address) == lab.secondary.address
+
+
+@pytest.mark.parametrize('fail, mend', [
+    (lambda primary: primary.forwarding(False), lambda primary: primary.forwarding(True)),
+    (lambda primary: primary.drop_forwarding(True), lambda primary: primary.drop_forwarding(False)),
+    (lambda primary: primary.egress_dead(True), lambda primary: primary.egress_dead(False))],
+    ids=['ip_forward 0', 'FORWARD DROP', 'egress dead'])
+def test_who_does_not_forward_answers_pings_all_the_same(lab: Lab, fail: Callable[[Instance], None],
+                                                         mend: Callable[[Instance], None]) -> None:
+    fail(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == ''
+    assert pings(lab.secondary, lab.primary) and pings(lab.primary, lab.secondary)
+    assert Asker(lab.primary)('describe_instances')['Reservations']
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    mend(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
+    serves(lab, ELASTIC_IP)
+
+
+def test_without_masquerading_the_answer_comes_beside_the_peer(lab: Lab) -> None:
+    lab.primary.flush_rules()
+    assert answers_through(lab.secondary, lab.primary.address) == GATEWAY
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.primary.restore_rules()
+    assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
+    serves(lab, ELASTIC_IP)
+
+
+@pytest.mark.parametrize('fail', [
+    lambda primary: primary.crash(), lambda primary: primary.cut_off(), lambda primary: primary.lose_packets(100),
+    lambda primary: primary.block_ping('in'), lambda primary: primary.lab.silence_echo(True)],
+    ids=['dead', 'cut off', 'loss', 'blocked', 'target silent'])
+def test_a_frame_through_the_peer_meets_the_faults_of_the_network(lab: Lab, fail: Callable[[Instance], None]) -> None:
+    fail(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == ''
+
+
+def test_the_target_can_fall_silent_while_traffic_flows(lab: Lab) -> None:
+    lab.silence_echo(True)
+    assert answers_through(lab.secondary, GATEWAY) == ''
+    assert lab.traffic.egress() == ELASTIC_IP
+    lab.silence_echo(False)
+    assert answers_through(lab.secondary, GATEWAY) == GATEWAY
+
+
+def test_in_two_subnets_the_instances_are_no_neighbours(stand_in: Path) -> None:
+    with Lab(monitor=stand_in, start=False, subnets=2) as lab:
+        assert pings(lab.secondary, lab.primary)
+        neighbours = lab.secondary.run('cat', '/proc/net/arp').stdout
+        assert GATEWAY in neighbours and lab.primary.address not in neighbours
+        lab.secondary.run('ip', 'neigh', 'add', lab.primary.address, 'lladdr', mac(lab.primary.address), 'dev', 'eth0',
+                          check=True)
+        assert answers_through(lab.secondary, lab.primary.address) == ''
+        serves(lab, ELASTIC_IP)
 
 
 # ---- EC2
