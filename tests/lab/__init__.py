@@ -34,10 +34,12 @@ pairs with a /32 address at either end. What the router does with frames (faults
 one set of rules, written anew and replaced in one transaction with each change (`Network.apply()`). It tracks no
 connection: who loses a public address has lost its connections, without a FIN, the EC2 call in flight included.
 
-EC2 is moto in this process, behind a listening socket that was opened in the internet host. Before moto sees a call,
-`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, the
-router is made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that
-they take; a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
+EC2 is moto in this process, behind a listening socket that was opened in the internet host, and speaks TLS: the
+instances trust (AWS_CA_BUNDLE) an authority that is made at run time. Connections, handshakes and calls take a round
+trip of 1 ms each, which the server waits for, as few kernels can delay packets. Before moto sees a call,
+`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, the router is
+made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that they take;
+a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
 
     with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:
         lab.wait_until(lambda: ' answers' in lab.secondary.log, 20, 'the secondary hears the primary')

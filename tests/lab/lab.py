@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 from . import network as net
-from .ec2 import REGION, Ec2, Life, Times
+from .ec2 import REGION, Ec2, Life, Times, authority
 from .metadata import Metadata
 from .network import Network
 from .traffic import Traffic
@@ -20,6 +20,7 @@ from .traffic import Traffic
 REPOSITORY = Path(__file__).resolve().parents[2]
 SBIN = 'usr/local/sbin'
 LOG = 'var/log/nat_monitor.log'
+AUTHORITY = f'{SBIN}/ca.pem'  # whose certificates the instances accept
 ERRORS = 'var/log/errors'  # what a job wrote elsewhere than to its log; cron would send it by mail
 BOOT_JOB = '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1'
 
@@ -130,10 +131,11 @@ class Instance:
         (self.node.root / SBIN / 'nat_config.py').write_text(text)
 
     def install(self) -> None:
-        """Copy the monitor to /usr/local/sbin, unmodified, and write its settings."""
+        """Copy the monitor to /usr/local/sbin, unmodified, and write its settings and whom it is to trust."""
         program = self.node.root / SBIN / 'nat_monitor.py'
         program.write_bytes(self.lab.monitor.read_bytes())
         program.chmod(0o755)
+        (self.node.root / AUTHORITY).write_bytes(authority().cert_pem.bytes())
         self.configure()
 
     # ---- its life, as EC2 wants it
@@ -332,18 +334,19 @@ class Lab:
     def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1, elastic_ip: bool = True,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
                  monitor: Path = REPOSITORY / 'nat_monitor.py', boot_job: Optional[str] = None,
-                 by_name: bool = False, subnets: int = 1, environment: Optional[Dict[str, str]] = None,
-                 **times: Any) -> None:
+                 by_name: bool = False, tls: bool = True, subnets: int = 1,
+                 environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; with two *subnets*, no frame to the other instance's MAC
-        reaches it; *environment* is added to that of all programs in the instances; *times* are those of `Times`.
+        with *by_name*, EC2 has a name instead of an address; without *tls*, it speaks plain HTTP; with two *subnets*,
+        no frame to the other instance's MAC reaches it; *environment* is added to that of all programs in the
+        instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
-        self._subnets = subnets
+        self._tls, self._subnets = tls, subnets
         self._settings, self._tables, self._elastic_ip = settings or {}, tables, elastic_ip
         self._holder, self._start = holder, start
         self.python, self.monitor = python, monitor
@@ -351,7 +354,8 @@ class Lab:
         self.environment = {
             'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
             'HOME': '/run',  # no AWS settings of whoever runs the lab
-            'AWS_ENDPOINT_URL_EC2': f'http://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}', **(environment or {})}
+            'AWS_ENDPOINT_URL_EC2': f'http{"s" * tls}://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
+            'AWS_CA_BUNDLE': f'/{AUTHORITY}', **(environment or {})}
         self.settings: Dict[str, Any] = {}
         self._events: List[Event] = []
         self._closing = threading.Event()
@@ -384,7 +388,7 @@ class Lab:
         self.instances = {name: Instance(self, name) for name in net.INSTANCE_ADDRESSES}
         self.primary, self.secondary = self.instances['primary'], self.instances['secondary']
         self.ec2 = Ec2(self.network, self.times, list(self.instances.values()), tables=self._tables,
-                       elastic_ip=self._elastic_ip, note=self.note)
+                       elastic_ip=self._elastic_ip, tls=self._tls, note=self.note)
         self._opened.callback(self.ec2.close)
         self.metadata: Dict[str, Metadata] = {}
         self.settings = {

@@ -25,10 +25,11 @@ while :; do sleep 0.05; done
 '''
 # What an instance asks EC2 with: one call for each line that it reads, in one process and so on kept connections.
 CLIENT = '''
-import json, sys, boto3
+import json, os, sys, boto3
 from botocore.config import Config; from botocore.exceptions import BotoCoreError, ClientError
 config = Config(connect_timeout=1, read_timeout=1, retries={'mode': 'standard', 'total_max_attempts': 1})
-ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=sys.argv[1], config=config)
+url = os.environ['AWS_ENDPOINT_URL_EC2']
+ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=url, config=config)
 for line in sys.stdin:
     action, parameters = json.loads(line)
     try:
@@ -38,6 +39,7 @@ for line in sys.stdin:
     except BotoCoreError as error:
         print(json.dumps(type(error).__name__), flush=True)
 '''
+QUICK = {'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4}  # of a monitor
 ROUTE: Dict[str, Any] = {'DestinationCidrBlock': '0.0.0.0/0'}
 
 
@@ -46,6 +48,11 @@ def stand_in(tmp_path: Path) -> Path:
     path = tmp_path / 'nat_monitor.py'
     path.write_text(STAND_IN)
     return path
+
+
+@pytest.fixture
+def python(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption('--monitor-python'))
 
 
 @pytest.fixture
@@ -63,8 +70,8 @@ class Asker:
     """An EC2 client inside an instance."""
 
     def __init__(self, instance: Instance) -> None:
-        self._process = instance.popen(sys.executable, '-c', CLIENT, f'http://{ENDPOINT}', text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = instance.popen(sys.executable, '-c', CLIENT, text=True, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE)
 
     def __call__(self, action: str, **parameters: Any) -> Any:
         """Return the answer, an error code, or the name of botocore's exception."""
@@ -301,6 +308,32 @@ def test_without_a_public_address_ec2_is_out_of_reach(lab: Lab) -> None:
     lab.wait_until(lambda: 'Reservations' in ask('describe_instances'), 15, 'EC2 answers again')
 
 
+@pytest.mark.parametrize('url, how', [(f'https://{ENDPOINT}', {}), (f'http://{ENDPOINT}', {'tls': False}),
+                                      ('https://ec2.lab.example', {'by_name': True})])
+def test_ec2_answers_over_tls_unless_told_otherwise(stand_in: Path, url: str, how: Dict[str, Any]) -> None:
+    with Lab(monitor=stand_in, start=False, **how) as lab:
+        assert lab.environment['AWS_ENDPOINT_URL_EC2'] == url
+        assert Asker(lab.primary)('describe_instances')['Reservations']
+
+
+def test_a_connection_and_a_call_take_round_trips(lab: Lab) -> None:
+    lab.times.round_trip = 0.2
+    ask = Asker(lab.primary)
+    taken = []
+    for _ in range(2):
+        started = time.monotonic()
+        assert ask('describe_instances')
+        taken.append(time.monotonic() - started)
+    assert taken[0] >= 0.6 and 0.2 <= taken[1] < 0.6  # connection, handshake and call; on the same connection
+
+
+def test_who_cannot_verify_the_certificate_asks_nothing(lab: Lab) -> None:
+    with lab.ec2.untrusted():
+        assert Asker(lab.primary)('describe_instances') == 'SSLError'
+    assert lab.ec2.calls() == []
+    assert Asker(lab.primary)('describe_instances')['Reservations']
+
+
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
     ask = Asker(lab.secondary)
     table, instance = lab.ec2.tables[0], lab.primary.id
@@ -512,6 +545,20 @@ def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.Captur
         with Lab(monitor=stand_in, start=False) as lab:
             lab.wait_until(lambda: False, 0.1, 'pigs fly')
     assert '198.51.100.7 to primary' in capsys.readouterr().out
+
+
+# ---- the monitor and TLS
+
+def test_a_monitor_decides_nothing_while_it_cannot_verify_the_certificate(python: str) -> None:
+    with Lab(QUICK, python=python) as lab:
+        for instance in lab.instances.values():
+            lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
+        with lab.ec2.untrusted():
+            since = lab.primary.crash()
+            lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 20, 'the secondary says so')
+            lab.stays(lambda: lab.holds(lab.primary) and not lab.ec2.calls(instance='secondary', since=since), 5,
+                      'no call reaches who shows that certificate')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
 
 
 # ---- what is left behind
