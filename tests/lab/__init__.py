@@ -15,8 +15,9 @@ job, pinging each other, asking a metadata service and EC2. Nothing leaves it, a
            | internet gateway:   |   public address <-> private address, 1:1, without any state
            | route tables:       |   source address -> mark -> `ip rule` -> the instance that is the target
            +---------------------+
-             |         |       |
-             |         |       +----------------+
+               | 10.0.0.1       |
+         ------+------- bridge  +---------------+
+         |            |                         |
         10.0.0.11   10.0.0.12               10.0.1.10, one more for each further route table
         primary     secondary               private host: a datagram to the echo server
         NAT         NAT                     every 10 ms (traffic.py)
@@ -26,15 +27,19 @@ opened the lab, and takes all others with it. A node has no name in /run/netns. 
 namespace around it all. An instance has a /run, a /var/log and a /usr/local/sbin of its own, and shares the rest of
 the file system with the host; `killall` in it finds only its own processes.
 
-Each link is a veth pair with a /32 address at either end, so that the failure of one instance is silence for the
-others, as in a VPC, and not an ARP failure. What the router does is one set of rules, written anew and replaced in one
-transaction with each change (`Network.apply()`). It tracks no connection: who loses a public address has lost its
-connections, without a FIN, the EC2 call in flight included.
+The public subnet is one segment, a bridge in the router: a frame with the peer's MAC and the address of an internet
+host reaches the peer, which forwards and translates it. The instances and the router keep each other's MAC for good,
+so that the failure of one is silence for the others, as in a VPC, and not an ARP failure. All other links are veth
+pairs with a /32 address at either end. What the router does with frames (faults) and packets (routes, addresses) is
+one set of rules, written anew and replaced in one transaction with each change (`Network.apply()`). It tracks no
+connection: who loses a public address has lost its connections, without a FIN, the EC2 call in flight included.
 
-EC2 is moto in this process, behind a listening socket that was opened in the internet host. Before moto sees a call,
-`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, the
-router is made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that
-they take; a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
+EC2 is moto in this process, behind a listening socket that was opened in the internet host, and speaks TLS: the
+instances trust (AWS_CA_BUNDLE) an authority that is made at run time. Connections, handshakes and calls take a round
+trip of 1 ms each, which the server waits for, as few kernels can delay packets. Before moto sees a call,
+`Ec2.answer()` lets time pass, injects what a test wants to go wrong, and answers dry runs; after it, the router is
+made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that they take;
+a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
 
     with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:
         lab.wait_until(lambda: ' answers' in lab.secondary.log, 20, 'the secondary hears the primary')

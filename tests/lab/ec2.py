@@ -1,14 +1,16 @@
 """EC2 of the lab: moto's, and in front of it a layer that adds what moto lacks: time, life, effects, failures.
 
-What the two instances ask arrives here over HTTP; moto keeps the records and writes the answers. After each call
+What the two instances ask arrives here over HTTPS; moto keeps the records and writes the answers. After each call
 the network is made to do what the records say, so that it does not matter which call changed them.
 """
 
 import contextlib
 import fnmatch
+import functools
 import http.server
 import itertools
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
 from xml.sax.saxutils import escape
 
+import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance as MotoInstance
@@ -25,7 +28,7 @@ from moto.ec2.models.route_tables import Route as MotoRoute
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.test import Client
 
-from .network import ELASTIC_IP, ENDPOINT, INSTANCE_ADDRESSES, Network, private_address
+from .network import ELASTIC_IP, ENDPOINT, ENDPOINT_NAME, INSTANCE_ADDRESSES, Network, private_address
 
 ACCOUNT = '123456789012'
 REGION = 'us-east-1'
@@ -52,6 +55,7 @@ class Machine(Protocol):
 class Times:
     """How long things take in this EC2, in seconds; may be changed at any time."""
 
+    round_trip: float = 0.001  # between an instance and EC2: for each connection, TLS handshake and call
     latency: float = 0.15  # of a call: half of it before its effect, half after
     pending: float = 1.0  # from StartInstances to `running`
     boot: float = 2.0  # from StartInstances until the instance answers a ping
@@ -257,7 +261,7 @@ class Ec2:
     """The API, its records, and the outside world that changes them without a call of the instances."""
 
     def __init__(self, network: Network, times: Times, machines: List[Machine], *, tables: int, elastic_ip: bool,
-                 note: Callable[[str, str], None]) -> None:
+                 tls: bool, note: Callable[[str, str], None]) -> None:
         """Create a VPC with the instances, route tables without a default route, and a free Elastic IP."""
         self.network, self.times = network, times
         self.lock = threading.RLock()
@@ -273,7 +277,8 @@ class Ec2:
         self._moto = Client(create_backend_app('ec2'))
         self.lives: Dict[str, Life] = {}
         self._build(machines, tables, elastic_ip)
-        self._server = Server(network.nodes['internet'].socket(socket.SOCK_STREAM, ENDPOINT, 80), self)
+        listening = network.nodes['internet'].socket(socket.SOCK_STREAM, ENDPOINT, 443 if tls else 80)
+        self._server = Server(listening, self, server_side(authority()) if tls else None)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name='EC2').start()
 
     def _build(self, machines: List[Machine], tables: int, elastic_ip: bool) -> None:
@@ -403,7 +408,7 @@ class Ec2:
         self.log.append(call)
         with self.lock:
             faults = [fault for fault in list(self.faults) if fault.hits(call)]
-        latency = self.times.latency + sum(fault.extra for fault in faults)
+        latency = self.times.round_trip + self.times.latency + sum(fault.extra for fault in faults)
         kinds = [fault.kind for fault in faults]
         self.closing.wait(latency / 2)
         if 'silent' in kinds:
@@ -482,6 +487,17 @@ class Ec2:
             yield fault
         finally:
             fault.remove()
+
+    @contextlib.contextmanager
+    def untrusted(self) -> Iterator[None]:
+        """Show new connections the certificate of an authority that nobody knows, within a with statement."""
+        trusted, self._server.tls = self._server.tls, server_side(trustme.CA())
+        self._note('lab', 'EC2 shows a certificate that cannot be verified')
+        try:
+            yield
+        finally:
+            self._server.tls = trusted
+            self._note('lab', 'EC2 shows its certificate')
 
     def calls(self, action: str = '*', instance: Optional[str] = None, *, since: float = 0.0,
               dry_run: Optional[bool] = False) -> List[Call]:
@@ -569,6 +585,19 @@ class Ec2:
         self._server.server_close()
 
 
+@functools.cache
+def authority() -> trustme.CA:
+    """Return the certificate authority that the instances know."""
+    return trustme.CA()
+
+
+def server_side(issuer: trustme.CA) -> ssl.SSLContext:
+    """Return what EC2 needs for TLS, with a certificate of that authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issuer.issue_cert(ENDPOINT, ENDPOINT_NAME).configure_cert(context)
+    return context
+
+
 def error(code: str, message: str) -> Tuple[int, bytes]:
     """Return an error as EC2 answers it."""
     text = (f'<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>'
@@ -604,21 +633,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer[1])
 
-    def handle(self) -> None:
-        with contextlib.suppress(OSError):  # whoever asked is gone
-            super().handle()
-
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet: calls have a log of their own."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server on a socket that is open already."""
+    """A server on a socket that is open already; round trips are waited for here, as few kernels can delay packets."""
 
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket, ec2: Ec2) -> None:
+    def __init__(self, listening: socket.socket, ec2: Ec2, tls: Optional[ssl.SSLContext]) -> None:
         super().__init__(listening.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
-        self.ec2 = ec2
+        self.ec2, self.tls = ec2, tls
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, in a thread of its own."""
+        with contextlib.ExitStack() as connection:
+            connection.enter_context(contextlib.suppress(OSError))  # whoever asked is gone
+            time.sleep(self.ec2.times.round_trip)
+            if self.tls:
+                time.sleep(self.ec2.times.round_trip)
+                request = connection.enter_context(self.tls.wrap_socket(request, server_side=True))
+            super().finish_request(request, client_address)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
 from . import network as net
-from .ec2 import REGION, Ec2, Life, Times
+from .ec2 import REGION, Ec2, Life, Times, authority
 from .metadata import Metadata
 from .network import Network
 from .traffic import Traffic
@@ -20,6 +20,7 @@ from .traffic import Traffic
 REPOSITORY = Path(__file__).resolve().parents[2]
 SBIN = 'usr/local/sbin'
 LOG = 'var/log/nat_monitor.log'
+AUTHORITY = f'{SBIN}/ca.pem'  # whose certificates the instances accept
 ERRORS = 'var/log/errors'  # what a job wrote elsewhere than to its log; cron would send it by mail
 BOOT_JOB = '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1'
 
@@ -54,6 +55,7 @@ class Instance:
         self.forwards_at_boot = True
         self.runs_boot_job = True
         self._interface_up = True
+        self._rules = ''
         self._popen: List['subprocess.Popen[Any]'] = []
 
     @property
@@ -129,10 +131,11 @@ class Instance:
         (self.node.root / SBIN / 'nat_config.py').write_text(text)
 
     def install(self) -> None:
-        """Copy the monitor to /usr/local/sbin, unmodified, and write its settings."""
+        """Copy the monitor to /usr/local/sbin, unmodified, and write its settings and whom it is to trust."""
         program = self.node.root / SBIN / 'nat_monitor.py'
         program.write_bytes(self.lab.monitor.read_bytes())
         program.chmod(0o755)
+        (self.node.root / AUTHORITY).write_bytes(authority().cert_pem.bytes())
         self.configure()
 
     # ---- its life, as EC2 wants it
@@ -246,6 +249,27 @@ class Instance:
         self.lab.note('lab', f'{self.name}: ip_forward = {int(on)}')
         self.node.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward')
 
+    def flush_rules(self) -> None:
+        """Remove its rules, masquerading among them, until `restore_rules()` (a restart does not help)."""
+        self._rules = self.node.run('nft', 'list', 'ruleset').stdout
+        self.lab.note('lab', f'{self.name}: no rules')
+        self.node.run('nft', 'flush', 'ruleset')
+
+    def restore_rules(self) -> None:
+        """End `flush_rules()`."""
+        self.lab.note('lab', f'{self.name}: rules as before')
+        self.node.run('nft', '-f', '-', input=self._rules)
+
+    def drop_forwarding(self, on: bool) -> None:
+        """Let its firewall drop what it forwards, as `iptables -P FORWARD DROP` does."""
+        self.lab.note('lab', f'{self.name}: FORWARD {"DROP" if on else "ACCEPT"}')
+        self.node.run('nft', 'table ip filter { chain FORWARD { type filter hook forward priority filter; '
+                             f'policy {"drop" if on else "accept"}; }}; }}')
+
+    def egress_dead(self, on: bool) -> None:
+        """Let vanish what it sends to the internet, but for its calls to EC2."""
+        self._set_link(egress_dead=on)
+
     def names_hang(self) -> None:
         """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
         (self.node.root / 'etc/hosts').write_text('127.0.0.1 localhost\n')
@@ -310,16 +334,19 @@ class Lab:
     def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1, elastic_ip: bool = True,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
                  monitor: Path = REPOSITORY / 'nat_monitor.py', boot_job: Optional[str] = None,
-                 by_name: bool = False, environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
+                 by_name: bool = False, tls: bool = True, subnets: int = 1,
+                 environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; *environment* is added to that of all programs in
-        the instances; *times* are those of `Times`.
+        with *by_name*, EC2 has a name instead of an address; without *tls*, it speaks plain HTTP; with two *subnets*,
+        no frame to the other instance's MAC reaches it; *environment* is added to that of all programs in the
+        instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
+        self._tls, self._subnets = tls, subnets
         self._settings, self._tables, self._elastic_ip = settings or {}, tables, elastic_ip
         self._holder, self._start = holder, start
         self.python, self.monitor = python, monitor
@@ -327,7 +354,8 @@ class Lab:
         self.environment = {
             'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
             'HOME': '/run',  # no AWS settings of whoever runs the lab
-            'AWS_ENDPOINT_URL_EC2': f'http://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}', **(environment or {})}
+            'AWS_ENDPOINT_URL_EC2': f'http{"s" * tls}://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
+            'AWS_CA_BUNDLE': f'/{AUTHORITY}', **(environment or {})}
         self.settings: Dict[str, Any] = {}
         self._events: List[Event] = []
         self._closing = threading.Event()
@@ -355,12 +383,12 @@ class Lab:
 
     def _build(self) -> None:
         self.opened_at = time.monotonic()
-        self.network = Network(self._tables)
+        self.network = Network(self._tables, self._subnets)
         self._opened.callback(self.network.close)
         self.instances = {name: Instance(self, name) for name in net.INSTANCE_ADDRESSES}
         self.primary, self.secondary = self.instances['primary'], self.instances['secondary']
         self.ec2 = Ec2(self.network, self.times, list(self.instances.values()), tables=self._tables,
-                       elastic_ip=self._elastic_ip, note=self.note)
+                       elastic_ip=self._elastic_ip, tls=self._tls, note=self.note)
         self._opened.callback(self.ec2.close)
         self.metadata: Dict[str, Metadata] = {}
         self.settings = {
@@ -396,6 +424,18 @@ class Lab:
         if kind is not None and issubclass(kind, Exception):
             print(self.report())
         self._opened.close()
+
+    def lose_between(self, percent: int) -> None:
+        """Lose that share of the packets between the two instances, of whatever kind, each way; 0 ends it."""
+        self.note('lab', f'{percent} % of the packets between the two are lost')
+        self.network.loss_between = percent
+        self.network.apply()
+
+    def silence_echo(self, on: bool) -> None:
+        """Let the echo host on the internet answer no more pings; datagrams it answers all the same."""
+        self.note('lab', f'the echo host {"is silent" if on else "answers"}')
+        self.network.echo_silent = on
+        self.network.apply()
 
     # ---- what can be seen
 

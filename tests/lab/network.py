@@ -130,6 +130,7 @@ class Link:
     blocked_pings: Sequence[str] = ()  # 'in': echo requests to the instance are dropped; 'out': those from it
     lost_requests: int = 0  # of the next echo requests to the instance, that many are lost
     ping_loss: int = 0  # percent of the ICMP packets that are lost, each way
+    egress_dead: bool = False  # what it sends to the internet vanishes, EC2 excepted
     public: Optional[str] = None
 
 
@@ -145,17 +146,27 @@ def private_address(table: int) -> str:
     return f'10.0.{table + 1}.10'
 
 
+def mac(address: str) -> str:
+    """Return the MAC of the interface that has this address, in the public subnet."""
+    return '02:00:' + bytes(map(int, address.split('.'))).hex(':')
+
+
 class Network:
     """Five nodes and four links; the router is the node in which the others are nested.
 
-    All that changes later (routes, public addresses, faults) is kept in `links` and `routes` and takes effect in
-    one step with `apply()`.
+    The public subnet is a bridge in the router. As in a VPC, which answers for its hosts, neighbours keep the MAC of
+    one that is dead. All that changes later (routes, public addresses, faults) is kept in attributes, above all `links`
+    and `routes`, and takes effect in one step with `apply()`.
     """
 
-    def __init__(self, tables: int) -> None:
-        assert 1 <= tables <= MAX_TABLES
+    def __init__(self, tables: int, subnets: int = 1) -> None:
+        """Make them; with two *subnets*, the instances are no neighbours: they reach each other by the router."""
+        assert 1 <= tables <= MAX_TABLES and subnets in (1, 2)
+        self._one_subnet = subnets == 1
         self.links = {name: Link() for name in INSTANCE_ADDRESSES}
         self.routes = Routes([None] * tables)
+        self.loss_between = 0  # percent of all packets between the two instances that are lost, each way
+        self.echo_silent = False  # the echo host answers no pings, only datagrams
         self._applied = ''
         self._closed = False
         self._lock = threading.Lock()
@@ -172,6 +183,8 @@ class Network:
 
     def _connect(self, tables: int) -> None:
         self.nodes: Dict[str, Node] = {}
+        self.router.run('sh', '-ec', f'''ip link add public address {mac(GATEWAY)} type bridge
+            ip address add {GATEWAY}/24 dev public; ip link set public up''')
         self._add('private', [private_address(table) for table in range(tables)])
         self._add('internet', [ENDPOINT, ECHO])
         for name, address in INSTANCE_ADDRESSES.items():
@@ -197,16 +210,28 @@ class Network:
         self.nodes[name] = node
         # Only the network namespace is entered, so that PIDs mean the same to `ip` as they do here.
         subprocess.run([*self.router.enter('net'), 'ip', 'link', 'add', name, 'type', 'veth',
-                        'peer', 'name', 'eth0', 'netns', str(node.pid)], check=True, env=ENVIRONMENT)
-        routes = ''.join(f'ip route add {address} dev {name}\n' for address in addresses)
-        self.router.run('sh', '-ec', f'ip address add {GATEWAY}/32 dev {name}; ip link set {name} up; {routes}')
-        node.run('sh', '-ec', '\n'.join(f'ip address add {address}/32 dev eth0' for address in addresses))
+                        'peer', 'name', 'eth0', 'address', mac(addresses[0]), 'netns', str(node.pid)],
+                       check=True, env=ENVIRONMENT)
+        if name in self.links:
+            attach = [f'ip link set {name} up master public',
+                      f'ip link set {name} type bridge_slave isolated {"off" if self._one_subnet else "on"}',
+                      f'ip neigh add {addresses[0]} lladdr {mac(addresses[0])} dev public']
+        else:
+            attach = [f'ip address add {GATEWAY}/32 dev {name}', f'ip link set {name} up',
+                      *(f'ip route add {address} dev {name}' for address in addresses)]
+        length = 24 if name in self.links and self._one_subnet else 32
+        self.router.run('sh', '-ec', '\n'.join(attach))
+        node.run('sh', '-ec', '\n'.join(f'ip address add {address}/{length} dev eth0' for address in addresses))
         self.bring_up(name)
 
     def bring_up(self, name: str) -> None:
         """Bring the interface of a node up, as its boot does; what connection tracking knew is forgotten."""
-        self.nodes[name].run('sh', '-ec', f'''ip link set eth0 down; ip link set eth0 up
-            ip route replace {GATEWAY} dev eth0; ip route replace default via {GATEWAY}''')
+        others = [address for other, address in INSTANCE_ADDRESSES.items() if other != name and self._one_subnet]
+        neighbours = [GATEWAY, *others] if name in self.links else []
+        self.nodes[name].run('sh', '-ec', '\n'.join([
+            'ip link set eth0 down; ip link set eth0 up',
+            f'ip route replace {GATEWAY} dev eth0; ip route replace default via {GATEWAY}',
+            *(f'ip neigh replace {address} lladdr {mac(address)} dev eth0' for address in neighbours)]))
 
     def apply(self) -> None:
         """Make the router do what `links` and `routes` say, in one transaction."""
@@ -221,7 +246,7 @@ class Network:
 
     def lost_requests(self) -> int:
         """Return how many echo requests were lost because of `Link.lost_requests`, since the last change."""
-        listed = self.router.run('nft', 'list', 'counter', 'ip', 'vpc', 'lost_requests').stdout
+        listed = self.router.run('nft', 'list', 'counter', 'bridge', 'vpc', 'lost_requests').stdout
         return int(listed.partition('packets ')[2].split()[0])
 
     def _rules(self) -> str:
@@ -229,23 +254,37 @@ class Network:
         public = {INSTANCE_ADDRESSES[name]: link.public for name, link in self.links.items() if link.public}
         routes = {private_address(table): MARKS[target]
                   for table, target in enumerate(self.routes.targets) if target}
-        drops = []
+        drops: Dict[str, List[str]] = {'in': [], 'out': []}  # of frames to an instance and from one
         for name, link in self.links.items():
-            if link.dead or link.cut_off:
-                drops += [f'iifname {name} drop', f'oifname {name} drop']
-            if link.lost_requests:
-                drops.append(f'oifname {name} icmp type echo-request limit rate 1/day '
-                             f'burst {link.lost_requests} packets counter name lost_requests drop')
-            for way, match in (('in', f'oifname {name}'), ('out', f'iifname {name}')):
-                if way in link.blocked_pings:
-                    drops.append(f'{match} icmp type echo-request drop')
-                if link.ping_loss:
-                    drops.append(f'{match} ip protocol icmp {chance(link.ping_loss)} drop')
+            for way, port in (('in', f'oifname {name}'), ('out', f'iifname {name}')):
+                faults = {
+                    '': link.dead or link.cut_off,
+                    f'icmp type echo-request limit rate 1/day burst {link.lost_requests} packets '
+                    'counter name lost_requests': way == 'in' and link.lost_requests,
+                    'icmp type echo-request': way in link.blocked_pings,
+                    f'ip protocol icmp {chance(link.ping_loss)}': link.ping_loss,
+                    f'ip daddr != {{ 10.0.0.0/16, {ENDPOINT} }}': way == 'out' and link.egress_dead}
+                drops[way] += [f'{port} {match} drop' for match, fault in faults.items() if fault]
+        if self.loss_between:
+            pair = f'{{ {", ".join(INSTANCE_ADDRESSES.values())} }}'
+            drops['out'].append(f'ip saddr {pair} ip daddr {pair} {chance(self.loss_between)} drop')
         return f'''
+            table bridge vpc
+            delete table bridge vpc
+            table bridge vpc {{
+                counter lost_requests {{ }}
+                chain prerouting {{
+                    type filter hook prerouting priority 0
+                    {"; ".join(drops['out'])}
+                }}
+                chain postrouting {{
+                    type filter hook postrouting priority 0
+                    {"; ".join(drops['in'])}
+                }}
+            }}
             table ip vpc
             delete table ip vpc
             table ip vpc {{
-                counter lost_requests {{ }}
                 map routes {{ type ipv4_addr : mark; {elements(routes)} }}
                 map public {{ type ipv4_addr : ipv4_addr; {elements(public)} }}
                 map private {{ type ipv4_addr : ipv4_addr; {elements({b: a for a, b in public.items()})} }}
@@ -256,8 +295,8 @@ class Network:
                 }}
                 chain forward {{
                     type filter hook forward priority 0
-                    {"; ".join(drops)}
                     iifname private oifname internet drop
+                    {f"ip daddr {ECHO} icmp type echo-request drop" if self.echo_silent else ""}
                 }}
                 chain postrouting {{
                     type filter hook postrouting priority 0

@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
-from tests.lab import ELASTIC_IP, ENDPOINT, Instance, Lab
+from tests.lab import ECHO, ELASTIC_IP, ENDPOINT, Instance, Lab
+from tests.lab.network import GATEWAY, INSTANCE_ADDRESSES, mac
 
 # A stand-in for the monitor: it says that it runs, and how it is told to end.
 STAND_IN = '''#!/bin/sh
@@ -24,10 +25,11 @@ while :; do sleep 0.05; done
 '''
 # What an instance asks EC2 with: one call for each line that it reads, in one process and so on kept connections.
 CLIENT = '''
-import json, sys, boto3
+import json, os, sys, boto3
 from botocore.config import Config; from botocore.exceptions import BotoCoreError, ClientError
 config = Config(connect_timeout=1, read_timeout=1, retries={'mode': 'standard', 'total_max_attempts': 1})
-ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=sys.argv[1], config=config)
+url = os.environ['AWS_ENDPOINT_URL_EC2']
+ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=url, config=config)
 for line in sys.stdin:
     action, parameters = json.loads(line)
     try:
@@ -37,6 +39,7 @@ for line in sys.stdin:
     except BotoCoreError as error:
         print(json.dumps(type(error).__name__), flush=True)
 '''
+QUICK = {'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4}  # of a monitor
 ROUTE: Dict[str, Any] = {'DestinationCidrBlock': '0.0.0.0/0'}
 
 
@@ -45,6 +48,11 @@ def stand_in(tmp_path: Path) -> Path:
     path = tmp_path / 'nat_monitor.py'
     path.write_text(STAND_IN)
     return path
+
+
+@pytest.fixture
+def python(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption('--monitor-python'))
 
 
 @pytest.fixture
@@ -62,8 +70,8 @@ class Asker:
     """An EC2 client inside an instance."""
 
     def __init__(self, instance: Instance) -> None:
-        self._process = instance.popen(sys.executable, '-c', CLIENT, f'http://{ENDPOINT}', text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = instance.popen(sys.executable, '-c', CLIENT, text=True, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE)
 
     def __call__(self, action: str, **parameters: Any) -> Any:
         """Return the answer, an error code, or the name of botocore's exception."""
@@ -89,6 +97,37 @@ try:
     while ping.recv(100)[20] != 0: pass
 except OSError: sys.exit(1)
 ''', peer.address).returncode == 0
+
+
+# Sends an echo request to the internet in a frame with the MAC of argv[2] (found as the monitor finds it), and writes
+# the MAC from which the answer came.
+PROBE = '''
+import socket, struct, sys
+def checked(header, at):
+    total = sum(struct.unpack(f'!{len(header) // 2}H', header))
+    return header[:at] + struct.pack('!H', 0xffff - total % 0xffff) + header[at + 2:]
+source, target = map(socket.inet_aton, (sys.argv[1], sys.argv[3]))
+[via] = [line.split() for line in open('/proc/net/arp') if line.split()[0] == sys.argv[2]]
+echo = checked(struct.pack('!BBHHH', 8, 0, 0, 0x1234, 1), 2)
+packet = checked(struct.pack('!BBHHHBBH', 0x45, 0, 28, 0, 0, 64, 1, 0) + source + target, 10) + echo
+with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+    wire.bind((via[5], 0x0800))
+    wire.settimeout(0.5)
+    try:
+        wire.sendto(packet, (via[5], 0x0800, 0, 0, bytes.fromhex(via[3].replace(':', ''))))
+        while True:
+            answer, sender = wire.recvfrom(100)
+            if (answer[9], answer[12:16], answer[20]) == (1, target, 0):
+                print(sender[4].hex(':'))
+                break
+    except OSError: pass
+'''
+
+
+def answers_through(instance: Instance, via: str) -> str:
+    """Send a packet to the internet through the neighbour *via*; return who brings the answer, '' if none comes."""
+    sender = instance.run(sys.executable, '-ISc', PROBE, instance.address, via, ECHO, check=True).stdout.strip()
+    return {'': '', **{mac(address): address for address in (GATEWAY, *INSTANCE_ADDRESSES.values())}}[sender]
 
 
 def states(lab: Lab, instance: Instance, *expected: str, then: Callable[[], object]) -> List[str]:
@@ -167,6 +206,77 @@ def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
     assert lab.network.lost_requests() == 2
 
 
+def test_packets_between_the_two_can_be_lost(lab: Lab) -> None:
+    lab.lose_between(100)
+    assert not pings(lab.secondary, lab.primary) and not pings(lab.primary, lab.secondary)
+    assert lab.traffic.egress() == ELASTIC_IP
+    lab.lose_between(0)
+    assert pings(lab.secondary, lab.primary)
+
+
+# ---- frames through the peer
+
+def test_a_frame_to_the_peers_mac_comes_back_through_the_peer(lab: Lab) -> None:
+    peer = lab.primary.address
+    assert answers_through(lab.secondary, peer) == peer
+    assert answers_through(lab.secondary, GATEWAY) == GATEWAY
+    assert answers_through(lab.primary, lab.secondary.address) == lab.secondary.address
+
+
+@pytest.mark.parametrize('fail, mend', [
+    (lambda primary: primary.forwarding(False), lambda primary: primary.forwarding(True)),
+    (lambda primary: primary.drop_forwarding(True), lambda primary: primary.drop_forwarding(False)),
+    (lambda primary: primary.egress_dead(True), lambda primary: primary.egress_dead(False))],
+    ids=['ip_forward 0', 'FORWARD DROP', 'egress dead'])
+def test_who_does_not_forward_answers_pings_all_the_same(lab: Lab, fail: Callable[[Instance], None],
+                                                         mend: Callable[[Instance], None]) -> None:
+    fail(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == ''
+    assert pings(lab.secondary, lab.primary) and pings(lab.primary, lab.secondary)
+    assert Asker(lab.primary)('describe_instances')['Reservations']
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    mend(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
+    serves(lab, ELASTIC_IP)
+
+
+def test_without_masquerading_the_answer_comes_beside_the_peer(lab: Lab) -> None:
+    lab.primary.flush_rules()
+    assert answers_through(lab.secondary, lab.primary.address) == GATEWAY
+    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.primary.restore_rules()
+    assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
+    serves(lab, ELASTIC_IP)
+
+
+@pytest.mark.parametrize('fail', [
+    lambda primary: primary.crash(), lambda primary: primary.cut_off(), lambda primary: primary.lose_packets(100),
+    lambda primary: primary.block_ping('in'), lambda primary: primary.lab.silence_echo(True)],
+    ids=['dead', 'cut off', 'loss', 'blocked', 'target silent'])
+def test_a_frame_through_the_peer_meets_the_faults_of_the_network(lab: Lab, fail: Callable[[Instance], None]) -> None:
+    fail(lab.primary)
+    assert answers_through(lab.secondary, lab.primary.address) == ''
+
+
+def test_the_target_can_fall_silent_while_traffic_flows(lab: Lab) -> None:
+    lab.silence_echo(True)
+    assert answers_through(lab.secondary, GATEWAY) == ''
+    assert lab.traffic.egress() == ELASTIC_IP
+    lab.silence_echo(False)
+    assert answers_through(lab.secondary, GATEWAY) == GATEWAY
+
+
+def test_in_two_subnets_the_instances_are_no_neighbours(stand_in: Path) -> None:
+    with Lab(monitor=stand_in, start=False, subnets=2) as lab:
+        assert pings(lab.secondary, lab.primary)
+        neighbours = lab.secondary.run('cat', '/proc/net/arp').stdout
+        assert GATEWAY in neighbours and lab.primary.address not in neighbours
+        lab.secondary.run('ip', 'neigh', 'add', lab.primary.address, 'lladdr', mac(lab.primary.address), 'dev', 'eth0',
+                          check=True)
+        assert answers_through(lab.secondary, lab.primary.address) == ''
+        serves(lab, ELASTIC_IP)
+
+
 # ---- EC2
 
 def test_a_connection_from_a_lost_address_is_dead_without_a_word(lab: Lab) -> None:
@@ -196,6 +306,32 @@ def test_without_a_public_address_ec2_is_out_of_reach(lab: Lab) -> None:
     lab.secondary.lose_public_address_for(5.0)
     assert ask('describe_instances') == 'ConnectTimeoutError'
     lab.wait_until(lambda: 'Reservations' in ask('describe_instances'), 15, 'EC2 answers again')
+
+
+@pytest.mark.parametrize('url, how', [(f'https://{ENDPOINT}', {}), (f'http://{ENDPOINT}', {'tls': False}),
+                                      ('https://ec2.lab.example', {'by_name': True})])
+def test_ec2_answers_over_tls_unless_told_otherwise(stand_in: Path, url: str, how: Dict[str, Any]) -> None:
+    with Lab(monitor=stand_in, start=False, **how) as lab:
+        assert lab.environment['AWS_ENDPOINT_URL_EC2'] == url
+        assert Asker(lab.primary)('describe_instances')['Reservations']
+
+
+def test_a_connection_and_a_call_take_round_trips(lab: Lab) -> None:
+    lab.times.round_trip = 0.2
+    ask = Asker(lab.primary)
+    taken = []
+    for _ in range(2):
+        started = time.monotonic()
+        assert ask('describe_instances')
+        taken.append(time.monotonic() - started)
+    assert taken[0] >= 0.6 and 0.2 <= taken[1] < 0.6  # connection, handshake and call; on the same connection
+
+
+def test_who_cannot_verify_the_certificate_asks_nothing(lab: Lab) -> None:
+    with lab.ec2.untrusted():
+        assert Asker(lab.primary)('describe_instances') == 'SSLError'
+    assert lab.ec2.calls() == []
+    assert Asker(lab.primary)('describe_instances')['Reservations']
 
 
 def test_a_dry_run_changes_nothing(lab: Lab) -> None:
@@ -409,6 +545,20 @@ def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.Captur
         with Lab(monitor=stand_in, start=False) as lab:
             lab.wait_until(lambda: False, 0.1, 'pigs fly')
     assert '198.51.100.7 to primary' in capsys.readouterr().out
+
+
+# ---- the monitor and TLS
+
+def test_a_monitor_decides_nothing_while_it_cannot_verify_the_certificate(python: str) -> None:
+    with Lab(QUICK, python=python) as lab:
+        for instance in lab.instances.values():
+            lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
+        with lab.ec2.untrusted():
+            since = lab.primary.crash()
+            lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 20, 'the secondary says so')
+            lab.stays(lambda: lab.holds(lab.primary) and not lab.ec2.calls(instance='secondary', since=since), 5,
+                      'no call reaches who shows that certificate')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
 
 
 # ---- what is left behind
