@@ -26,6 +26,7 @@ import fcntl
 import functools
 import glob
 import ipaddress
+import json
 import logging
 import math
 import os
@@ -34,6 +35,7 @@ import random
 import re
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -42,7 +44,8 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import (
+    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple)
 
 try:
     import boto3
@@ -451,6 +454,368 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
 
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
 BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
+
+
+# Forwarding and masquerading ------------------------------------------------------------------------------------------
+
+# What may become of a packet in a chain, or by a rule; ON: nothing yet, UNCLEAR: it cannot be told.
+ACCEPT, DROP, NAT, ON, UNCLEAR = 'accept', 'drop', 'masquerade', 'go on', 'unclear'
+SOMEWHERE, INTERNET = 'a private host', 'the internet'
+LIST_TIMEOUT = 1.5  # s, for nft and iptables-save, side by side
+NFT_HOOKS = {('filter', 'forward'): 'forward', ('nat', 'postrouting'): 'postrouting'}
+NFT_TERMS = {
+    'payload ip saddr': 'saddr', 'payload ip daddr': 'daddr', 'payload ip protocol': 'proto',
+    'meta l4proto': 'proto', 'meta nfproto': 'family', 'ct state': 'state',
+    'fib type saddr': 'from',
+    **{f'meta {way}{name}': way for way in ('iif', 'oif') for name in ('', 'name')}}
+NFT_ACTIONS = {'accept': ACCEPT, 'drop': DROP, 'reject': DROP, 'masquerade': NAT, 'snat': NAT,
+               'return': ON, **dict.fromkeys(('counter', 'log', 'mangle', 'notrack', 'flow'), ON)}
+IPTABLES_HOOKS = {'filter FORWARD': 'forward', 'mangle FORWARD': 'forward',
+                  'nat POSTROUTING': 'postrouting'}
+IPTABLES_TERMS = {
+    '-s': 'saddr', '--src-range': 'saddr', '-d': 'daddr', '--dst-range': 'daddr', '-i': 'iif',
+    '-o': 'oif', '-p': 'proto', '--ctstate': 'state', '--state': 'state', '--src-type': 'from'}
+IPTABLES_PLAIN = ('comment', 'conntrack', 'state', 'addrtype', 'iprange', 'tcp', 'udp', 'icmp')
+IPTABLES_ACTIONS = {
+    'ACCEPT': ACCEPT, 'DROP': DROP, 'REJECT': DROP, 'MASQUERADE': NAT, 'SNAT': NAT, 'RETURN': ON,
+    **dict.fromkeys(('LOG', 'NFLOG', 'MARK', 'CONNMARK', 'TCPMSS', 'CT', 'NOTRACK'), ON)}
+
+
+class Match(NamedTuple):
+    """A condition of a rule: `what` of a packet is one of the values, or none of them."""
+
+    what: str  # a key of Host.packets, or what the tool calls it
+    values: Tuple[str, ...]
+    wanted: bool = True
+
+
+class Rule(NamedTuple):
+    matches: Tuple[Match, ...]
+    action: str   # one of the above, or a chain
+    leaves: bool  # the chain with it: goto, return
+    words: str
+
+
+class Chain(NamedTuple):
+    hook: str  # 'forward', 'postrouting', or '' for any other
+    policy: str
+    rules: List[Rule]
+
+
+Chains = Dict[str, Chain]  # by tool, or family, and table and name
+Packet = Dict[str, Any]
+Network = ipaddress.IPv4Network
+Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
+
+
+def read_iptables(listing: str) -> Chains:
+    """Read what iptables-save writes."""
+    chains: Chains = {}
+    table = ''
+    for line in listing.splitlines():
+        if line.startswith('*'):
+            table = line[1:]
+        elif line.startswith(':'):
+            name, policy = line[1:].split()[:2]
+            chains[f'iptables {table} {name}'] = Chain(
+                IPTABLES_HOOKS.get(f'{table} {name}', ''), DROP if policy == 'DROP' else ACCEPT, [])
+        elif line.startswith('-A '):
+            _, name, *words = shlex.split(line)
+            chains[f'iptables {table} {name}'].rules.append(iptables_rule(table, words, line))
+    return chains
+
+
+def iptables_rule(table: str, words: List[str], line: str) -> Rule:
+    matches: List[Match] = []
+    wanted = True
+    while words:
+        option = words.pop(0)
+        values: List[str] = []
+        if option == '!':
+            wanted = False
+            continue
+        while words and (option == '--comment' and not values or words[0][0] not in '!-'):
+            values.append(words.pop(0))
+        if option in ('-j', '-g'):  # what follows are its own options
+            action = IPTABLES_ACTIONS.get(values[0], f'iptables {table} {values[0]}')
+            return Rule(tuple(matches), action, '-g' in option or values[0] == 'RETURN', line)
+        if option == '-m':
+            option = '--comment' if values[0] in IPTABLES_PLAIN else values[0]
+        if option != '--comment':
+            split = tuple(','.join(values).split(','))
+            matches.append(Match(IPTABLES_TERMS.get(option, option), split, wanted))
+        wanted = True
+    return Rule(tuple(matches), ON, False, line)
+
+
+def read_nft(listing: str) -> Chains:
+    """Read what `nft -j list ruleset` writes."""
+    chains: Chains = {}
+    for entry in json.JSONDecoder().raw_decode(listing)[0]['nftables']:
+        chain, rule = entry.get('chain'), entry.get('rule')
+        thing = chain or rule
+        if not thing or thing['family'] not in ('ip', 'inet'):
+            continue
+        table = f'{thing["family"]} {thing["table"]} '
+        if chain:
+            hook = NFT_HOOKS.get((chain.get('type'), chain.get('hook')), '')
+            chains[table + chain['name']] = Chain(hook, chain.get('policy', ACCEPT), [])
+        else:
+            chains[table + rule['chain']].rules.extend(nft_rules(table, rule))
+    return chains
+
+
+def nft_rules(table: str, rule: Dict[str, Any]) -> Iterator[Rule]:
+    """Yield a rule for each of its verdicts."""
+    matches: List[Match] = []
+    for statement in rule['expr']:
+        [(kind, value)] = statement.items()
+        if kind == 'match':
+            matches.append(nft_match(**value))
+        elif kind == 'limit':
+            matches.append(Match(kind, ()))
+        elif kind == 'vmap' and isinstance(value['data'], dict):
+            for one, verdict in value['data']['set']:
+                also = nft_match('==', value['key'], one)
+                yield nft_rule(table, rule['chain'], (*matches, also), verdict)
+        else:
+            yield nft_rule(table, rule['chain'], tuple(matches), statement)
+
+
+def nft_rule(table: str, chain: str, matches: Tuple[Match, ...], verdict: Dict[str, Any]) -> Rule:
+    [(kind, value)] = verdict.items()
+    target = f' {value["target"]}' if kind in ('jump', 'goto') else ''
+    action = table + target[1:] if target else NFT_ACTIONS.get(kind, UNCLEAR)
+    shown = [f'{what} {"" if wanted else "!= "}{", ".join(values)} '
+             for what, values, wanted in matches]
+    words = f'{table}{chain}: {"".join(shown)}{kind}{target}'
+    return Rule(matches, action, kind in ('goto', 'return'), words)
+
+
+def nft_match(op: str, left: Dict[str, Any], right: Any) -> Match:
+    [(kind, value)] = left.items()
+    terms = value.values() if isinstance(value, dict) else ()
+    term = ' '.join([kind] + [' '.join(t) if isinstance(t, list) else str(t) for t in terms])
+    protocol = term.split()[1] if kind == 'payload' and terms else 'ip'
+    if protocol not in ('ip', 'tcp', 'th'):  # another protocol's field asks for that protocol
+        return Match('proto', (protocol,))
+    values = tuple(nft_values(right)) if op in ('==', 'in', '!=') else (f'@{op}',)
+    return Match(NFT_TERMS.get(term, term), values, op != '!=')
+
+
+def nft_values(right: Any) -> Iterator[str]:
+    """Yield the values on the right of a match; what begins with @ is known by name only."""
+    if isinstance(right, dict):
+        [(kind, value)] = right.items()
+        if kind == 'prefix':
+            yield f'{value["addr"]}/{value["len"]}'
+        elif kind == 'range':
+            yield f'{value[0]}-{value[1]}'
+        else:
+            yield from nft_values(value) if kind == 'set' else [f'@{kind}']
+    elif isinstance(right, list):
+        for one in right:
+            yield from nft_values(one)
+    else:
+        yield str(right)
+
+
+def covers(value: str, what: str, packet: Packet) -> Optional[bool]:
+    """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
+    has = packet.get(what)
+    if not has or value.startswith('@'):
+        return None
+    if what in ('iif', 'oif'):
+        return value == has or value[-1:] in ('*', '+') and str(has).startswith(value[:-1])
+    if what not in ('saddr', 'daddr'):
+        return bool(value.lower() == has)
+    try:
+        first, _, last = value.partition('-')
+        networks = [Network(value, strict=False)] if not last else [
+            *ipaddress.summarize_address_range(ipaddress.IPv4Address(first),
+                                               ipaddress.IPv4Address(last))]
+    except ValueError:
+        return None
+    told = [covers_address(network, has, packet['elsewhere']) for network in networks]
+    return True if True in told else None if None in told else False
+
+
+def covers_address(network: Network, has: Any, elsewhere: Dict[Network, str]) -> Optional[bool]:
+    """The same for an address: a network, SOMEWHERE, which is none of `elsewhere`, or INTERNET."""
+    if network.prefixlen == 0:
+        return True
+    if has == INTERNET:  # any host there: no rule for a few of them is about it
+        return None if network.prefixlen < 8 else False
+    if has == SOMEWHERE:
+        return False if any(network.subnet_of(one) for one in elsewhere) else None
+    if network.overlaps(has):
+        return True if network.supernet_of(has) else None
+    return False
+
+
+def fits(rule: Rule, packet: Packet) -> Optional[bool]:
+    """Tell whether a rule is about a packet; None: that cannot be told."""
+    told: List[Optional[bool]] = []
+    for what, values, wanted in rule.matches:
+        found = [covers(value, what, packet) for value in values] or [None]
+        one = True if True in found else None if None in found else False
+        told.append(None if one is None else one == wanted)
+    return False if False in told else None if None in told else True
+
+
+def ends(chains: Chains, name: str, packet: Packet) -> Dict[str, str]:
+    """Return all that may become of a packet in a chain, each with the words of the rule."""
+    found: Dict[str, str] = {}
+    for rule in chains[name].rules:
+        fit = fits(rule, packet)
+        if fit is False:
+            continue
+        became = {rule.action: rule.words}
+        if rule.action not in (ACCEPT, DROP, NAT, ON, UNCLEAR):  # a chain, or an odd target
+            chain = rule.action in chains
+            became = ends(chains, rule.action, packet) if chain else {UNCLEAR: rule.words}
+        for end, words in became.items():
+            if end != ON or rule.leaves:
+                found.setdefault(end, words)
+        if fit and (rule.leaves or ON not in became):
+            return found
+    return {**found, ON: ''}
+
+
+class Host(NamedTuple):
+    """What this host does with packets that are not for itself, as far as it has been listed."""
+
+    forwards: str = ''   # what /proc says of net.ipv4.ip_forward
+    interface: str = ''  # of the default route
+    strict: bool = False  # its rp_filter
+    elsewhere: Dict[Network, str] = {}  # what is routed to another interface
+    chains: Chains = {}
+    unlisted: str = ''   # why there may be other rules
+
+    def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
+        """Return the first packet of a connection from a private network, and the answer to it."""
+        common = {'iif': self.interface, 'oif': self.interface, 'proto': 'tcp', 'family': 'ipv4',
+                  'from': 'unicast', 'elsewhere': self.elsewhere}
+        private = network or SOMEWHERE
+        return ({**common, 'saddr': private, 'daddr': INTERNET, 'state': 'new'},
+                {**common, 'saddr': INTERNET, 'daddr': private, 'state': 'established'})
+
+    def ends_at(self, hook: str, packet: Packet) -> List[Dict[str, str]]:
+        """Return what may become of a packet in each chain of a hook."""
+        told = []
+        for name, chain in self.chains.items():
+            if chain.hook == hook:
+                found = ends(self.chains, name, packet)
+                if ON in found:
+                    del found[ON]
+                    found.setdefault(chain.policy, f'{name}: policy {chain.policy}')
+                told.append(found)
+        return told
+
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a private network, and why (not)."""
+        if self.forwards != '1':
+            said = f'net.ipv4.ip_forward is {self.forwards or "not known"}'
+            return False if self.forwards else None, said
+        told = [one for packet in self.packets(network) for one in self.ends_at('forward', packet)]
+        for found in told:
+            if set(found) == {DROP}:
+                return False, f'forwarding is dropped ({found[DROP]})'
+        unclear = [found[end] for found in told for end in (DROP, UNCLEAR) if end in found]
+        if network:
+            strict = ', whose rp_filter is strict' if self.strict else ''
+            unclear += [f'{one} is routed to {device}, not to {self.interface}{strict}'
+                        for one, device in self.elsewhere.items() if one.overlaps(network)]
+        if unclear or self.unlisted:
+            return None, f'forwarding may be dropped ({[*unclear, self.unlisted][0]})'
+        return True, 'net.ipv4.ip_forward is 1, and no rule drops'
+
+    def masquerading(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host masquerades what comes from a private network, by which rule."""
+        told = self.ends_at('postrouting', self.packets(network)[0])
+        for found in told:
+            if set(found) == {NAT}:
+                return True, found[NAT]
+        unclear = [found[end] for found in told for end in (NAT, UNCLEAR) if end in found]
+        whom = network or 'the private networks'
+        if unclear or self.unlisted:
+            return None, f'this may be for {whom}, or not: {[*unclear, self.unlisted][0]}'
+        return False, f'no rule masquerades {whom}'
+
+
+def text_of(path: str) -> str:
+    """Return the text of a file, '' if there is none."""
+    with contextlib.suppress(OSError), open(path, errors='replace', newline='\n') as file:
+        return file.read()
+    return ''
+
+
+def read_routes(text: str) -> Tuple[str, Dict[Network, str]]:
+    """Read /proc/net/route: the interface of the default route, and what goes to another one."""
+    routes = []
+    for line in text.splitlines()[1:]:
+        device, network, _, _, _, _, metric, mask = line.split()[:8]
+        address, length = socket.ntohl(int(network, 16)), bin(int(mask, 16)).count('1')
+        routes.append((int(metric), device, Network((address, length))))
+    interface = min((route for route in routes if not route[2].prefixlen), default=(0, ''))[1]
+    return interface, {network: device for _, device, network in routes if device != interface}
+
+
+def list_with(*command: str) -> str:
+    """Return what a tool lists, and then what it warns of; '' if it is not installed."""
+    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                              encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
+                              env={**os.environ, 'PATH': path})
+    except FileNotFoundError:
+        return ''
+    return done.stdout + done.stderr
+
+
+def look_at_host(root: str = '/') -> Host:
+    """Ask the kernel and both tools."""
+    ipv4 = os.path.join(root, 'proc/sys/net/ipv4')
+    interface, elsewhere = read_routes(text_of(os.path.join(root, 'proc/net/route')))
+    filters = [text_of(f'{ipv4}/conf/{name}/rp_filter').strip() for name in ('all', interface)]
+    listed = run_together({'nft': lambda: list_with('nft', '-j', 'list', 'ruleset'),
+                           'iptables-save': lambda: list_with('iptables-save')}, LIST_TIMEOUT + 0.2)
+    nft, iptables = (one if isinstance(one, str) else '' for one in listed.values())
+    unlisted = failures_in(listed)
+    if not any(listed.values()):
+        unlisted = 'neither nft nor iptables-save is installed'
+    elif 'legacy tables present' in iptables:
+        unlisted = 'iptables-legacy has rules, too'
+    chains: Chains = {}
+    try:
+        chains = read_iptables(iptables)
+        native = read_nft(nft) if nft else {}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        native, unlisted = {}, f'a listing cannot be read: {in_words(error)}'
+    if '(nf_tables)' in iptables:  # nft lists these, too, but not all of what they say
+        native = {name: chain for name, chain in native.items()
+                  if name.replace('ip ', 'iptables ', 1) not in chains}
+    return Host(text_of(f'{ipv4}/ip_forward').strip(), interface, max(filters) == '1', elsewhere,
+                {**chains, **native}, unlisted)
+
+
+def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
+    """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
+
+    It takes a few ms, at most 2 s, and never raises; nothing is listed where nothing is forwarded.
+    """
+    try:
+        if text_of(os.path.join(root, 'proc/sys/net/ipv4/ip_forward')).strip() == '0':
+            return 'net.ipv4.ip_forward is 0'
+        host = look_at_host(root)
+        asked: List[Optional[Network]] = [Network(one) for one in networks]
+        for network in asked or [None]:
+            for sure, words in (host.forwarding(network), host.masquerading(network)):
+                if sure is False:
+                    return words
+    except Exception:  # nothing that is odd here keeps a monitor from its work
+        pass
+    return ''
 
 
 # The decision ---------------------------------------------------------------------------------------------------------
@@ -1096,19 +1461,22 @@ FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
 OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
-LIST_RULES = 'PATH=$PATH:/usr/sbin:/sbin; nft list ruleset; listed=$?; iptables -w 2 -t nat -S || exit $listed'
+LIST_RULES = 'nft list ruleset; iptables-save'
+MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
+              "oifname != \"lo\" masquerade; }; }'")
 CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
 CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*\n'  # cron skips a line without end
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
-    """Return the seconds from a crash just after an answer to the new route; one EC2 call takes `call` seconds.
+    """Return the seconds from a crash just after an answer to the new route.
 
-    EC2 is asked beside the last ping but one, though never before a miss, so there are three pings at least; a call
-    that takes longer than this ping holds up the deciding one.
+    One EC2 call takes `call` seconds.  EC2 is asked beside the last ping but one, though never
+    before a miss, so there are three pings at least; a call that takes longer than this ping holds
+    up the deciding one.
     """
-    return (settings.wait_between_pings + (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
-            + call + OWN_WORK)
+    misses = (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
+    return settings.wait_between_pings + misses + call + OWN_WORK
 
 
 def only_root_writes(path: str) -> bool:
@@ -1116,33 +1484,39 @@ def only_root_writes(path: str) -> bool:
 
 
 def has_profile(instance: Dict[str, Any]) -> bool:
-    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+    arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
+    return arn.endswith(f':instance-profile/{PROFILE}')
 
 
 def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
-    """Return by id the list that a Describe call answers; by a filter, as one unknown id would fail the whole call."""
+    """Return by id the list that a Describe call answers.
+
+    By a filter, as one unknown id would fail the whole call.
+    """
     answer = call(Filters=[{'Name': name, 'Values': list(values)}])
     found = next(value for value in answer.values() if isinstance(value, list))
     return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
 class Check:
-    """One run of --check: look at all that a failover needs, a line for each thing, and change nothing.
+    """One run of --check: look at all that a failover needs, a line for each thing, change nothing.
 
-    The arguments are its doors to the world outside; `root` is the directory that holds etc, proc, run and var.
+    The arguments are its doors to the world outside; `root` is the directory that holds etc, proc,
+    run and var.
     """
 
-    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None,
-                 connect: Callable[[str], Any] = connect, forwards: Callable[[], bool] = forwards,
+    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None,
+                 ping: Any = None, connect: Callable[[str], Any] = connect,
                  root: str = '/') -> None:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
-        self.connect, self.forwards, self.root = connect, forwards, root
+        self.connect, self.root = connect, root
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
         self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
         self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
         self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
+        self.networks: Set[Network] = set()  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
@@ -1161,12 +1535,15 @@ class Check:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
                 self.say(False, what, about, fault, self.edit)
+        except OwnFault as fault:
+            self.say(False, what, about, in_words(fault), 'ip route')
         except Exception as error:
-            remedy = self.allow if code_of(error) in DENIED else 'ip route' if isinstance(error, OwnFault) else AGAIN
-            self.say(False, what, about, in_words(error), remedy, FAIL if isinstance(error, OwnFault) else UNKNOWN)
+            remedy = self.allow if code_of(error) in DENIED else AGAIN
+            self.say(False, what, about, in_words(error), remedy, UNKNOWN)
 
-    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> None:
-        """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
+    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '',
+            otherwise: str = FAIL) -> None:
+        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy."""
         verdict = FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
         log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
@@ -1187,32 +1564,38 @@ class Check:
 
     def check_metadata(self) -> None:
         items = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({item: functools.partial(self.metadata.get, item) for item in items}, CALL_DEADLINE)
+        found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
+                             CALL_DEADLINE)
         role, failed = found.pop(items[2]), failures_in(found)
         self.own_id, self.region = ('', '') if failed else found.values()
-        self.say(not failed, 'metadata', '', failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
-                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
-                 '--instance-id <this instance>')
+        self.say(not failed, 'metadata', '',
+                 failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
+                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled '
+                 '--http-tokens required --instance-id <this instance>')
         if not failed:
             self.role = role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', self.own_id, str(role), self.give_profile(self.own_id))
+            self.say(role == self.role, 'role', self.own_id, str(role),
+                     self.give_profile(self.own_id))
 
     def check_place(self) -> None:
         if self.settings and self.own_id:
             primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-            self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
+            self.say(True, 'this instance', self.own_id,
+                     f'is the {"primary" if primary else "secondary"}')
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards, and masquerades by a rule of nftables or of iptables."""
-        on = self.forwards()
-        self.say(on, 'forwarding', '', f'net.ipv4.ip_forward is {int(on)}',
-                 'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        listed = subprocess.run(['/bin/sh', '-c', LIST_RULES], stdin=subprocess.DEVNULL, capture_output=True,
-                                encoding='utf-8', errors='replace', timeout=5, check=False)
-        rule = re.search(r'.*\b(masquerade|snat)\b.*', listed.stdout, re.IGNORECASE)
-        self.say(bool(rule), 'masquerading', '', rule[0].strip() if rule else 'no masquerade or SNAT rule is listed',
-                 "nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; oifname != \"lo\" "
-                 "masquerade; }; }'", UNKNOWN if listed.returncode else FAIL)
+        """Tell whether this host forwards and masquerades what comes from the private subnets."""
+        host = look_at_host(self.root)
+        networks: List[Any] = sorted(self.networks) or [None]
+        told = [host.forwarding(network) for network in networks]
+        sure, words = min(told, key=lambda one: (False, None, True).index(one[0]))
+        remedy = LIST_RULES if host.forwards == '1' else (
+            'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
+        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNKNOWN)
+        for network in networks:
+            sure, words = host.masquerading(network)
+            self.say(bool(sure), 'masquerading', str(network or ''), words,
+                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNKNOWN)))
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
@@ -1233,29 +1616,28 @@ class Check:
         if runs and is_suspended(pid):
             self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
         else:
+            program = os.path.realpath(__file__)
             self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
-                     f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+                     f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
 
     def read(self, path: str) -> str:
-        """Return the text of a file, '' if there is none."""
-        with contextlib.suppress(OSError), open(os.path.join(self.root, path), errors='replace') as file:
-            return file.read()
-        return ''
+        return text_of(os.path.join(self.root, path))
 
     # What the policy asks for
 
     @property
     def allow(self) -> str:
-        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} --policy-document '
-                'file://iam_policy.json')
+        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} '
+                '--policy-document file://iam_policy.json')
 
     def give_profile(self, i: str) -> str:
         profile = f'--iam-instance-profile Name={PROFILE}'
         if 'IamInstanceProfile' not in self.things.get(i, {}):
             return f'aws ec2 associate-iam-instance-profile {profile} --instance-id {i}'
-        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id $(aws ec2 describe-iam-'
-                f'instance-profile-associations --filters Name=instance-id,Values={i} --output text --query '
-                '"IamInstanceProfileAssociations[0].AssociationId")')
+        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id '
+                '$(aws ec2 describe-iam-instance-profile-associations '
+                f'--filters Name=instance-id,Values={i} --output text '
+                '--query "IamInstanceProfileAssociations[0].AssociationId")')
 
     def check_permission(self, name: str) -> None:
         (action, on, about), result = name.partition(' on '), self.got[name]
@@ -1266,42 +1648,54 @@ class Check:
                  self.permit(action, about))
 
     def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile or the tags that the policy asks for, or else the policy."""
+        """Return the command that gives the profile or the tags that the policy asks for.
+
+        Where nothing of these is missing, it is the policy that does not allow it.
+        """
         thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
         if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
             return self.give_profile(about)
-        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG for tag in thing.get('Tags', []))
+        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG
+                     for tag in thing.get('Tags', []))
         ids = [] if tagged or 'RouteTableId' not in thing else [about]
         if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
-            ids = [thing['AllocationId']] + [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
+            ids = [thing['AllocationId']]
+            ids += [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
         tags = [f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG}'] * bool(ids)
         return ' && '.join(tags + [self.allow] * (tagged or not ids))
 
     # EC2
 
     def check_ec2(self) -> None:
-        """Ask EC2 for all that a failover is about, rehearse one, and tell of one thing after the other."""
+        """Ask EC2 for all that a failover is about, rehearse one, and tell of each thing."""
         settings, pair = self.settings, (self.own_id, self.peer_id)
         if not self.peer_id:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
         address, tables = settings.elastic_ip, settings.route_table_ids
         self.client = ec2 = self.connect(self.region)
         calls: Dict[str, Callable[[], Any]] = {
-            'DescribeInstances': lambda: by_id(ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
+            'DescribeInstances': lambda: by_id(
+                ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
             'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
-            'DescribeRouteTables': lambda: by_id(ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
+            'DescribeRouteTables': lambda: by_id(
+                ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
         if address:
-            calls['DescribeAddresses'] = lambda: by_id(ec2.describe_addresses, 'PublicIp', 'public-ip', address)
+            calls['DescribeAddresses'] = lambda: by_id(
+                ec2.describe_addresses, 'PublicIp', 'public-ip', address)
         self.got = run_together(calls, CALL_DEADLINE)
         self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
                        for i, thing in found.items() if isinstance(thing, dict)}
-        rehearsed = rehearsal(settings, *pair, self.things.get(address, {}).get('AllocationId', '')).items()
-        self.got.update(run_together({name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
+        allocation = self.things.get(address, {}).get('AllocationId', '')
+        rehearsed = rehearsal(settings, *pair, allocation).items()
+        self.got.update(run_together(
+            {name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
         for name in self.got:
             self.attempt('permission', name.split()[0], self.check_permission, name)
         if address and address not in self.things:
-            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there', AGAIN, UNKNOWN)
-        for what, ids, check in (('instance', pair, self.check_instance), ('route table', tables, self.check_table),
+            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there',
+                     AGAIN, UNKNOWN)
+        for what, ids, check in (('instance', pair, self.check_instance),
+                                 ('route table', tables, self.check_table),
                                  ('Elastic IP', settings.parts[len(tables):], self.check_address)):
             for i in ids:
                 self.attempt(what, i, check, i)
@@ -1309,47 +1703,61 @@ class Check:
         self.attempt('longest outage', '', self.check_speed)
 
     def find(self, call: str, i: str) -> Any:
-        """Return what a call told of a thing; raise what it raised, or Refusal if there is no such thing."""
+        """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
         found = self.got[call]
         if isinstance(found, Exception):
             raise found
         if i not in found:
-            raise Refusal(f'not found in {self.region}, see: aws ec2 {botocore.xform_name(call, "-")}', exit_code=1)
+            look = f'aws ec2 {botocore.xform_name(call, "-")}'
+            raise Refusal(f'not found in {self.region}, see: {look}', exit_code=1)
         return found[i]
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
-        state, on, public = one['State']['Name'], one.get('SourceDestCheck', True), one.get('PublicIpAddress')
+        state = one['State']['Name']
         self.say(state == 'running', 'state', i, state, f'aws ec2 start-instances --instance-ids {i}')
+        on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
         self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
                  f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
-        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId'] for card in one['NetworkInterfaces']}
+        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
+                 for card in one['NetworkInterfaces']}
+        last = [*cards.values(), ''][len(cards) - 1]
         self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
-                 f'aws ec2 detach-network-interface --attachment-id {[*cards.values(), ""][len(cards) - 1]}')
-        self.say(bool(public), 'public address', i, public or 'none, so the VPC needs an endpoint for EC2', 'aws ec2 '
-                 f'modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-                 f'{min(cards, default="")}', WARN if self.settings.elastic_ip else FAIL)
-        self.say(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
-                 self.give_profile(i))
-        group = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}.get('aws:autoscaling:groupName', 'none')
-        self.say(group == 'none', 'Auto Scaling group', i, group, 'aws autoscaling detach-instances --instance-ids '
-                 f'{i} --auto-scaling-group-name {group} --should-decrement-desired-capacity')
+                 f'aws ec2 detach-network-interface --attachment-id {last}')
+        self.say(bool(public), 'public address', i,
+                 public or 'none, so the VPC needs an endpoint for EC2',
+                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address '
+                 f'--network-interface-id {min(cards, default="")}',
+                 WARN if self.settings.elastic_ip else FAIL)
+        self.say(has_profile(one), 'instance profile', i,
+                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.give_profile(i))
+        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+        group = tags.get('aws:autoscaling:groupName', 'none')
+        self.say(group == 'none', 'Auto Scaling group', i, group,
+                 f'aws autoscaling detach-instances --instance-ids {i} '
+                 f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
         self.attempt('can be stopped', i, self.check_stop, one)
 
     def check_stop(self, one: Dict[str, Any]) -> None:
-        """Tell whether EC2 would stop and start an instance; only this asks for what no failover needs."""
+        """Tell whether EC2 would stop and start an instance.
+
+        Only this asks for what no failover needs.
+        """
         i, spot = one['InstanceId'], one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
             'SpotInstanceRequests'][0] if spot else {}
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
+        one_time = request.get('Type', 'persistent') != 'persistent'
         fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'no, it is a one-time Spot instance' if request.get('Type', 'persistent') != 'persistent' else
+                 'no, it is a one-time Spot instance' if one_time else
                  'no, it has stop protection' if protected else '')
-        self.say(not fault, 'can be stopped', i, fault or 'yes: root in EBS, no one-time Spot, no stop protection',
-                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop' if 'protection' in fault
-                 else f'aws ec2 describe-instances --instance-ids {i}  # and launch another one')
+        remedy = f'aws ec2 describe-instances --instance-ids {i}  # and launch another one'
+        if 'protection' in fault:
+            remedy = f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
+        self.say(not fault, 'can be stopped', i,
+                 fault or 'yes: root in EBS, no one-time Spot, no stop protection', remedy)
 
     def check_table(self, table_id: str) -> None:
         """Tell of a table what a claim would replace, and whom it serves."""
@@ -1361,28 +1769,44 @@ class Check:
         vpcs, own = ({one[key] for one in pair if one.get(key)} for key in ('VpcId', 'SubnetId'))
         self.say(vpcs == {table['VpcId']}, 'route table', table_id,
                  f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
-        served = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
+        subnets = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
+        served = set(subnets)
         if any(link.get('Main') for link in table['Associations']):
-            others = by_id(self.client.describe_route_tables, 'RouteTableId', 'association.subnet-id', *own)
-            lone = own - {link.get('SubnetId') for other in others.values() for link in other['Associations']}
+            others = by_id(self.client.describe_route_tables, 'RouteTableId',
+                           'association.subnet-id', *own).values()
+            lone = own - {link.get('SubnetId') for one in others for link in one['Associations']}
             served |= {'those without a table of their own', *lone}
-        mine = min(served & own, default='')
-        self.say(bool(served) and not mine, 'subnets', table_id, f"{mine} is the pair's own: it would route to itself"
-                 if mine else ', '.join(sorted(served)) or 'none', 'aws ec2 associate-route-table --route-table-id ' + (
-                     f'<that of the internet gateway> --subnet-id {mine}' if mine else
-                     f'{table_id} --subnet-id <private subnet>'))
+        mine, remedy = min(served & own, default=''), 'aws ec2 associate-route-table'
+        if mine:
+            found = f"{mine} is the pair's own: it would route to itself"
+            remedy += f' --route-table-id <that of the internet gateway> --subnet-id {mine}'
+        else:
+            found = ', '.join(sorted(served)) or 'none'
+            remedy += f' --route-table-id {table_id} --subnet-id <private subnet>'
+        self.say(bool(served) and not mine, 'subnets', table_id, found, remedy)
+        if subnets:
+            self.attempt('masquerading', table_id, self.learn_networks, subnets)
+
+    def learn_networks(self, subnets: Set[str]) -> None:
+        """Ask EC2 for the networks of private subnets; only this check needs them."""
+        found = by_id(self.client.describe_subnets, 'SubnetId', 'subnet-id', *subnets)
+        self.networks |= {Network(one['CidrBlock']) for one in found.values()}
 
     def check_address(self, address: str) -> None:
         self.say_holder('Elastic IP', address, self.find('DescribeAddresses', address),
                         f'describe-addresses --public-ips {address}')
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
-        """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
-        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId', 'AssociationId')
-        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # a route to a target of another kind
+        """Tell who holds a table or the address.
+
+        What is outside the pair is somebody's choice, or a mistake.
+        """
+        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
+                'AssociationId')
+        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # of another kind
         holder = next((held[key] for key in keys if held.get(key)), unnamed)
-        who = {self.own_id: 'this instance', self.peer_id: 'the peer', 'nobody': 'until the primary claims it'}.get(
-            holder, 'outside the pair')
+        who = {self.own_id: 'this instance', self.peer_id: 'the peer',
+               'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
                  f"aws ec2 {look}  # the primary's monitor replaces this when it starts", WARN)
@@ -1398,13 +1822,17 @@ class Check:
             started_at = time.monotonic()
             if ping(address):
                 times.append(f'{(time.monotonic() - started_at) * 1000:.1f} ms')
-        found = f'{address} answers {len(times)} of {wanted}{" in " if times else ""}{", ".join(times)}'
+        found = f'{address} answers {len(times)} of {wanted}'
+        found += f'{" in " if times else ""}{", ".join(times)}'
         if not times and peer['State']['Name'] == 'running':
-            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', []) for group in card['Groups']]
-                         or ['<security group>'] for one in (peer, own))
-            found += f', but EC2 calls it running: look at its security groups {", ".join(its)}, here {", ".join(ours)}'
-            remedy = (f'aws ec2 authorize-security-group-ingress --group-id {its[0]} --ip-permissions '
-                      f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
+            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', [])
+                          for group in card['Groups']] or ['<security group>']
+                         for one in (peer, own))
+            found += (', but EC2 calls it running: look at its security groups '
+                      f'{", ".join(its)}, here {", ".join(ours)}')
+            remedy = ('aws ec2 authorize-security-group-ingress --group-id '
+                      f"{its[0]} --ip-permissions 'IpProtocol=icmp,FromPort=8,ToPort=-1,"
+                      f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
         self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
 
     def check_speed(self) -> None:
@@ -1413,8 +1841,9 @@ class Check:
         describe_states(self.client, self.own_id)
         call, n = time.monotonic() - started_at, self.settings.num_pings
         primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
-                 f'{secondary:.1f} s when the secondary dies while it serves; one EC2 call takes {call:.2f} s',
+        self.say(call < self.settings.ping_timeout, 'longest outage', '',
+                 f'{primary:.1f} s when the primary dies, {secondary:.1f} s when the secondary '
+                 f'dies while it serves; one EC2 call takes {call:.2f} s',
                  f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 
 

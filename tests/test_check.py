@@ -18,7 +18,7 @@ from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import ACCOUNT, AS_ROOT, REGION, Line, Pair, read_lines
+from tests.cloud_pair import ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, match, nft, read_lines
 from tests.lab.lab import Lab
 from tests.lab.network import ELASTIC_IP
 
@@ -60,7 +60,8 @@ def test_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
     for what in ('route table', 'subnets', 'default route'):
         assert (what, pair.table) in said
     assert ('Elastic IP', pair.address) in said and ('ping', pair.primary) in said
-    for what in ('settings', 'longest outage', 'forwarding', 'masquerading', 'cron job', 'monitor'):
+    assert ('masquerading', '10.0.1.0/24') in said
+    for what in ('settings', 'longest outage', 'forwarding', 'cron job', 'monitor'):
         assert (what, '') in said
 
 
@@ -169,11 +170,11 @@ def block_ping(pair: Pair) -> None:
 
 
 def forward_nothing(pair: Pair) -> None:
-    pair.forwards = False
+    pair.file('proc/sys/net/ipv4/ip_forward', '0\n')
 
 
 def drop_rules(pair: Pair) -> None:
-    pair.firewall(nft='table inet filter {\n}', iptables='-P POSTROUTING ACCEPT')
+    pair.firewall(nft=NO_RULES)
 
 
 def drop_cron_job(pair: Pair) -> None:
@@ -236,6 +237,10 @@ def test_each_fault_is_told_by_its_own_line(pair: Pair, capfd: Any, spoil: Any, 
     assert pair.mutations() == []
 
 
+ALL_CALLS = ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
+             'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances')
+
+
 @pytest.mark.parametrize('action, remedy', [
     ('DescribeInstances', 'put-role-policy'), ('DescribeInstanceStatus', 'put-role-policy'),
     ('DescribeRouteTables', 'put-role-policy'), ('DescribeAddresses', 'put-role-policy'),
@@ -254,15 +259,18 @@ def test_each_missing_permission_is_told(pair: Pair, capfd: Any, action: str, re
     assert pair.mutations() == []
 
 
-@pytest.mark.parametrize('action', ['DescribeInstanceAttribute', 'DescribeSpotInstanceRequests'])
-def test_what_only_the_check_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str) -> None:
+@pytest.mark.parametrize('action, what', [
+    ('DescribeInstanceAttribute', 'can be stopped'), ('DescribeSpotInstanceRequests', 'can be stopped'),
+    ('DescribeSubnets', 'masquerading')])
+def test_what_only_the_check_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str, what: str
+                                                                     ) -> None:
     make_spot(pair)
     pair.errors['DescribeSpotInstanceRequests'] = pair.errors[action] = 'UnauthorizedOperation'
 
     code, lines = pair.check(capfd)
 
     told = [line for line in lines if line.verdict != 'ok']
-    assert {(line.verdict, line.what) for line in told} == {('unknown', 'can be stopped')}, pair.text
+    assert {(line.verdict, line.what) for line in told} == {('unknown', what), ('unknown', 'can be stopped')}, pair.text
     assert code == 0
 
 
@@ -304,9 +312,7 @@ def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any
 
 
 def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
-    pair.errors.update(dict.fromkeys(
-        ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
-         'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'), 'no answer'))
+    pair.errors.update(dict.fromkeys(ALL_CALLS, 'no answer'))
 
     code, lines = pair.check(capfd)
 
@@ -432,8 +438,62 @@ def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
     assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
 
 
+DROPS = '*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT'
+
+
+def nat_table(rule: str) -> str:
+    return f'*nat\n:POSTROUTING ACCEPT [0:0]\n{rule}\nCOMMIT'
+
+
+@pytest.mark.parametrize('listing, tables, verdict, what, words', [
+    (NO_RULES, nat_table('-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE'), 'FAIL', 'masquerading',
+     'no rule masquerades 10.0.1.0/24; run: nft '),
+    (NO_RULES, nat_table('-A POSTROUTING -m comment --comment "masquerade" -j ACCEPT'), 'FAIL', 'masquerading', 'no'),
+    (nft([{'jump': {'target': 'masquerade'}}], masquerade=[]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ct status', 'snat', op='in'), {'accept': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('oifname', 'eth1'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ip saddr', '10.0.0.0/24'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ip saddr', '@private'), {'masquerade': None}]), '', 'unknown', 'masquerading', 'saddr @private'),
+    (MASQUERADE, DROPS, 'FAIL', 'forwarding', 'forwarding is dropped (iptables filter FORWARD: policy drop)'),
+    (nft([match('ip saddr', '@bad'), {'drop': None}], table='filter', hook='forward'), nat_table(
+        '-A POSTROUTING -j MASQUERADE'), 'unknown', 'forwarding', 'ip filter forward: saddr @bad drop'),
+    (nft([match('ct state', 'established'), {'accept': None}], table='filter', hook='forward', policy='drop'),
+     nat_table('-A POSTROUTING -j MASQUERADE'), 'FAIL', 'forwarding', 'forwarding is dropped (ip filter forward: pol'),
+])
+def test_rules_are_judged_by_what_they_do_with_the_private_subnet(
+        pair: Pair, capfd: Any, listing: str, tables: str, verdict: str, what: str, words: str) -> None:
+    pair.firewall(listing, tables)
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert (line.verdict, line.what) == (verdict, what) and words in line.words, pair.text
+
+
+def test_a_private_network_that_is_routed_elsewhere_is_unknown(pair: Pair, capfd: Any) -> None:
+    pair.file('proc/net/route', ROUTES + 'br0 0001000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n')
+    pair.file('proc/sys/net/ipv4/conf/all/rp_filter', '1\n')
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('unknown', 'forwarding')
+    assert '10.0.1.0/24 is routed to br0, not to ens5, whose rp_filter is strict' in line.words
+
+
+def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
+    subnet = pair.ec2.create_subnet(VpcId=pair.vpc, CidrBlock='10.0.2.0/24')['Subnet']['SubnetId']
+    pair.ec2.associate_route_table(RouteTableId=pair.table, SubnetId=subnet)
+    pair.firewall(nft([match('ip saddr', '10.0.1.0/24'), {'masquerade': None}]))
+
+    _, lines = pair.check(capfd)
+
+    assert [line[:3] for line in lines if line.what == 'masquerading'] == [
+        ('ok', 'masquerading', '10.0.1.0/24'), ('FAIL', 'masquerading', '10.0.2.0/24')]
+
+
 def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
-    pair.firewall(nft='', iptables='-P POSTROUTING ACCEPT\n-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4')
+    pair.firewall(NO_RULES, nat_table('-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'))
 
     _, lines = pair.check(capfd)
 
@@ -442,13 +502,14 @@ def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
 
 
 def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
-    for tool in ('nft', 'iptables'):
+    for tool in ('nft', 'iptables-save'):
         pair.file(f'bin/{tool}', '#!/bin/sh\nexit 1\n', 0o755)
 
     _, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.what == 'masquerading']
-    assert line.verdict == 'unknown'
+    told = {line.what: line.words for line in lines if line.verdict == 'unknown'}
+    assert set(told) == {'forwarding', 'masquerading'}
+    assert all('exit status 1' in words for words in told.values())
 
 
 @pytest.mark.skipif(not shutil.which('sleep'), reason='needs sleep')
@@ -693,6 +754,12 @@ def no_rules(lab: Lab) -> ContextManager[None]:
                   lambda: lab.primary.run('/usr/sbin/nft', '-f', '-', input=rules, check=True))
 
 
+def dropped(lab: Lab) -> ContextManager[None]:
+    rules = 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; }'
+    return undone(lambda: lab.primary.run('/usr/sbin/nft', rules, check=True),
+                  lambda: lab.primary.run('/usr/sbin/nft', 'delete table inet filter', check=True))
+
+
 def moved_file(lab: Lab, path: str) -> ContextManager[None]:
     return undone(lambda: lab.primary.run('mv', path, f'{path}.away', check=True),
                   lambda: lab.primary.run('mv', f'{path}.away', path, check=True))
@@ -739,10 +806,10 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
      'can be stopped', 'FAIL', set()),
     ('one-time Spot', one_time_spot, 'can be stopped', 'FAIL', set()),
     ('Auto Scaling', auto_scaling, 'Auto Scaling group', 'FAIL', set()),
-    ('no such table', deleted_table, 'route table', 'FAIL', set()),
+    ('no such table', deleted_table, 'route table', 'FAIL', {'masquerading'}),
     ('other VPC', lambda lab: changed(lab.ec2.backend.route_tables[lab.ec2.tables[0]], vpc_id='vpc-12345678'),
      'route table', 'FAIL', set()),
-    ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', set()),
+    ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', {'masquerading'}),
     ('table of the own subnet', lambda lab: association(lab, public_subnet(lab)), 'subnets', 'FAIL', set()),
     ('main table', main_table, 'subnets', 'FAIL', set()),
     ('route to a NAT gateway', at_nat_gateway, 'default route', 'warn', set()),
@@ -752,14 +819,16 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
     ('no forwarding', lambda lab: undone(lambda: lab.primary.forwarding(False), lambda: lab.primary.forwarding(True)),
      'forwarding', 'FAIL', set()),
     ('no masquerading', no_rules, 'masquerading', 'FAIL', set()),
+    ('forwarding dropped', dropped, 'forwarding', 'FAIL', set()),
     ('no cron job', lambda lab: moved_file(lab, '/etc/cron.d/nat_monitor'), 'cron job', 'FAIL', set()),
     ('cron job that cron ignores', lambda lab: mode(lab, '/etc/cron.d/nat_monitor', '0664', '0644'), 'cron job',
      'FAIL', set()),
     ('settings that others can write', lambda lab: mode(lab, CONFIG, '0646', '0644'), 'file', 'FAIL', set()),
     ('monitor that others can write', lambda lab: mode(lab, MONITOR, '0775', '0755'), 'file', 'FAIL', set()),
-    ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata', 'FAIL', {'EC2'}),
+    ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata',
+     'FAIL', {'EC2', 'masquerading'}),
     ('EC2 silent', lambda lab: lab.ec2.injected('silent'), 'permission', 'unknown',
-     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage'}),
+     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage', 'masquerading'}),
     ('EC2 slow', lambda lab: lab.ec2.injected('slow', extra=0.5), 'longest outage', 'warn', set()),
     *((f'no {action}', lambda lab, action=action: lab.ec2.injected('UnauthorizedOperation', action), 'permission',
        'FAIL', set()) for action in ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances',

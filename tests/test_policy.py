@@ -44,6 +44,7 @@ SCOPES: Dict[Tuple[str, str, Any], str] = {
     ('DescribeInstanceStatus', ALL, None): 'state and checks of both; no scope',
     ('DescribeRouteTables', ALL, None): 'who holds the default route; no scope',
     ('DescribeSpotInstanceRequests', ALL, None): '--check: is a Spot instance a one-time one; no scope',
+    ('DescribeSubnets', ALL, None): '--check: the networks that this host must masquerade; no scope',
     ('DescribeInstanceAttribute', INSTANCES, PROFILE): '--check: stop protection of the pair',
     ('StartInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
     ('StopInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
@@ -315,7 +316,7 @@ def fail_over(pair: Pair) -> Watched:
 
 def check(pair: Pair) -> Watched:
     watched = Watched(nat_monitor.connect)
-    nat_monitor.Check(settings_file=os.path.join(pair.root, 'nat_config.py'), ping=pair.ping, forwards=lambda: True,
+    nat_monitor.Check(settings_file=os.path.join(pair.root, 'nat_config.py'), ping=pair.ping,
                       connect=watched.connect, root=pair.root).run()
     return watched
 
@@ -332,7 +333,7 @@ def two_tables(pair: Pair) -> Pair:
     return pair
 
 
-ONLY_CHECK = {'ec2:DescribeInstanceAttribute', 'ec2:DescribeSpotInstanceRequests'}
+ONLY_CHECK = {f'ec2:Describe{what}' for what in ('InstanceAttribute', 'SpotInstanceRequests', 'Subnets')}
 
 
 def test_monitor_and_check_can_do_all_their_work_with_the_policy(two_tables: Pair, monkeypatch: pytest.MonkeyPatch
