@@ -1465,7 +1465,12 @@ LIST_RULES = 'nft list ruleset; iptables-save'
 MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
               "oifname != \"lo\" masquerade; }; }'")
 CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*\n'  # cron skips a line without end
+CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
+            r'(?:[ \t]*[\d&]?[<>]{{1,2}}[ \t]*(?:&\d|[^\s&<>|;()]+))*[ \t]*\n')
+CRON_WORD = r'\s*(?:@\w+\s+|(?:\S+\s+){5})(\S+)'  # the first one behind the times
+UNITS = [f'{directory}/systemd/system/*.service' for directory in ('etc', 'lib', 'usr/lib')]
+STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*?nat_monitor\.py'
+                  r'|nat_monitor\.py\s+(?:--check|--help|-h)\b')
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -1481,6 +1486,27 @@ def longest_outage(settings: Settings, pings: int, call: float) -> float:
 
 def only_root_writes(path: str) -> bool:
     return os.stat(path).st_uid == 0 and not os.stat(path).st_mode & 0o022
+
+
+def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
+    """Tell whether a line of a crontab starts the monitor at boot; None: it may, nobody can tell.
+
+    A line of the system's crontabs has the user behind the times.
+    """
+    if not line.endswith('\n') or line.endswith('\r\n') or line.lstrip().startswith('#'):
+        return False  # cron skips a line without end, and the shell minds a carriage return
+    job = re.fullmatch(CRON_JOB.format(user=r'root[ \t]+' if with_user else ''), line)
+    if job:
+        return os.access(job[1], os.X_OK)
+    found = re.match(CRON_WORD, line)
+    word = found[1] if found else ''
+    if with_user and ('/' in word or word != 'root' and 'sudo' not in line):
+        return False
+    return None if mentions_start(line) and (with_user or word != 'root') else False
+
+
+def mentions_start(line: str) -> bool:
+    return bool(re.search(r'nat_monitor\.py(?![\w.~-])', re.sub(STARTS_NOTHING, '', line)))
 
 
 def has_profile(instance: Dict[str, Any]) -> bool:
@@ -1599,16 +1625,27 @@ class Check:
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        jobs = []
-        for path in (path for files in CRON_FILES for path in glob.glob(os.path.join(self.root, files))):
-            user = r'root[ \t]+' if '/etc/' in path else ''
-            job = re.search(CRON_JOB.format(user=user), self.read(path), re.MULTILINE)
-            takes = only_root_writes(path) and not os.stat(path).st_mode & 0o111 and '.' not in os.path.basename(path)
-            if job and takes and os.access(job[1], os.X_OK):
-                jobs.append(f'{path}: {job[0].strip()}')
-        self.say(bool(jobs), 'cron job', '', min(jobs, default='none that cron accepts starts the monitor at boot'),
-                 'install -m 755 nat_monitor.py /usr/local/sbin/ && '
-                 'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
+        jobs: List[str] = []
+        others: List[str] = []
+        for path in self.files(*CRON_FILES):
+            if not (only_root_writes(path) and not os.stat(path).st_mode & 0o111
+                    and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path))):
+                continue
+            for line in self.read(path).splitlines(keepends=True):
+                starts = starts_monitor(line, '/etc/' in path)
+                if starts is not False:
+                    (jobs if starts else others).append(f'{path}: {line.strip()}')
+        for path in self.files(*UNITS):
+            others += [f'{path}: {line}' for line in self.read(path).splitlines()
+                       if line.startswith('Exec') and mentions_start(line)]
+        install = ('install -m 755 nat_monitor.py /usr/local/sbin/ && '
+                   'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
+        if others and not jobs:
+            self.say(False, 'cron job', '', f'{min(others)} (whether this starts the monitor at '
+                     'boot cannot be told)', f'{install}  # and remove that', UNKNOWN)
+        else:
+            none = 'none that cron accepts starts the monitor at boot'
+            self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
 
     def check_monitor(self) -> None:
         pid = self.read(LOCK_FILE[1:]).strip()
@@ -1619,6 +1656,9 @@ class Check:
             program = os.path.realpath(__file__)
             self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
                      f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+
+    def files(self, *patterns: str) -> List[str]:
+        return [path for each in patterns for path in glob.glob(os.path.join(self.root, each))]
 
     def read(self, path: str) -> str:
         return text_of(os.path.join(self.root, path))

@@ -415,6 +415,14 @@ JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
     ('etc/cron.d/nat_monitor', JOB, 0o755),
     ('etc/cron.d/nat_monitor', JOB.strip(), 0o644),  # the line does not end
     ('etc/cron.d/nat_monitor.cron', JOB, 0o644),  # cron skips files with such names
+    ('etc/cron.d/nat_monitor~', JOB, 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('\n', '\r\n'), 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('>>', '--check >>'), 0o644),
+    ('etc/cron.d/nat_monitor', '@daily root pkill -f {root}/nat_monitor.py\n', 0o644),
+    ('etc/cron.d/nat_monitor', '@reboot root test -x {root}/nat_monitor.py\n', 0o644),
+    ('etc/cron.d/nat_monitor', '@reboot root {root}/nat_monitor.py.old >> /tmp/log\n', 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('root ', 'nobody ', 1), 0o644),
+    ('var/spool/cron/crontabs/root', JOB, 0o600),  # no user there: it would be the command
     ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644),
     ('etc/cron.d/nat_monitor', '#' + JOB, 0o644),
     ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644),
@@ -427,6 +435,50 @@ def test_a_cron_job_that_cron_would_not_start_is_none(pair: Pair, capfd: Any, na
 
     [line] = [line for line in lines if line.verdict == 'FAIL' and line.what == 'cron job']
     assert line.words.startswith('none that cron accepts') and code == 1
+
+
+@pytest.mark.parametrize('rest', [
+    '', '>/dev/null', '&>> /var/log/nat_monitor.log', '>>/var/log/nat_monitor.log 2>&1 </dev/null',
+    '> /tmp/out 2> /tmp/err'])
+def test_the_output_of_the_job_may_go_anywhere(pair: Pair, capfd: Any, rest: str) -> None:
+    pair.file('etc/cron.d/nat_monitor', f'@reboot\troot  {pair.root}/nat_monitor.py {rest}\n')
+
+    _, lines = pair.check(capfd)
+
+    assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
+
+
+@pytest.mark.parametrize('name, text', [
+    ('etc/cron.d/nat', "@reboot root flock -n /run/n.lock {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1"),
+    ('etc/cron.d/nat', "@reboot root sh -c '{root}/nat_monitor.py >> /var/log/nat_monitor.log'"),
+    ('etc/cron.d/nat', '@reboot root cd {root} && ./nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),
+    ('etc/cron.d/nat', '@reboot root nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),  # depends on PATH
+    ('etc/cron.d/nat', '@reboot admin sudo {root}/nat_monitor.py >> /tmp/log'),
+    ('etc/cron.d/nat', '@reboot root sleep 30; /usr/bin/python3 {root}/nat_monitor.py'),
+    ('etc/cron.d/nat', '@reboot root test -x {root}/nat_monitor.py && {root}/nat_monitor.py'),
+    ('etc/cron.d/nat', '@reboot root {root}/nat_monitor.py 2>&1 | logger -t nat'),
+    ('etc/cron.d/nat', '*/5 * * * * root pgrep nat_monitor.py || {root}/nat_monitor.py >> /tmp/log'),
+    ('var/spool/cron/root', '@reboot nohup {root}/nat_monitor.py &'),
+    ('etc/systemd/system/nat.service', '[Service]\nExecStart={root}/nat_monitor.py'),
+])
+def test_what_starts_it_in_another_form_is_shown(pair: Pair, capfd: Any, name: str, text: str) -> None:
+    drop_cron_job(pair)
+    path = pair.file(name, text.format(root=pair.root) + '\n')
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('unknown', 'cron job') and code == 0, pair.text
+    assert line.words.startswith(f'{path}: {text.format(root=pair.root).splitlines()[-1]}')
+
+
+def test_a_unit_that_ends_it_does_not_start_it(pair: Pair, capfd: Any) -> None:
+    drop_cron_job(pair)
+    pair.file('etc/systemd/system/nat.service', '[Service]\nExecStart=killall nat_monitor.py\n')
+
+    _, lines = pair.check(capfd)
+
+    assert ('FAIL', 'cron job') in [line[:2] for line in lines], pair.text
 
 
 def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
