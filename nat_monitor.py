@@ -1488,6 +1488,12 @@ def only_root_writes(path: str) -> bool:
     return os.stat(path).st_uid == 0 and not os.stat(path).st_mode & 0o022
 
 
+def directories_above(path: str) -> List[str]:
+    """Return all directories on the way to a file, / first."""
+    above = os.path.dirname(path)
+    return [above] if above == path else [*directories_above(above), above]
+
+
 def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
     """Tell whether a line of a crontab starts the monitor at boot; None: it may, nobody can tell.
 
@@ -1581,11 +1587,19 @@ class Check:
         self.say(True, 'settings', '', f'{self.settings_file} is valid')
 
     def check_files(self) -> None:
-        """See that nobody but root can write what runs as root, or put something else in its place."""
-        files = [os.path.realpath(path) for path in (__file__, self.settings_file)]
-        for path in filter(os.path.exists, dict.fromkeys([*map(os.path.dirname, files), *files])):
-            self.say(only_root_writes(path), 'file', '',
-                     f'{path} belongs to user {os.stat(path).st_uid}, mode {os.stat(path).st_mode & 0o7777:o}',
+        """See that nobody but root can write what runs as root, or put something in its place.
+
+        Higher up, a directory such as /tmp will do, where others may not rename what is root's.
+        """
+        files = [resolve(path) for path in (__file__, self.settings_file)
+                 for resolve in (os.path.abspath, os.path.realpath)]
+        above = [directory for path in files for directory in directories_above(path)]
+        beside = {os.path.dirname(path) for path in files}
+        for path in filter(os.path.exists, dict.fromkeys([*above, *files])):
+            owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
+            shared = mode & 0o1000 and owner == 0 and path not in beside
+            self.say(bool(shared) or only_root_writes(path), 'file', '',
+                     f'{path} belongs to user {owner}, mode {mode:o}',
                      f'chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:

@@ -397,6 +397,58 @@ def test_what_others_can_write_is_told(pair: Pair, capfd: Any, name: str, mode: 
     assert f'run: chown root:root {path} && chmod go-w {path}' in told[0].words
 
 
+@pytest.fixture
+def above(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The program and its settings lie two directories further down; return the upper one."""
+    upper = os.path.join(pair.root, 'opt')
+    for name in ('nat_monitor.py', 'nat_config.py'):
+        with open(os.path.join(pair.root, name)) as file:
+            pair.file(f'opt/nat/{name}', file.read())
+    monkeypatch.setattr(nat_monitor, '__file__', f'{upper}/nat/nat_monitor.py')
+    pair.settings_file = f'{upper}/nat/nat_config.py'
+    return upper
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+@pytest.mark.parametrize('owner, mode', [(65534, 0o755), (0, 0o775), (0, 0o757), (65534, 0o1755)])
+def test_who_can_rename_a_directory_above_can_swap_the_program(pair: Pair, capfd: Any, above: str, owner: int,
+                                                               mode: int) -> None:
+    os.chown(above, owner, owner)
+    os.chmod(above, mode)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('FAIL', 'file') and code == 1
+    assert line.words == (f'{above} belongs to user {owner}, mode {mode:o}; run: chown root:root {above} && '
+                          f'chmod go-w {above}')
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+def test_a_link_to_the_program_is_followed(pair: Pair, capfd: Any, above: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.makedirs(f'{pair.root}/sbin')
+    os.symlink(f'{above}/nat/nat_monitor.py', f'{pair.root}/sbin/nat_monitor.py')
+    monkeypatch.setattr(nat_monitor, '__file__', f'{pair.root}/sbin/nat_monitor.py')
+    for wrong in (above, f'{pair.root}/sbin'):
+        os.chmod(wrong, 0o777)
+
+        _, lines = pair.check(capfd)
+
+        assert [line.words.split()[0] for line in lines if line.verdict != 'ok'] == [wrong]
+        os.chmod(wrong, 0o755)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+def test_higher_up_others_may_add_files_but_not_beside_the_program(pair: Pair, capfd: Any, above: str) -> None:
+    os.chmod(above, 0o1777)  # like /tmp
+
+    assert {line.verdict for line in pair.check(capfd)[1]} == {'ok'}, pair.text
+
+    os.chmod(f'{above}/nat', 0o1777)  # Python would import what others put there
+
+    assert [line.verdict for line in pair.check(capfd)[1]].count('FAIL') == 1
+
+
 @pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
 def test_files_of_another_user_are_told(pair: Pair, capfd: Any) -> None:
     os.chown(os.path.join(pair.root, 'nat_config.py'), 65534, 65534)
