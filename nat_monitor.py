@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import difflib
+import email.utils
 import errno
 import fcntl
 import functools
@@ -1459,7 +1461,8 @@ class Monitor:
 
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
-OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
+OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
+CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
 LIST_RULES = 'nft list ruleset; iptables-save'
 MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
@@ -1482,6 +1485,16 @@ def longest_outage(settings: Settings, pings: int, call: float) -> float:
     """
     misses = (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
     return settings.wait_between_pings + misses + call + OWN_WORK
+
+
+def clock_skew(error: BaseException) -> float:
+    """Return by how many seconds this clock is ahead of EC2's when it answered, 0.0 if unknown."""
+    answer = getattr(error, 'response', {}).get('ResponseMetadata', {})
+    try:
+        date = email.utils.parsedate_to_datetime(answer.get('HTTPHeaders', {})['date'])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return 0.0
+    return time.time() - date.replace(tzinfo=date.tzinfo or datetime.timezone.utc).timestamp()
 
 
 def only_root_writes(path: str) -> bool:
@@ -1566,7 +1579,7 @@ class Check:
         except Refusal as refusal:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
-                self.say(False, what, about, fault, self.edit)
+                self.say(False, what, about, fault, AGAIN if what == 'EC2' else self.edit)
         except OwnFault as fault:
             self.say(False, what, about, in_words(fault), 'ip route')
         except Exception as error:
@@ -1743,6 +1756,7 @@ class Check:
         rehearsed = rehearsal(settings, *pair, allocation).items()
         self.got.update(run_together(
             {name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
+        self.check_clock()
         for name in self.got:
             self.attempt('permission', name.split()[0], self.check_permission, name)
         if address and address not in self.things:
@@ -1755,6 +1769,16 @@ class Check:
                 self.attempt(what, i, check, i)
         self.attempt('ping', self.peer_id, self.check_ping)
         self.attempt('longest outage', '', self.check_speed)
+
+    def check_clock(self) -> None:
+        """Tell if this clock is so far off that EC2 refuses what is signed by it."""
+        errors = [one for one in self.got.values() if isinstance(one, ClientError)]
+        skew, error = max(((clock_skew(one), one) for one in errors), default=(0.0, None),
+                          key=lambda each: abs(each[0]))
+        if error and abs(skew) > CLOCK_TOLERANCE:
+            self.say(False, 'clock', self.own_id, f'{abs(skew):.0f} s '
+                     f'{"ahead of" if skew > 0 else "behind"} EC2, which says {in_words(error)}',
+                     'systemctl enable --now chrony; chronyc makestep  # package chrony')
 
     def find(self, call: str, i: str) -> Any:
         """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""

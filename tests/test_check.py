@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, Callable, ContextManager, Iterator, List, Set, Tuple
 import boto3
 import pytest
 import requests
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.iam.models import iam_backends
 
@@ -309,6 +311,52 @@ def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any
     assert (line.verdict, line.about) == ('unknown', 'StopInstances')
     assert code in line.words or 'BotoCoreError' in line.words
     assert exit_code == 0
+
+
+@pytest.mark.parametrize('code', ['AuthFailure', 'RequestExpired', 'SignatureDoesNotMatch'])
+@pytest.mark.parametrize('ahead, words', [(3600, 's ahead of EC2'), (-86400, 's behind EC2')])
+def test_a_wrong_clock_is_told_with_its_skew(pair: Pair, capfd: Any, code: str, ahead: float, words: str) -> None:
+    pair.errors.update(dict.fromkeys(ALL_CALLS, code))
+    pair.headers['date'] = email.utils.formatdate(time.time() - ahead, usegmt=True)
+
+    exit_code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'clock']
+    assert line.verdict == 'FAIL' and exit_code == 1
+    assert abs(int(line.words.split()[0]) - abs(ahead)) < 5
+    assert f'{words}, which says {code}: said the test; run: systemctl enable --now chrony' in line.words
+
+
+@pytest.mark.parametrize('date', ['', 'yesterday', 'Thu, 99 Foo 2026 00:00:00 GMT'])
+def test_a_refusal_for_another_reason_says_nothing_of_the_clock(pair: Pair, capfd: Any, date: str) -> None:
+    pair.errors.update(dict.fromkeys(ALL_CALLS, 'AuthFailure'))
+    pair.headers['date'] = date or email.utils.formatdate(time.time() - 200, usegmt=True)
+
+    _, lines = pair.check(capfd)
+
+    assert 'clock' not in {line.what for line in lines}, pair.text
+
+
+def test_the_skew_is_that_of_an_answer_with_a_date() -> None:
+    assert nat_monitor.clock_skew(ValueError()) == 0.0
+    for headers in ({}, {'date': 'x'}, {'date': None}):
+        answer: Any = {'Error': {}, 'ResponseMetadata': {'HTTPHeaders': headers}}
+        assert nat_monitor.clock_skew(ClientError(answer, 'Any')) == 0.0
+    answer['ResponseMetadata']['HTTPHeaders'] = {'date': email.utils.formatdate(time.time() + 600)}
+    assert nat_monitor.clock_skew(ClientError(answer, 'Any')) == pytest.approx(-600, abs=2)
+
+
+def test_credentials_that_win_over_the_role_are_told(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise nat_monitor.Refusal('the credentials are those of /root/.aws/credentials, not the role')
+
+    monkeypatch.setattr(pair, 'connect', refuse)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line.what == 'EC2' and '/root/.aws/credentials' in line.words and 'nano' not in line.words
+    assert code == 2
 
 
 def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
