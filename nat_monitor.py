@@ -1467,6 +1467,7 @@ AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC
 LIST_RULES = 'nft list ruleset; iptables-save'
 MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
               "oifname != \"lo\" masquerade; }; }'")
+KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
 CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
 CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
             r'(?:[ \t]*[\d&]?[<>]{{1,2}}[ \t]*(?:&\d|[^\s&<>|;()]+))*[ \t]*\n')
@@ -1793,8 +1794,7 @@ class Check:
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
-        state = one['State']['Name']
-        self.say(state == 'running', 'state', i, state, f'aws ec2 start-instances --instance-ids {i}')
+        self.check_state(i, one)
         on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
         self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
                  f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
@@ -1816,6 +1816,16 @@ class Check:
                  f'aws autoscaling detach-instances --instance-ids {i} '
                  f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
         self.attempt('can be stopped', i, self.check_stop, one)
+
+    def check_state(self, i: str, one: Dict[str, Any]) -> None:
+        """Tell EC2's state of an instance, and what kept a stopped one from starting."""
+        state, reason = one['State']['Name'], one.get('StateReason', {})
+        remedy = f'aws ec2 start-instances --instance-ids {i}'
+        if state == 'stopped' and str(reason.get('Code', '')).startswith(KEY_ERRORS):
+            state += (f' ({reason.get("Message") or reason["Code"]}): if its disk is encrypted '
+                      'with a key of yours, the role needs kms:CreateGrant: README.adoc says how')
+            remedy += '  # once the role may use the key'
+        self.say(state == 'running', 'state', i, state, remedy)
 
     def check_stop(self, one: Dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance.

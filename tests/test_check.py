@@ -359,6 +359,27 @@ def test_credentials_that_win_over_the_role_are_told(pair: Pair, capfd: Any, mon
     assert code == 2
 
 
+@pytest.mark.parametrize('reason', ['Client.InternalError', 'Client.InvalidKMSKey.InvalidState'])
+def test_a_start_that_ended_in_stopped_names_the_permission_for_the_key(pair: Pair, capfd: Any, reason: str) -> None:
+    pair.ec2.stop_instances(InstanceIds=[pair.primary])
+    pair.record(pair.primary).state_reason.code = reason
+    pair.record(pair.primary).state_reason.message = f'{reason}: Client error on launch'
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'state' and line.verdict == 'FAIL']
+    assert line.words.startswith(f'stopped ({reason}: Client error on launch): ') and 'kms:CreateGrant' in line.words
+    assert code == 1
+
+
+def test_a_peer_that_somebody_stopped_lacks_no_key(pair: Pair, capfd: Any) -> None:
+    stop_primary(pair)
+
+    pair.check(capfd)
+
+    assert 'kms' not in pair.text
+
+
 def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
     pair.errors.update(dict.fromkeys(ALL_CALLS, 'no answer'))
 

@@ -5,6 +5,7 @@ import ast
 import http.server
 import json
 import os
+import re
 import threading
 import time
 import warnings
@@ -17,6 +18,7 @@ from moto.core.authorization import enable_iam_authentication
 
 import nat_monitor
 from tests.cloud_pair import ACCOUNT, REGION, Pair
+from tests.readme import script
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(REPOSITORY, 'iam_policy.json')) as policy_file:
@@ -112,6 +114,17 @@ def statement_of(policy: Dict[str, Any], sid: str) -> Dict[str, Any]:
 
 def test_parliament_finds_nothing() -> None:
     assert findings(POLICY) == []
+
+
+def test_the_statement_for_an_encrypted_disk_allows_one_grant_and_no_more() -> None:
+    [text] = re.findall(r"--policy-document '(.*?)'\n", script('Key of the disks'), re.S)
+    key = f'arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab'
+    policy = json.loads(text.replace('\'"$key"\'', key))
+
+    assert findings(policy) == []
+    assert policy['Statement'] == [{
+        'Effect': 'Allow', 'Action': 'kms:CreateGrant', 'Resource': policy['Statement'][0]['Resource'],
+        'Condition': {'Bool': {'kms:GrantIsForAWSResource': 'true'}}}]
 
 
 def misspell(policy: Dict[str, Any]) -> None:
