@@ -164,6 +164,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     operator.follow('Policy')
     operator.follow('Key of the disks')
     operator.follow('Interface endpoint')
+    assert shell.value('service') == 'com.amazonaws.us-east-1.ec2'
     operator.follow('Settings')
 
     # Installation
