@@ -117,6 +117,8 @@ def test_masquerading_stands_in_a_postrouting_hook(hook: str, table: str) -> Non
     ('-A POSTROUTING -o eth1 -j MASQUERADE', False),
     (COMMENT, False),
     (':MASQUERADED - [0:0]\n-A POSTROUTING -j MASQUERADED', False),
+    (':OURS - [0:0]\n-A OURS -o ens5 -j RETURN\n-A OURS -j MASQUERADE\n-A POSTROUTING -j OURS', False),
+    (':OURS - [0:0]\n-A OURS -o lo -j RETURN\n-A OURS -j MASQUERADE\n-A POSTROUTING -g OURS', True),
 ])
 def test_a_rule_of_iptables_masquerades_the_private_subnet_or_not(rule: str, sure: Optional[bool]) -> None:
     assert host(iptables(rule)).masquerading(NETWORK)[0] is sure
@@ -211,6 +213,15 @@ def test_what_iptables_keeps_in_nftables_is_read_from_iptables(root: str) -> Non
           tables + iptables('-A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE'))
 
     assert nat_monitor.nat_fault(['10.0.1.0/24'], root) == 'no rule masquerades 10.0.1.0/24'
+
+
+def test_rules_of_the_old_iptables_may_be_there_too(root: str) -> None:
+    put(root, 'nft', f"#!/bin/sh\necho '{NO_RULES}'\n")
+    put(root, 'iptables-save', '#!/bin/sh\necho "# Warning: iptables-legacy tables present" >&2\n')
+
+    assert nat_monitor.nat_fault(['10.0.1.0/24'], root) == ''
+    assert nat_monitor.look_at_host(root).masquerading(NETWORK) == (
+        None, 'this may be for 10.0.1.0/24, or not: iptables-legacy has rules, too')
 
 
 def test_tools_that_hang_or_fail_are_no_fault_and_hold_nobody_up(root: str) -> None:
