@@ -646,8 +646,8 @@ def covers_address(network: Network, has: Any, elsewhere: Dict[Network, str]) ->
     """The same for an address: a network, SOMEWHERE, which is none of `elsewhere`, or INTERNET."""
     if network.prefixlen == 0:
         return True
-    if has == INTERNET:  # any host there: no rule for a few of them is about it
-        return None if network.prefixlen < 8 else False
+    if has == INTERNET:  # a rule for some hosts there may be for all that anybody asks for
+        return False if network.is_private else None
     if has == SOMEWHERE:
         return False if any(network.subnet_of(one) for one in elsewhere) else None
     if network.overlaps(has):
@@ -687,12 +687,12 @@ def ends(chains: Chains, name: str, packet: Packet) -> Dict[str, str]:
 class Host(NamedTuple):
     """What this host does with packets that are not for itself, as far as it has been listed."""
 
-    forwards: str = ''   # what /proc says of net.ipv4.ip_forward
-    interface: str = ''  # of the default route
-    strict: bool = False  # its rp_filter
-    elsewhere: Dict[Network, str] = {}  # what is routed to another interface
-    chains: Chains = {}
-    unlisted: str = ''   # why there may be other rules
+    forwards: str                  # what /proc says of net.ipv4.ip_forward
+    interface: str                 # of the default route, '' where there are several
+    strict: bool                   # its rp_filter
+    elsewhere: Dict[Network, str]  # what is routed to another interface
+    chains: Chains
+    unlisted: str = ''             # why there may be other rules
 
     def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
@@ -753,14 +753,17 @@ def text_of(path: str) -> str:
 
 
 def read_routes(text: str) -> Tuple[str, Dict[Network, str]]:
-    """Read /proc/net/route: the interface of the default route, and what goes to another one."""
+    """Read /proc/net/route: the one interface of default routes, and what goes to another one."""
     routes = []
     for line in text.splitlines()[1:]:
-        device, network, _, _, _, _, metric, mask = line.split()[:8]
+        device, network, _, _, _, _, _, mask = line.split()[:8]
         address, length = socket.ntohl(int(network, 16)), bin(int(mask, 16)).count('1')
-        routes.append((int(metric), device, Network((address, length))))
-    interface = min((route for route in routes if not route[2].prefixlen), default=(0, ''))[1]
-    return interface, {network: device for _, device, network in routes if device != interface}
+        routes.append((device, Network((address, length))))
+    defaults = {device for device, network in routes if network.prefixlen == 0}
+    if len(defaults) != 1:
+        return '', {}
+    return min(defaults), {network: device for device, network in routes
+                           if device not in defaults and network.prefixlen >= 8}
 
 
 def list_with(*command: str) -> str:
@@ -1503,7 +1506,7 @@ def only_root_writes(path: str) -> bool:
 def directories_above(path: str) -> List[str]:
     """Return all directories on the way to a file, / first."""
     above = os.path.dirname(path)
-    return [above] if above == path else [*directories_above(above), above]
+    return [] if above == path else [*directories_above(above), above]
 
 
 def starts_monitor(line: str, with_user: bool) -> Optional[bool]:

@@ -70,6 +70,7 @@ def host(tables: str = '', tool: str = NO_RULES) -> nat_monitor.Host:
     ([[RANGE, TO_NAT]], True),
     ([[match('ip saddr', '10.0.1.0/25'), TO_NAT]], None),  # half of it
     ([[match('ip saddr', '@private'), TO_NAT]], None),
+    ([[match('ip daddr', '93.184.0.0/16'), TO_NAT]], None),  # all that they may ask for, perhaps
     ([[match('ip saddr', '@guests', op='!='), TO_NAT]], None),
     ([[match('meta mark', 1), TO_NAT]], None),
     ([[{'limit': {'rate': 3}}, TO_NAT]], None),
@@ -131,6 +132,7 @@ def test_a_rule_of_iptables_masquerades_the_private_subnet_or_not(rule: str, sur
     (forward('-A FORWARD -i ens5 -o ens5 -j ACCEPT'), True),
     (forward('-A FORWARD -i eth1 -j ACCEPT'), False),
     (forward('-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT'), None),
+    (forward('-A FORWARD -d 93.184.0.0/16 -j ACCEPT', '-A FORWARD -m state --state ESTABLISHED -j ACCEPT'), None),
     (DOCKER.replace('-A DOCKER-USER -j RETURN', '-A DOCKER-USER -i ens5 -o ens5 -j ACCEPT'), True),
     (DOCKER.replace('FORWARD DROP', 'FORWARD ACCEPT'), True),
     (UFW.replace('COMMIT', '-A ufw-user-forward -s 10.0.0.0/16 -j ACCEPT\nCOMMIT'), True),
@@ -155,6 +157,23 @@ def test_nftables_drops_what_is_to_be_forwarded_or_not(rules: Any, policy: str, 
     listing = nft(*rules, table='filter', hook='forward', policy=policy)
 
     assert host(tool=listing).forwarding(NETWORK)[0] is sure
+
+
+@pytest.mark.parametrize('more, interface, elsewhere', [
+    ('', 'ens5', ['172.17.0.0/16']),
+    ('eth1 00000000 0100000A 0003 0 0 200 00000000 0 0 0\n', '', []),  # who knows where it leaves?
+    ('tun0 00000000 00000000 0001 0 0 0 00000080 0 0 0\n', 'ens5', ['172.17.0.0/16']),  # not all hosts there are
+])
+def test_the_interface_is_known_where_there_is_one(more: str, interface: str, elsewhere: List[str]) -> None:
+    found, routed = nat_monitor.read_routes(ROUTES + more)
+
+    assert (found, [str(network) for network in routed]) == (interface, elsewhere)
+
+
+def test_without_a_known_interface_no_rule_is_ruled_out() -> None:
+    nobody = host(tool=nft([match('oifname', 'eth1'), TO_NAT]))._replace(interface='')
+
+    assert nobody.masquerading(NETWORK)[0] is None
 
 
 # All of it, for the monitor
