@@ -24,6 +24,7 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import email.utils
 import errno
@@ -32,6 +33,7 @@ import functools
 import glob
 import http.client
 import ipaddress
+import json
 import logging
 import math
 import os
@@ -40,6 +42,7 @@ import random
 import re
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -48,7 +51,8 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import (
+    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple)
 
 try:
     import boto3
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
 LOCK_FILE = '/run/nat_monitor.lock'
 SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
 EVERYWHERE = '0.0.0.0/0'
+NEVER = -math.inf          # when something happened that never did
 
 CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
@@ -660,11 +665,13 @@ def lost_credentials(result: Any) -> bool:
 
 def clock_skew(error: Any, now: Optional[float] = None) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
-    if not isinstance(error, ClientError):
+    try:
+        headers = error.response['ResponseMetadata']['HTTPHeaders']
+        date = email.utils.parsedate_to_datetime(headers['date'])
+    except (LookupError, TypeError, ValueError, AttributeError):
         return 0.0
-    headers = error.response.get('ResponseMetadata', {}).get('HTTPHeaders', {})
-    date = email.utils.parsedate_tz(headers.get('date', ''))
-    return (time.time() if now is None else now) - email.utils.mktime_tz(date) if date else 0.0
+    date = date.replace(tzinfo=date.tzinfo or datetime.timezone.utc)
+    return (time.time() if now is None else now) - date.timestamp()
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
@@ -824,6 +831,7 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
     return getattr(client, botocore.xform_name(action))(**arguments)
 
 
+CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
 BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError',
         'InternalFailure')
@@ -831,21 +839,370 @@ BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable
 
 # Forwarding and masquerading ----------------------------------------------------------------------
 
-def forwards() -> bool:
-    """Tell whether this host forwards packets."""
-    with open('/proc/sys/net/ipv4/ip_forward') as file:
-        return file.read().strip() == '1'
+# What may become of a packet in a chain, or by a rule; ON: nothing yet, UNCLEAR: it cannot be told.
+ACCEPT, DROP, NAT, ON, UNCLEAR = 'accept', 'drop', 'masquerade', 'go on', 'unclear'
+SOMEWHERE, INTERNET = 'a private host', 'the internet'
+LIST_TIMEOUT = 1.5  # s, for nft and iptables-save, side by side
+NFT_HOOKS = {('filter', 'forward'): 'forward', ('nat', 'postrouting'): 'postrouting'}
+NFT_TERMS = {
+    'payload ip saddr': 'saddr', 'payload ip daddr': 'daddr', 'payload ip protocol': 'proto',
+    'meta l4proto': 'proto', 'meta nfproto': 'family', 'ct state': 'state',
+    'fib type saddr': 'from',
+    **{f'meta {way}{name}': way for way in ('iif', 'oif') for name in ('', 'name')}}
+NFT_ACTIONS = {'accept': ACCEPT, 'drop': DROP, 'reject': DROP, 'masquerade': NAT, 'snat': NAT,
+               'return': ON, **dict.fromkeys(('counter', 'log', 'mangle', 'notrack', 'flow'), ON)}
+IPTABLES_HOOKS = {'filter FORWARD': 'forward', 'mangle FORWARD': 'forward',
+                  'nat POSTROUTING': 'postrouting'}
+IPTABLES_TERMS = {
+    '-s': 'saddr', '--src-range': 'saddr', '-d': 'daddr', '--dst-range': 'daddr', '-i': 'iif',
+    '-o': 'oif', '-p': 'proto', '--ctstate': 'state', '--state': 'state', '--src-type': 'from'}
+IPTABLES_PLAIN = ('comment', 'conntrack', 'state', 'addrtype', 'iprange', 'tcp', 'udp', 'icmp')
+IPTABLES_ACTIONS = {
+    'ACCEPT': ACCEPT, 'DROP': DROP, 'REJECT': DROP, 'MASQUERADE': NAT, 'SNAT': NAT, 'RETURN': ON,
+    **dict.fromkeys(('LOG', 'NFLOG', 'MARK', 'CONNMARK', 'TCPMSS', 'CT', 'NOTRACK'), ON)}
 
 
-def nat_fault() -> str:
-    """Return why this host cannot NAT, '' if it can."""
-    return '' if forwards() else 'net.ipv4.ip_forward is 0'
+class Match(NamedTuple):
+    """A condition of a rule: `what` of a packet is one of the values, or none of them."""
+
+    what: str  # a key of Host.packets, or what the tool calls it
+    values: Tuple[str, ...]
+    wanted: bool = True
 
 
-# The decision -------------------------------------------------------------------------------------
+class Rule(NamedTuple):
+    matches: Tuple[Match, ...]
+    action: str   # one of the above, or a chain
+    leaves: bool  # the chain with it: goto, return
+    words: str
+
+
+class Chain(NamedTuple):
+    hook: str  # 'forward', 'postrouting', or '' for any other
+    policy: str
+    rules: List[Rule]
+
+
+Chains = Dict[str, Chain]  # by tool, or family, and table and name
+Packet = Dict[str, Any]
+Network = ipaddress.IPv4Network
+Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
+
+
+def read_iptables(listing: str) -> Chains:
+    """Read what iptables-save writes."""
+    chains: Chains = {}
+    table = ''
+    for line in listing.splitlines():
+        if line.startswith('*'):
+            table = line[1:]
+        elif line.startswith(':'):
+            name, policy = line[1:].split()[:2]
+            chains[f'iptables {table} {name}'] = Chain(
+                IPTABLES_HOOKS.get(f'{table} {name}', ''), DROP if policy == 'DROP' else ACCEPT, [])
+        elif line.startswith('-A '):
+            _, name, *words = shlex.split(line)
+            chains[f'iptables {table} {name}'].rules.append(iptables_rule(table, words, line))
+    return chains
+
+
+def iptables_rule(table: str, words: List[str], line: str) -> Rule:
+    matches: List[Match] = []
+    wanted = True
+    while words:
+        option = words.pop(0)
+        values: List[str] = []
+        if option == '!':
+            wanted = False
+            continue
+        while words and (option == '--comment' and not values or words[0][0] not in '!-'):
+            values.append(words.pop(0))
+        if option in ('-j', '-g'):  # what follows are its own options
+            action = IPTABLES_ACTIONS.get(values[0], f'iptables {table} {values[0]}')
+            return Rule(tuple(matches), action, '-g' in option or values[0] == 'RETURN', line)
+        if option == '-m':
+            option = '--comment' if values[0] in IPTABLES_PLAIN else values[0]
+        if option != '--comment':
+            split = tuple(','.join(values).split(','))
+            matches.append(Match(IPTABLES_TERMS.get(option, option), split, wanted))
+        wanted = True
+    return Rule(tuple(matches), ON, False, line)
+
+
+def read_nft(listing: str) -> Chains:
+    """Read what `nft -j list ruleset` writes."""
+    chains: Chains = {}
+    for entry in json.JSONDecoder().raw_decode(listing)[0]['nftables']:
+        chain, rule = entry.get('chain'), entry.get('rule')
+        thing = chain or rule
+        if not thing or thing['family'] not in ('ip', 'inet'):
+            continue
+        table = f'{thing["family"]} {thing["table"]} '
+        if chain:
+            hook = NFT_HOOKS.get((chain.get('type'), chain.get('hook')), '')
+            chains[table + chain['name']] = Chain(hook, chain.get('policy', ACCEPT), [])
+        else:
+            chains[table + rule['chain']].rules.extend(nft_rules(table, rule))
+    return chains
+
+
+def nft_rules(table: str, rule: Dict[str, Any]) -> Iterator[Rule]:
+    """Yield a rule for each of its verdicts."""
+    matches: List[Match] = []
+    for statement in rule['expr']:
+        [(kind, value)] = statement.items()
+        if kind == 'match':
+            matches.append(nft_match(**value))
+        elif kind == 'limit':
+            matches.append(Match(kind, ()))
+        elif kind == 'vmap' and isinstance(value['data'], dict):
+            for one, verdict in value['data']['set']:
+                also = nft_match('==', value['key'], one)
+                yield nft_rule(table, rule['chain'], (*matches, also), verdict)
+        else:
+            yield nft_rule(table, rule['chain'], tuple(matches), statement)
+
+
+def nft_rule(table: str, chain: str, matches: Tuple[Match, ...], verdict: Dict[str, Any]) -> Rule:
+    [(kind, value)] = verdict.items()
+    target = f' {value["target"]}' if kind in ('jump', 'goto') else ''
+    action = table + target[1:] if target else NFT_ACTIONS.get(kind, UNCLEAR)
+    shown = [f'{what} {"" if wanted else "!= "}{", ".join(values)} '
+             for what, values, wanted in matches]
+    words = f'{table}{chain}: {"".join(shown)}{kind}{target}'
+    return Rule(matches, action, kind in ('goto', 'return'), words)
+
+
+def nft_match(op: str, left: Dict[str, Any], right: Any) -> Match:
+    [(kind, value)] = left.items()
+    terms = value.values() if isinstance(value, dict) else ()
+    term = ' '.join([kind] + [' '.join(t) if isinstance(t, list) else str(t) for t in terms])
+    protocol = term.split()[1] if kind == 'payload' and terms else 'ip'
+    if protocol not in ('ip', 'tcp', 'th'):  # another protocol's field asks for that protocol
+        return Match('proto', (protocol,))
+    values = tuple(nft_values(right)) if op in ('==', 'in', '!=') else (f'@{op}',)
+    return Match(NFT_TERMS.get(term, term), values, op != '!=')
+
+
+def nft_values(right: Any) -> Iterator[str]:
+    """Yield the values on the right of a match; what begins with @ is known by name only."""
+    if isinstance(right, dict):
+        [(kind, value)] = right.items()
+        if kind == 'prefix':
+            yield f'{value["addr"]}/{value["len"]}'
+        elif kind == 'range':
+            yield f'{value[0]}-{value[1]}'
+        else:
+            yield from nft_values(value) if kind == 'set' else [f'@{kind}']
+    elif isinstance(right, list):
+        for one in right:
+            yield from nft_values(one)
+    else:
+        yield str(right)
+
+
+def covers(value: str, what: str, packet: Packet) -> Optional[bool]:
+    """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
+    has = packet.get(what)
+    if not has or value.startswith('@'):
+        return None
+    if what in ('iif', 'oif'):
+        return value == has or value[-1:] in ('*', '+') and str(has).startswith(value[:-1])
+    if what not in ('saddr', 'daddr'):
+        return bool(value.lower() == has)
+    try:
+        first, _, last = value.partition('-')
+        networks = [Network(value, strict=False)] if not last else [
+            *ipaddress.summarize_address_range(ipaddress.IPv4Address(first),
+                                               ipaddress.IPv4Address(last))]
+    except ValueError:
+        return None
+    told = [covers_address(network, has, packet['elsewhere']) for network in networks]
+    return True if True in told else None if None in told else False
+
+
+def covers_address(network: Network, has: Any, elsewhere: Dict[Network, str]) -> Optional[bool]:
+    """The same for an address: a network, SOMEWHERE, which is none of `elsewhere`, or INTERNET."""
+    if network.prefixlen == 0:
+        return True
+    if has == INTERNET:  # a rule for some hosts there may be for all that anybody asks for
+        return False if network.is_private else None
+    if has == SOMEWHERE:
+        return False if any(network.subnet_of(one) for one in elsewhere) else None
+    if network.overlaps(has):
+        return True if network.supernet_of(has) else None
+    return False
+
+
+def fits(rule: Rule, packet: Packet) -> Optional[bool]:
+    """Tell whether a rule is about a packet; None: that cannot be told."""
+    told: List[Optional[bool]] = []
+    for what, values, wanted in rule.matches:
+        found = [covers(value, what, packet) for value in values] or [None]
+        one = True if True in found else None if None in found else False
+        told.append(None if one is None else one == wanted)
+    return False if False in told else None if None in told else True
+
+
+def ends(chains: Chains, name: str, packet: Packet) -> Dict[str, str]:
+    """Return all that may become of a packet in a chain, each with the words of the rule."""
+    found: Dict[str, str] = {}
+    for rule in chains[name].rules:
+        fit = fits(rule, packet)
+        if fit is False:
+            continue
+        became = {rule.action: rule.words}
+        if rule.action not in (ACCEPT, DROP, NAT, ON, UNCLEAR):  # a chain, or an odd target
+            chain = rule.action in chains
+            became = ends(chains, rule.action, packet) if chain else {UNCLEAR: rule.words}
+        for end, words in became.items():
+            if end != ON or rule.leaves:
+                found.setdefault(end, words)
+        if fit and (rule.leaves or ON not in became):
+            return found
+    return {**found, ON: ''}
+
+
+class Host(NamedTuple):
+    """What this host does with packets that are not for itself, as far as it has been listed."""
+
+    forwards: str                  # what /proc says of net.ipv4.ip_forward
+    interface: str                 # of the default route, '' where there are several
+    strict: bool                   # its rp_filter
+    elsewhere: Dict[Network, str]  # what is routed to another interface
+    chains: Chains
+    unlisted: str = ''             # why there may be other rules
+
+    def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
+        """Return the first packet of a connection from a private network, and the answer to it."""
+        common = {'iif': self.interface, 'oif': self.interface, 'proto': 'tcp', 'family': 'ipv4',
+                  'from': 'unicast', 'elsewhere': self.elsewhere}
+        private = network or SOMEWHERE
+        return ({**common, 'saddr': private, 'daddr': INTERNET, 'state': 'new'},
+                {**common, 'saddr': INTERNET, 'daddr': private, 'state': 'established'})
+
+    def ends_at(self, hook: str, packet: Packet) -> List[Dict[str, str]]:
+        """Return what may become of a packet in each chain of a hook."""
+        told = []
+        for name, chain in self.chains.items():
+            if chain.hook == hook:
+                found = ends(self.chains, name, packet)
+                if ON in found:
+                    del found[ON]
+                    found.setdefault(chain.policy, f'{name}: policy {chain.policy}')
+                told.append(found)
+        return told
+
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a private network, and why (not)."""
+        if self.forwards != '1':
+            said = f'net.ipv4.ip_forward is {self.forwards or "not known"}'
+            return False if self.forwards else None, said
+        told = [one for packet in self.packets(network) for one in self.ends_at('forward', packet)]
+        for found in told:
+            if set(found) == {DROP}:
+                return False, f'forwarding is dropped ({found[DROP]})'
+        unclear = [found[end] for found in told for end in (DROP, UNCLEAR) if end in found]
+        if network:
+            strict = ', whose rp_filter is strict' if self.strict else ''
+            unclear += [f'{one} is routed to {device}, not to {self.interface}{strict}'
+                        for one, device in self.elsewhere.items() if one.overlaps(network)]
+        if unclear or self.unlisted:
+            return None, f'forwarding may be dropped ({[*unclear, self.unlisted][0]})'
+        return True, 'net.ipv4.ip_forward is 1, and no rule drops'
+
+    def masquerading(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host masquerades what comes from a private network, by which rule."""
+        told = self.ends_at('postrouting', self.packets(network)[0])
+        for found in told:
+            if set(found) == {NAT}:
+                return True, found[NAT]
+        unclear = [found[end] for found in told for end in (NAT, UNCLEAR) if end in found]
+        whom = network or 'the private networks'
+        if unclear or self.unlisted:
+            return None, f'this may be for {whom}, or not: {[*unclear, self.unlisted][0]}'
+        return False, f'no rule masquerades {whom}'
+
+
+def text_of(path: str) -> str:
+    """Return the text of a file, '' if there is none."""
+    with contextlib.suppress(OSError), open(path, errors='replace', newline='\n') as file:
+        return file.read()
+    return ''
+
+
+def read_routes(text: str) -> Tuple[str, Dict[Network, str]]:
+    """Read /proc/net/route: the one interface of default routes, and what goes to another one."""
+    routes = []
+    for line in text.splitlines()[1:]:
+        device, network, _, _, _, _, _, mask = line.split()[:8]
+        address, length = socket.ntohl(int(network, 16)), bin(int(mask, 16)).count('1')
+        routes.append((device, Network((address, length))))
+    defaults = {device for device, network in routes if network.prefixlen == 0}
+    if len(defaults) != 1:
+        return '', {}
+    return min(defaults), {network: device for device, network in routes
+                           if device not in defaults and network.prefixlen >= 8}
+
+
+def list_with(*command: str) -> str:
+    """Return what a tool lists, and then what it warns of; '' if it is not installed."""
+    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                              encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
+                              env={**os.environ, 'PATH': path})
+    except FileNotFoundError:
+        return ''
+    return done.stdout + done.stderr
+
+
+def look_at_host(root: str = '/') -> Host:
+    """Ask the kernel and both tools."""
+    ipv4 = os.path.join(root, 'proc/sys/net/ipv4')
+    interface, elsewhere = read_routes(text_of(os.path.join(root, 'proc/net/route')))
+    filters = [text_of(f'{ipv4}/conf/{name}/rp_filter').strip() for name in ('all', interface)]
+    listed = run_together({'nft': lambda: list_with('nft', '-j', 'list', 'ruleset'),
+                           'iptables-save': lambda: list_with('iptables-save')}, LIST_TIMEOUT + 0.2)
+    nft, iptables = (one if isinstance(one, str) else '' for one in listed.values())
+    unlisted = failures_in(listed)
+    if not any(listed.values()):
+        unlisted = 'neither nft nor iptables-save is installed'
+    elif 'legacy tables present' in iptables:
+        unlisted = 'iptables-legacy has rules, too'
+    chains: Chains = {}
+    try:
+        chains = read_iptables(iptables)
+        native = read_nft(nft) if nft else {}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        native, unlisted = {}, f'a listing cannot be read: {in_words(error)}'
+    if '(nf_tables)' in iptables:  # nft lists these, too, but not all of what they say
+        native = {name: chain for name, chain in native.items()
+                  if name.replace('ip ', 'iptables ', 1) not in chains}
+    return Host(text_of(f'{ipv4}/ip_forward').strip(), interface, max(filters) == '1', elsewhere,
+                {**chains, **native}, unlisted)
+
+
+def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
+    """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
+
+    It takes a few ms, at most 2 s, and never raises; nothing is listed where nothing is forwarded.
+    """
+    with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
+        if text_of(os.path.join(root, 'proc/sys/net/ipv4/ip_forward')).strip() == '0':
+            return 'net.ipv4.ip_forward is 0'
+        host = look_at_host(root)
+        asked: List[Optional[Network]] = [Network(one) for one in networks]
+        for network in asked or [None]:
+            for sure, words in (host.forwarding(network), host.masquerading(network)):
+                if sure is False:
+                    return words
+    return ''
+
+
+# The observation ----------------------------------------------------------------------------------
 
 UNKNOWN = 'unknown'  # EC2 has not told who holds this part
-NEVER = -math.inf    # when something happened that never did
 
 
 @dataclasses.dataclass(frozen=True)
@@ -876,6 +1233,87 @@ class Observation:
         """EC2 does not contradict it: the peer runs and its checks do not fail, or EC2 tells nothing."""
         return not self.peer_state or self.peer_state == 'running' and self.peer_checks != 'impaired'
 
+
+class Ec2:
+    """The calls of one monitor: a client that is made anew when it has lost its credentials."""
+
+    def __init__(self, connect: Callable[[], Any], run_together: Callable[..., Dict[str, Any]],
+                 lasting: Callable[..., bool]) -> None:
+        self.connect, self.run_together, self.lasting = connect, run_together, lasting
+        self.client: Any = None
+        self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
+        self.allocation_id = ''
+
+    def call(self, calls: Dict[str, Call], meanwhile: Callable[[], float],
+             deadline: float = CALL_DEADLINE, **beside: Callable[[], Any]) -> Dict[str, Any]:
+        """Make the calls side by side, others beside them; note whether EC2 answers at all."""
+        if self.client is None:
+            made = self.run_together({'client': self.connect}, CALL_DEADLINE, meanwhile)
+            if self.lasting('client', failures_in(made),
+                            'no EC2 client could be made ({}): trying again'):
+                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
+            self.client = made['client']
+        bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
+        results = self.run_together({**bound, **beside}, deadline, meanwhile)
+        answers = [results[name] for name in calls]
+        unanswered = [answer for answer in answers if not has_answered(answer)]
+        if unanswered:
+            self.close_connections()
+        if any(map(lost_credentials, answers)):
+            self.client = None  # a new one gets those that the role has now
+        skew = max((clock_skew(answer) for answer in answers), key=abs)
+        self.lasting('clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
+                     'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
+        if len(unanswered) < len(answers):
+            self.lasting('EC2', '', '')
+        elif deadline == CALL_DEADLINE:
+            self.lasting('EC2', in_words(unanswered[0]),
+                         'EC2 does not answer this monitor ({}): it decides nothing')
+        return results
+
+    def close_connections(self) -> None:
+        """Drop the pooled connections, which a move of the public address kills without a word."""
+        if self.client is not None:
+            self.client.close()
+
+    def observe(self, settings: Settings, own_id: str, peer_id: str, asked_at: float,
+                meanwhile: Callable[[], float], nat_fault: Callable[[], str]
+                ) -> Optional[Observation]:
+        """Ask for all that a decision needs, in one go; None if EC2 has not told the states."""
+        pair = own_id, peer_id
+        cards = {card: i for i, one in self.facts.items() for card in one.interfaces}
+        questions: Dict[str, Call] = {
+            'states': lambda client: describe_states(client, *pair),
+            'instances': lambda client: describe_pair(client, *pair),
+            'tables': lambda client: describe_tables(
+                client, settings.route_table_ids, *pair, cards)}
+        if settings.elastic_ip:
+            questions['address'] = lambda client: describe_address(
+                client, settings.elastic_ip or '', *pair, cards)
+        self.close_connections()  # an older one may have died without a FIN
+        results = self.call(questions, meanwhile, nat_fault=nat_fault)
+        if any(has_answered(results[name]) for name in questions):
+            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
+        holders, states = dict.fromkeys(settings.parts, UNKNOWN), results['states']
+        if isinstance(results['instances'], dict):
+            self.facts = results['instances']
+        if isinstance(results['tables'], dict):
+            holders.update(results['tables'])
+        if isinstance(results.get('address'), tuple):
+            holders[settings.elastic_ip or ''], allocation_id = results['address']
+            self.allocation_id = allocation_id or self.allocation_id
+        if not has_answered(states):
+            return None
+        error = in_words(states) if isinstance(states, Exception) else 'nothing about it'
+        told = {} if isinstance(states, Exception) else states
+        own, peer = (told.get(i, ('', '')) for i in pair)
+        reason = self.facts[peer_id].reason if peer_id in self.facts else ''
+        fault = results['nat_fault']
+        return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
+                           '' if isinstance(fault, Exception) else fault)
+
+
+# The decision -------------------------------------------------------------------------------------
 
 class Step(NamedTuple):
     """A step of a restart that was asked for; where no answer came, it may have been taken."""
@@ -1029,7 +1467,7 @@ class Memory:
     def step_due_at(self, name: str, since: float) -> float:
         """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
         tries = [one.at for one in self.steps if one.name == name and one.at > since]
-        return tries[-1] + min(600.0, LATER * 2 ** (len(tries) - 1)) if tries else NEVER
+        return tries[-1] + min(600.0, LATER * 2.0 ** (len(tries) - 1)) if tries else NEVER
 
     def stop_due_at(self, settings: Settings, now: float) -> float:
         """Return when the peer may be stopped once more: twice as far apart with each stop."""
@@ -1037,7 +1475,7 @@ class Memory:
         refused_at = self.step_due_at(STOP, max([self.answered_at, *stops]))
         if not stops:
             return refused_at
-        spacing = min(AN_HOUR, settings.wait_for_instance_start * 2 ** (len(stops) - 1))
+        spacing = min(AN_HOUR, settings.wait_for_instance_start * 2.0 ** (len(stops) - 1))
         return max(refused_at, stops[-1] + spacing)
 
 
@@ -1084,9 +1522,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     if left and memory.refusals < wait_stop / CLAIM_RETRY:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: taking over '
                         + ' and '.join(left), CLAIM_RETRY, due)
-    if not seen.peer_state:
-        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}: asking again',
-                        claims=due)
+    if not seen.peer_state or not seen.own_state:
+        return Decision('{peer} is not restarted for now, as EC2 does not tell the states of both '
+                        f'({seen.error}): asking again', claims=due)
     if seen.peer_state == 'stopped':
         if now < memory.step_due_at(START, memory.answered_at):
             return Decision('{peer} is stopped again, or still: starting it later and later '
@@ -1158,12 +1596,10 @@ class Monitor:
                  log: logging.Logger = log) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
-        self.connect, self.run_together, self.nat_fault = connect, run_together, nat_fault
+        self.run_together, self.nat_fault = run_together, nat_fault
+        self.ec2 = Ec2(lambda: connect(self.region), run_together, self.lasting)
         self.own_id = self.peer_id = self.region = ''
         self.memory = Memory(primary=False)
-        self.client: Any = None
-        self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
-        self.allocation_id = ''
         self.allowed: Set[str] = set()     # rehearsed calls
         self.misses = 0                    # in a row
         self.next_ping_at = NEVER
@@ -1226,8 +1662,10 @@ class Monitor:
 
     def ping_once(self) -> None:
         """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing."""
-        address = self.peer_address
-        sent_at, timeout = self.clock.monotonic(), self.settings.ping_timeout
+        address, timeout = self.peer_address, self.settings.ping_timeout
+        sent_at = self.clock.monotonic()
+        if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
+            self.start_over()  # nothing takes so long: this process was suspended
         answered, failure = None, ''
         try:
             if address:
@@ -1241,7 +1679,7 @@ class Monitor:
         self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
                                       'trying again')
         if now - sent_at > timeout + 1.0 and not answered:
-            answered = None  # this process was suspended meanwhile
+            answered = None  # suspended, too
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
@@ -1265,9 +1703,8 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        if not self.facts:
-            return None
-        return self.facts[self.peer_id].address if self.peer_id in self.facts else ''
+        facts = self.ec2.facts
+        return None if not facts else facts[self.peer_id].address if self.peer_id in facts else ''
 
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
@@ -1303,49 +1740,17 @@ class Monitor:
     # Observe
 
     def observe(self) -> None:
-        """Ask EC2 for all that a decision needs, in one go, while pinging goes on."""
-        settings, pair = self.settings, (self.own_id, self.peer_id)
-        interfaces = {card: i for i, one in self.facts.items() for card in one.interfaces}
-        questions: Dict[str, Call] = {
-            'states': lambda client: describe_states(client, *pair),
-            'instances': lambda client: describe_pair(client, *pair),
-            'tables': lambda client: describe_tables(
-                client, settings.route_table_ids, *pair, interfaces)}
-        if settings.elastic_ip:
-            questions['address'] = lambda client: describe_address(
-                client, settings.elastic_ip or '', *pair, interfaces)
+        """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at, self.ask_at = self.clock.monotonic(), math.inf
-        self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, {'host': self.nat_fault})
-        pause = self.chance.uniform(1.0, CLAIM_RETRY) if self.misses else LOOK_AFTER_CHANGE
-        if any(has_answered(results[name]) for name in questions):
-            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
-        if isinstance(results['instances'], dict):
-            self.facts = results['instances']
-        if isinstance(results.get('address'), tuple):
-            self.allocation_id = results['address'][1] or self.allocation_id
-        if has_answered(results['states']):
-            pause = SOON
-            self.note(self.observed(results))
+        seen = self.ec2.observe(self.settings, self.own_id, self.peer_id, self.asked_at,
+                                self.ping_meanwhile, self.nat_fault)
+        pause = SOON if seen else (
+            self.chance.uniform(1.0, CLAIM_RETRY) if self.misses else LOOK_AFTER_CHANGE)
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
-
-    def observed(self, results: Dict[str, Any]) -> Observation:
-        """Put EC2's answers together; one that failed leaves parts or states unknown."""
-        settings, states = self.settings, results['states']
-        error = in_words(states) if isinstance(states, Exception) else 'nothing about it'
-        states = {} if isinstance(states, Exception) else states
-        holders = dict.fromkeys(settings.parts, UNKNOWN)
-        if isinstance(results['tables'], dict):
-            holders.update(results['tables'])
-        if isinstance(results.get('address'), tuple):
-            holders[settings.elastic_ip or ''] = results['address'][0]
-        peer = self.facts.get(self.peer_id)
-        return Observation(
-            self.asked_at, *states.get(self.own_id, ('', '')), *states.get(self.peer_id, ('', '')),
-            error, peer.reason if peer else '', holders, str(results['host']))
+        if seen:
+            self.note(seen)
 
     def note(self, seen: Observation) -> None:
-        """Remember what was observed, and log what is news."""
         memory, before = self.memory, self.memory.holders
         memory.note(seen, self.settings)
         self.observation = seen
@@ -1368,41 +1773,6 @@ class Monitor:
     def log_here(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
         self.troubles.pop(part, None)
-
-    def call(self, calls: Dict[str, Call], beside: Optional[Dict[str, Callable[[], Any]]] = None,
-             deadline: float = CALL_DEADLINE) -> Dict[str, Any]:
-        """Make the calls side by side, while pinging goes on; note whether EC2 answers."""
-        if self.client is None:
-            made = self.run_together({'client': lambda: self.connect(self.region)}, CALL_DEADLINE,
-                                     self.ping_meanwhile)
-            if self.lasting('client', failures_in(made),
-                            'no EC2 client could be made ({}): trying again'):
-                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside or {}, '')}
-            self.client = made['client']
-        started_at = self.clock.monotonic()
-        bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
-        results = self.run_together({**bound, **(beside or {})}, deadline, self.ping_meanwhile)
-        took = self.clock.monotonic() - started_at
-        if took > deadline + 2 * self.settings.ping_timeout + 1.0:
-            results.update(dict.fromkeys(calls, NoAnswer('this process was suspended meanwhile')))
-            self.start_over()
-        answers = [results[name] for name in calls]
-        silent = [answer for answer in answers if not has_answered(answer)]
-        if silent:
-            self.close_connections()
-        if any(map(lost_credentials, answers)):
-            self.client = None  # a new one gets those that the role has now
-        if len(silent) < len(answers):
-            self.lasting('EC2', '', '')
-        elif deadline == CALL_DEADLINE:
-            self.lasting('EC2', in_words(silent[0]),
-                         'EC2 does not answer this monitor ({}): it decides nothing')
-        return results
-
-    def close_connections(self) -> None:
-        """Drop the pooled connections, which a move of the public address kills without a word."""
-        if self.client is not None:
-            self.client.close()
 
     # Judge and act
 
@@ -1438,17 +1808,16 @@ class Monitor:
         Alone the address would part from the route: once EC2 has refused something, it waits
         until a table is here.
         """
-        memory, address = self.memory, self.settings.elastic_ip
+        memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
-        if address in parts and self.allocation_id and (
+        if address in parts and self.ec2.allocation_id and (
                 not memory.refusals if calls else memory.address_may_come):
             calls[address] = lambda client: client.associate_address(
-                AllocationId=self.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
+                AllocationId=self.ec2.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
         deadline = MOVE_DEADLINE if address in calls else CALL_DEADLINE
-        results = self.call(calls, deadline=deadline) if calls else {}
-        now = self.clock.monotonic()
+        results = self.ec2.call(calls, self.ping_meanwhile, deadline) if calls else {}
         for part, result in results.items():
             if not isinstance(result, Exception):
                 memory.note_here(part, now)
@@ -1459,13 +1828,13 @@ class Monitor:
             else:
                 self.lasting(part, in_words(result), f'{part}: the answer to its move to '
                              f'{self.own_id} did not come ({{}}): asking EC2 where it is')
-        self.close_connections()
+        self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
         if refused or not calls:
             memory.note_refusal(self.pause(refused), now)
             self.ask_at = min(self.ask_at, memory.claim_at)
         elif any(isinstance(result, Exception) for result in results.values()):
-            self.ask_at = now
+            self.ask_at = NEVER
         else:
             memory.refusals = 0
 
@@ -1492,8 +1861,8 @@ class Monitor:
                 **stop_arguments(client, self.peer_id, True, True))),
             START: ('started', lambda client: client.start_instances(InstanceIds=[self.peer_id]))}
         done, call = steps[name]
-        results = self.call({done: call})
         now = self.clock.monotonic()
+        results = self.ec2.call({done: call}, self.ping_meanwhile)
         self.memory.note_step(Step(name, now, bool(code_of(results[done]))),
                               not isinstance(results[done], Exception))
         if not self.lasting('restart', failures_in(results),
@@ -1508,9 +1877,11 @@ class Monitor:
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
         """
-        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
+        allocation_id = self.ec2.allocation_id
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, allocation_id)
         left = [name for name in calls if name not in self.allowed]
-        results = self.call({name: calls[name] for name in left[:REHEARSED_AT_ONCE]}) if left else {}
+        some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
+        results = self.ec2.call(some, self.ping_meanwhile) if some else {}
         denied = [name for name, result in results.items() if code_of(result) in DENIED]
         self.allowed.update(name for name, result in results.items() if code_of(result) and (
             name not in denied and code_of(result) not in BUSY))
@@ -1518,7 +1889,7 @@ class Monitor:
             f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
             'policy in iam_policy.json'), logging.ERROR)
         is_missing = len(self.allowed) < len(calls) - len(denied) or (
-            self.settings.elastic_ip and not self.allocation_id) or 'absent' in self.troubles
+            self.settings.elastic_ip and not allocation_id) or 'absent' in self.troubles
         if is_missing:
             self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
 
@@ -1549,59 +1920,101 @@ class Monitor:
         return bool(failure)
 
 
-# The check ------------------------------------------------------------------------------------------------------------
+# The check ----------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
-OWN_WORK = 0.2  # s of an outage that neither waiting nor EC2 takes
+OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
-LIST_RULES = 'PATH=$PATH:/usr/sbin:/sbin; nft list ruleset; listed=$?; iptables -w 2 -t nat -S || exit $listed'
+LIST_RULES = 'nft list ruleset; iptables-save'
+MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
+              "oifname != \"lo\" masquerade; }; }'")
+KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
 CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-CRON_JOB = r'^[ \t]*@reboot[ \t]+{user}(?:\S+[ \t]+)*?(\S*nat_monitor\.py)(?!\S).*\n'  # cron skips a line without end
+CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
+            r'(?:[ \t]*[\d&]?[<>]{{1,2}}[ \t]*(?:&\d|[^\s&<>|;()]+))*[ \t]*\n')
+CRON_WORD = r'\s*(?:@\w+\s+|(?:\S+\s+){5})(\S+)'  # the first one behind the times
+UNITS = [f'{directory}/systemd/system/*.service' for directory in ('etc', 'lib', 'usr/lib')]
+STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*?nat_monitor\.py'
+                  r'|nat_monitor\.py\s+(?:--check|--help|-h)\b')
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
-    """Return the seconds from a crash just after an answer to the new route; one EC2 call takes `call` seconds.
+    """Return the seconds from a crash just after an answer to the new route.
 
-    EC2 is asked beside the last ping but one, though never before a miss, so there are three pings at least; a call
-    that takes longer than this ping holds up the deciding one.
+    One EC2 call takes `call` seconds.  EC2 is asked beside the last ping but one, though never
+    before a miss, so there are three pings at least; a call that takes longer than this ping holds
+    up the deciding one.
     """
-    return (settings.wait_between_pings + (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
-            + call + OWN_WORK)
+    misses = (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
+    return settings.wait_between_pings + misses + call + OWN_WORK
 
 
 def only_root_writes(path: str) -> bool:
     return os.stat(path).st_uid == 0 and not os.stat(path).st_mode & 0o022
 
 
+def directories_above(path: str) -> List[str]:
+    """Return all directories on the way to a file, / first."""
+    above = os.path.dirname(path)
+    return [] if above == path else [*directories_above(above), above]
+
+
+def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
+    """Tell whether a line of a crontab starts the monitor at boot; None: it may, nobody can tell.
+
+    A line of the system's crontabs has the user behind the times.
+    """
+    if not line.endswith('\n') or line.endswith('\r\n') or line.lstrip().startswith('#'):
+        return False  # cron skips a line without end, and the shell minds a carriage return
+    job = re.fullmatch(CRON_JOB.format(user=r'root[ \t]+' if with_user else ''), line)
+    if job:
+        return os.access(job[1], os.X_OK)
+    found = re.match(CRON_WORD, line)
+    word = found[1] if found else ''
+    if with_user and ('/' in word or word != 'root' and 'sudo' not in line):
+        return False
+    return None if mentions_start(line) and (with_user or word != 'root') else False
+
+
+def mentions_start(line: str) -> bool:
+    return bool(re.search(r'nat_monitor\.py(?![\w.~-])', re.sub(STARTS_NOTHING, '', line)))
+
+
 def has_profile(instance: Dict[str, Any]) -> bool:
-    return str(instance.get('IamInstanceProfile', {}).get('Arn', '')).endswith(f':instance-profile/{PROFILE}')
+    arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
+    return arn.endswith(f':instance-profile/{PROFILE}')
 
 
 def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
-    """Return by id the list that a Describe call answers; by a filter, as one unknown id would fail the whole call."""
+    """Return by id the list that a Describe call answers.
+
+    By a filter, as one unknown id would fail the whole call.
+    """
     answer = call(Filters=[{'Name': name, 'Values': list(values)}])
     found = next(value for value in answer.values() if isinstance(value, list))
     return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
 class Check:
-    """One run of --check: look at all that a failover needs, a line for each thing, and change nothing.
+    """One run of --check: look at all that a failover needs, a line for each thing, change nothing.
 
-    The arguments are its doors to the world outside; `root` is the directory that holds etc, proc, run and var.
+    The arguments are its doors to the world outside; `root` is the directory that holds etc, proc,
+    run and var.
     """
 
-    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None, ping: Any = None,
-                 connect: Callable[[str], Any] = connect, forwards: Callable[[], bool] = forwards,
+    def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None,
+                 ping: Any = None, connect: Callable[[str], Any] = connect,
                  root: str = '/') -> None:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
-        self.connect, self.forwards, self.root = connect, forwards, root
+        self.connect, self.root = connect, root
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
         self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
         self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
         self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
+        self.networks: Set[Network] = set()  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
@@ -1619,13 +2032,16 @@ class Check:
         except Refusal as refusal:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
-                self.say(False, what, about, fault, self.edit)
+                self.say(False, what, about, fault, AGAIN if what == 'EC2' else self.edit)
+        except OwnFault as fault:
+            self.say(False, what, about, in_words(fault), 'ip route')
         except Exception as error:
-            remedy = self.allow if code_of(error) in DENIED else 'ip route' if isinstance(error, OwnFault) else AGAIN
-            self.say(False, what, about, in_words(error), remedy, FAIL if isinstance(error, OwnFault) else UNKNOWN)
+            remedy = self.allow if code_of(error) in DENIED else AGAIN
+            self.say(False, what, about, in_words(error), remedy, UNKNOWN)
 
-    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '', otherwise: str = FAIL) -> None:
-        """Write a line: the verdict, what was looked at, its id, what was found and, unless it is fine, what to do."""
+    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '',
+            otherwise: str = FAIL) -> None:
+        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy."""
         verdict = FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
         log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
@@ -1637,54 +2053,79 @@ class Check:
         self.say(True, 'settings', '', f'{self.settings_file} is valid')
 
     def check_files(self) -> None:
-        """See that nobody but root can write what runs as root, or put something else in its place."""
-        files = [os.path.realpath(path) for path in (__file__, self.settings_file)]
-        for path in filter(os.path.exists, dict.fromkeys([*map(os.path.dirname, files), *files])):
-            self.say(only_root_writes(path), 'file', '',
-                     f'{path} belongs to user {os.stat(path).st_uid}, mode {os.stat(path).st_mode & 0o7777:o}',
+        """See that nobody but root can write what runs as root, or put something in its place.
+
+        Higher up, a directory such as /tmp will do, where others may not rename what is root's.
+        """
+        files = [resolve(path) for path in (__file__, self.settings_file)
+                 for resolve in (os.path.abspath, os.path.realpath)]
+        above = [directory for path in files for directory in directories_above(path)]
+        beside = {os.path.dirname(path) for path in files}
+        for path in filter(os.path.exists, dict.fromkeys([*above, *files])):
+            owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
+            shared = mode & 0o1000 and owner == 0 and path not in beside
+            self.say(bool(shared) or only_root_writes(path), 'file', '',
+                     f'{path} belongs to user {owner}, mode {mode:o}',
                      f'chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:
         items = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({item: functools.partial(self.metadata.get, item) for item in items}, CALL_DEADLINE)
+        found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
+                             CALL_DEADLINE)
         role, failed = found.pop(items[2]), failures_in(found)
         self.own_id, self.region = ('', '') if failed else found.values()
-        self.say(not failed, 'metadata', '', failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
-                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required '
-                 '--instance-id <this instance>')
+        self.say(not failed, 'metadata', '',
+                 failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
+                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled '
+                 '--http-tokens required --instance-id <this instance>')
         if not failed:
             self.role = role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', self.own_id, str(role), self.give_profile(self.own_id))
+            self.say(role == self.role, 'role', self.own_id, str(role),
+                     self.give_profile(self.own_id))
 
     def check_place(self) -> None:
         if self.settings and self.own_id:
             primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-            self.say(True, 'this instance', self.own_id, f'is the {"primary" if primary else "secondary"}')
+            self.say(True, 'this instance', self.own_id,
+                     f'is the {"primary" if primary else "secondary"}')
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards, and masquerades by a rule of nftables or of iptables."""
-        on = self.forwards()
-        self.say(on, 'forwarding', '', f'net.ipv4.ip_forward is {int(on)}',
-                 'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        listed = subprocess.run(['/bin/sh', '-c', LIST_RULES], stdin=subprocess.DEVNULL, capture_output=True,
-                                encoding='utf-8', errors='replace', timeout=5, check=False)
-        rule = re.search(r'.*\b(masquerade|snat)\b.*', listed.stdout, re.IGNORECASE)
-        self.say(bool(rule), 'masquerading', '', rule[0].strip() if rule else 'no masquerade or SNAT rule is listed',
-                 "nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; oifname != \"lo\" "
-                 "masquerade; }; }'", UNKNOWN if listed.returncode else FAIL)
+        """Tell whether this host forwards and masquerades what comes from the private subnets."""
+        host = look_at_host(self.root)
+        networks: List[Any] = sorted(self.networks) or [None]
+        told = [host.forwarding(network) for network in networks]
+        sure, words = min(told, key=lambda one: (False, None, True).index(one[0]))
+        remedy = LIST_RULES if host.forwards == '1' else (
+            'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
+        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNKNOWN)
+        for network in networks:
+            sure, words = host.masquerading(network)
+            self.say(bool(sure), 'masquerading', str(network or ''), words,
+                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNKNOWN)))
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        jobs = []
-        for path in (path for files in CRON_FILES for path in glob.glob(os.path.join(self.root, files))):
-            user = r'root[ \t]+' if '/etc/' in path else ''
-            job = re.search(CRON_JOB.format(user=user), self.read(path), re.MULTILINE)
-            takes = only_root_writes(path) and not os.stat(path).st_mode & 0o111 and '.' not in os.path.basename(path)
-            if job and takes and os.access(job[1], os.X_OK):
-                jobs.append(f'{path}: {job[0].strip()}')
-        self.say(bool(jobs), 'cron job', '', min(jobs, default='none that cron accepts starts the monitor at boot'),
-                 'install -m 755 nat_monitor.py /usr/local/sbin/ && '
-                 'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
+        jobs: List[str] = []
+        others: List[str] = []
+        for path in self.files(*CRON_FILES):
+            if not (only_root_writes(path) and not os.stat(path).st_mode & 0o111
+                    and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path))):
+                continue
+            for line in self.read(path).splitlines(keepends=True):
+                starts = starts_monitor(line, '/etc/' in path)
+                if starts is not False:
+                    (jobs if starts else others).append(f'{path}: {line.strip()}')
+        for path in self.files(*UNITS):
+            others += [f'{path}: {line}' for line in self.read(path).splitlines()
+                       if line.startswith('Exec') and mentions_start(line)]
+        install = ('install -m 755 nat_monitor.py /usr/local/sbin/ && '
+                   'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
+        if others and not jobs:
+            self.say(False, 'cron job', '', f'{min(others)} (whether this starts the monitor at '
+                     'boot cannot be told)', f'{install}  # and remove that', UNKNOWN)
+        else:
+            none = 'none that cron accepts starts the monitor at boot'
+            self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
 
     def check_monitor(self) -> None:
         pid = self.read(LOCK_FILE[1:]).strip()
@@ -1692,29 +2133,31 @@ class Check:
         if runs and is_suspended(pid):
             self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
         else:
+            program = os.path.realpath(__file__)
             self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
-                     f"echo '{os.path.realpath(__file__)} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+                     f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+
+    def files(self, *patterns: str) -> List[str]:
+        return [path for each in patterns for path in glob.glob(os.path.join(self.root, each))]
 
     def read(self, path: str) -> str:
-        """Return the text of a file, '' if there is none."""
-        with contextlib.suppress(OSError), open(os.path.join(self.root, path), errors='replace') as file:
-            return file.read()
-        return ''
+        return text_of(os.path.join(self.root, path))
 
     # What the policy asks for
 
     @property
     def allow(self) -> str:
-        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} --policy-document '
-                'file://iam_policy.json')
+        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} '
+                '--policy-document file://iam_policy.json')
 
     def give_profile(self, i: str) -> str:
         profile = f'--iam-instance-profile Name={PROFILE}'
         if 'IamInstanceProfile' not in self.things.get(i, {}):
             return f'aws ec2 associate-iam-instance-profile {profile} --instance-id {i}'
-        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id $(aws ec2 describe-iam-'
-                f'instance-profile-associations --filters Name=instance-id,Values={i} --output text --query '
-                '"IamInstanceProfileAssociations[0].AssociationId")')
+        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id '
+                '$(aws ec2 describe-iam-instance-profile-associations '
+                f'--filters Name=instance-id,Values={i} --output text '
+                '--query "IamInstanceProfileAssociations[0].AssociationId")')
 
     def check_permission(self, name: str) -> None:
         (action, on, about), result = name.partition(' on '), self.got[name]
@@ -1725,90 +2168,136 @@ class Check:
                  self.permit(action, about))
 
     def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile or the tags that the policy asks for, or else the policy."""
+        """Return the command that gives the profile or the tags that the policy asks for.
+
+        Where nothing of these is missing, it is the policy that does not allow it.
+        """
         thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
         if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
             return self.give_profile(about)
-        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG for tag in thing.get('Tags', []))
+        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG
+                     for tag in thing.get('Tags', []))
         ids = [] if tagged or 'RouteTableId' not in thing else [about]
         if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
-            ids = [thing['AllocationId']] + [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
+            ids = [thing['AllocationId']]
+            ids += [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
         tags = [f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG}'] * bool(ids)
         return ' && '.join(tags + [self.allow] * (tagged or not ids))
 
     # EC2
 
     def check_ec2(self) -> None:
-        """Ask EC2 for all that a failover is about, rehearse one, and tell of one thing after the other."""
+        """Ask EC2 for all that a failover is about, rehearse one, and tell of each thing."""
         settings, pair = self.settings, (self.own_id, self.peer_id)
         if not self.peer_id:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
         address, tables = settings.elastic_ip, settings.route_table_ids
         self.client = ec2 = self.connect(self.region)
         calls: Dict[str, Callable[[], Any]] = {
-            'DescribeInstances': lambda: by_id(ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
+            'DescribeInstances': lambda: by_id(
+                ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
             'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
-            'DescribeRouteTables': lambda: by_id(ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
+            'DescribeRouteTables': lambda: by_id(
+                ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
         if address:
-            calls['DescribeAddresses'] = lambda: by_id(ec2.describe_addresses, 'PublicIp', 'public-ip', address)
+            calls['DescribeAddresses'] = lambda: by_id(
+                ec2.describe_addresses, 'PublicIp', 'public-ip', address)
         self.got = run_together(calls, CALL_DEADLINE)
         self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
                        for i, thing in found.items() if isinstance(thing, dict)}
-        rehearsed = rehearsal(settings, *pair, self.things.get(address, {}).get('AllocationId', '')).items()
-        self.got.update(run_together({name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
+        allocation = self.things.get(address, {}).get('AllocationId', '')
+        rehearsed = rehearsal(settings, *pair, allocation).items()
+        self.got.update(run_together(
+            {name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
+        self.check_clock()
         for name in self.got:
             self.attempt('permission', name.split()[0], self.check_permission, name)
         if address and address not in self.things:
-            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there', AGAIN, UNKNOWN)
-        for what, ids, check in (('instance', pair, self.check_instance), ('route table', tables, self.check_table),
+            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there',
+                     AGAIN, UNKNOWN)
+        for what, ids, check in (('instance', pair, self.check_instance),
+                                 ('route table', tables, self.check_table),
                                  ('Elastic IP', settings.parts[len(tables):], self.check_address)):
             for i in ids:
                 self.attempt(what, i, check, i)
         self.attempt('ping', self.peer_id, self.check_ping)
         self.attempt('longest outage', '', self.check_speed)
 
+    def check_clock(self) -> None:
+        """Tell if this clock is so far off that EC2 refuses what is signed by it."""
+        errors = [one for one in self.got.values() if isinstance(one, ClientError)]
+        skew, error = max(((clock_skew(one), one) for one in errors), default=(0.0, None),
+                          key=lambda each: abs(each[0]))
+        if error and abs(skew) > CLOCK_TOLERANCE:
+            self.say(False, 'clock', self.own_id, f'{abs(skew):.0f} s '
+                     f'{"ahead of" if skew > 0 else "behind"} EC2, which says {in_words(error)}',
+                     'systemctl enable --now chrony; chronyc makestep  # package chrony')
+
     def find(self, call: str, i: str) -> Any:
-        """Return what a call told of a thing; raise what it raised, or Refusal if there is no such thing."""
+        """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
         found = self.got[call]
         if isinstance(found, Exception):
             raise found
         if i not in found:
-            raise Refusal(f'not found in {self.region}, see: aws ec2 {botocore.xform_name(call, "-")}', exit_code=1)
+            look = f'aws ec2 {botocore.xform_name(call, "-")}'
+            raise Refusal(f'not found in {self.region}, see: {look}', exit_code=1)
         return found[i]
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
-        state, on, public = one['State']['Name'], one.get('SourceDestCheck', True), one.get('PublicIpAddress')
-        self.say(state == 'running', 'state', i, state, f'aws ec2 start-instances --instance-ids {i}')
+        self.check_state(i, one)
+        on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
         self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
                  f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
-        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId'] for card in one['NetworkInterfaces']}
+        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
+                 for card in one['NetworkInterfaces']}
+        last = [*cards.values(), ''][len(cards) - 1]
         self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
-                 f'aws ec2 detach-network-interface --attachment-id {[*cards.values(), ""][len(cards) - 1]}')
-        self.say(bool(public), 'public address', i, public or 'none, so the VPC needs an endpoint for EC2', 'aws ec2 '
-                 f'modify-network-interface-attribute --associate-public-ip-address --network-interface-id '
-                 f'{min(cards, default="")}', WARN if self.settings.elastic_ip else FAIL)
-        self.say(has_profile(one), 'instance profile', i, one.get('IamInstanceProfile', {}).get('Arn', 'none'),
-                 self.give_profile(i))
-        group = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}.get('aws:autoscaling:groupName', 'none')
-        self.say(group == 'none', 'Auto Scaling group', i, group, 'aws autoscaling detach-instances --instance-ids '
-                 f'{i} --auto-scaling-group-name {group} --should-decrement-desired-capacity')
+                 f'aws ec2 detach-network-interface --attachment-id {last}')
+        self.say(bool(public), 'public address', i,
+                 public or 'none, so the VPC needs an endpoint for EC2',
+                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address '
+                 f'--network-interface-id {min(cards, default="")}',
+                 WARN if self.settings.elastic_ip else FAIL)
+        self.say(has_profile(one), 'instance profile', i,
+                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.give_profile(i))
+        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+        group = tags.get('aws:autoscaling:groupName', 'none')
+        self.say(group == 'none', 'Auto Scaling group', i, group,
+                 f'aws autoscaling detach-instances --instance-ids {i} '
+                 f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
         self.attempt('can be stopped', i, self.check_stop, one)
 
+    def check_state(self, i: str, one: Dict[str, Any]) -> None:
+        """Tell EC2's state of an instance, and what kept a stopped one from starting."""
+        state, reason = one['State']['Name'], one.get('StateReason', {})
+        remedy = f'aws ec2 start-instances --instance-ids {i}'
+        if state == 'stopped' and str(reason.get('Code', '')).startswith(KEY_ERRORS):
+            state += (f' ({reason.get("Message") or reason["Code"]}): if its disk is encrypted '
+                      'with a key of yours, the role needs kms:CreateGrant: README.adoc says how')
+            remedy += '  # once the role may use the key'
+        self.say(state == 'running', 'state', i, state, remedy)
+
     def check_stop(self, one: Dict[str, Any]) -> None:
-        """Tell whether EC2 would stop and start an instance; only this asks for what no failover needs."""
+        """Tell whether EC2 would stop and start an instance.
+
+        Only this asks for what no failover needs.
+        """
         i, spot = one['InstanceId'], one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
             'SpotInstanceRequests'][0] if spot else {}
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
+        one_time = request.get('Type', 'persistent') != 'persistent'
         fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'no, it is a one-time Spot instance' if request.get('Type', 'persistent') != 'persistent' else
+                 'no, it is a one-time Spot instance' if one_time else
                  'no, it has stop protection' if protected else '')
-        self.say(not fault, 'can be stopped', i, fault or 'yes: root in EBS, no one-time Spot, no stop protection',
-                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop' if 'protection' in fault
-                 else f'aws ec2 describe-instances --instance-ids {i}  # and launch another one')
+        remedy = f'aws ec2 describe-instances --instance-ids {i}  # and launch another one'
+        if 'protection' in fault:
+            remedy = f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
+        self.say(not fault, 'can be stopped', i,
+                 fault or 'yes: root in EBS, no one-time Spot, no stop protection', remedy)
 
     def check_table(self, table_id: str) -> None:
         """Tell of a table what a claim would replace, and whom it serves."""
@@ -1820,28 +2309,44 @@ class Check:
         vpcs, own = ({one[key] for one in pair if one.get(key)} for key in ('VpcId', 'SubnetId'))
         self.say(vpcs == {table['VpcId']}, 'route table', table_id,
                  f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
-        served = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
+        subnets = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
+        served = set(subnets)
         if any(link.get('Main') for link in table['Associations']):
-            others = by_id(self.client.describe_route_tables, 'RouteTableId', 'association.subnet-id', *own)
-            lone = own - {link.get('SubnetId') for other in others.values() for link in other['Associations']}
+            others = by_id(self.client.describe_route_tables, 'RouteTableId',
+                           'association.subnet-id', *own).values()
+            lone = own - {link.get('SubnetId') for one in others for link in one['Associations']}
             served |= {'those without a table of their own', *lone}
-        mine = min(served & own, default='')
-        self.say(bool(served) and not mine, 'subnets', table_id, f"{mine} is the pair's own: it would route to itself"
-                 if mine else ', '.join(sorted(served)) or 'none', 'aws ec2 associate-route-table --route-table-id ' + (
-                     f'<that of the internet gateway> --subnet-id {mine}' if mine else
-                     f'{table_id} --subnet-id <private subnet>'))
+        mine, remedy = min(served & own, default=''), 'aws ec2 associate-route-table'
+        if mine:
+            found = f"{mine} is the pair's own: it would route to itself"
+            remedy += f' --route-table-id <that of the internet gateway> --subnet-id {mine}'
+        else:
+            found = ', '.join(sorted(served)) or 'none'
+            remedy += f' --route-table-id {table_id} --subnet-id <private subnet>'
+        self.say(bool(served) and not mine, 'subnets', table_id, found, remedy)
+        if subnets:
+            self.attempt('masquerading', table_id, self.learn_networks, subnets)
+
+    def learn_networks(self, subnets: Set[str]) -> None:
+        """Ask EC2 for the networks of private subnets; only this check needs them."""
+        found = by_id(self.client.describe_subnets, 'SubnetId', 'subnet-id', *subnets)
+        self.networks |= {Network(one['CidrBlock']) for one in found.values()}
 
     def check_address(self, address: str) -> None:
         self.say_holder('Elastic IP', address, self.find('DescribeAddresses', address),
                         f'describe-addresses --public-ips {address}')
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
-        """Tell who holds a table or the address; what is outside the pair is somebody's choice, or a mistake."""
-        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId', 'AssociationId')
-        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # a route to a target of another kind
+        """Tell who holds a table or the address.
+
+        What is outside the pair is somebody's choice, or a mistake.
+        """
+        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
+                'AssociationId')
+        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # of another kind
         holder = next((held[key] for key in keys if held.get(key)), unnamed)
-        who = {self.own_id: 'this instance', self.peer_id: 'the peer', 'nobody': 'until the primary claims it'}.get(
-            holder, 'outside the pair')
+        who = {self.own_id: 'this instance', self.peer_id: 'the peer',
+               'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
                  f"aws ec2 {look}  # the primary's monitor replaces this when it starts", WARN)
@@ -1857,13 +2362,17 @@ class Check:
             started_at = time.monotonic()
             if ping(address):
                 times.append(f'{(time.monotonic() - started_at) * 1000:.1f} ms')
-        found = f'{address} answers {len(times)} of {wanted}{" in " if times else ""}{", ".join(times)}'
+        found = f'{address} answers {len(times)} of {wanted}'
+        found += f'{" in " if times else ""}{", ".join(times)}'
         if not times and peer['State']['Name'] == 'running':
-            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', []) for group in card['Groups']]
-                         or ['<security group>'] for one in (peer, own))
-            found += f', but EC2 calls it running: look at its security groups {", ".join(its)}, here {", ".join(ours)}'
-            remedy = (f'aws ec2 authorize-security-group-ingress --group-id {its[0]} --ip-permissions '
-                      f"'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
+            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', [])
+                          for group in card['Groups']] or ['<security group>']
+                         for one in (peer, own))
+            found += (', but EC2 calls it running: look at its security groups '
+                      f'{", ".join(its)}, here {", ".join(ours)}')
+            remedy = ('aws ec2 authorize-security-group-ingress --group-id '
+                      f"{its[0]} --ip-permissions 'IpProtocol=icmp,FromPort=8,ToPort=-1,"
+                      f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
         self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
 
     def check_speed(self) -> None:
@@ -1872,8 +2381,9 @@ class Check:
         describe_states(self.client, self.own_id)
         call, n = time.monotonic() - started_at, self.settings.num_pings
         primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when the primary dies, '
-                 f'{secondary:.1f} s when the secondary dies while it serves; one EC2 call takes {call:.2f} s',
+        self.say(call < self.settings.ping_timeout, 'longest outage', '',
+                 f'{primary:.1f} s when the primary dies, {secondary:.1f} s when the secondary '
+                 f'dies while it serves; one EC2 call takes {call:.2f} s',
                  f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
 
 

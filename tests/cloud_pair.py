@@ -4,6 +4,7 @@ DryRun is answered as EC2 does, which moto does not do for routes, and every cal
 """
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
@@ -17,7 +18,38 @@ import nat_monitor
 
 ACCOUNT, REGION = '123456789012', 'eu-west-1'
 AS_ROOT = os.geteuid() == 0
-MASQUERADE = 'table ip nat {\n\tchain postrouting {\n\t\toifname "ens5" masquerade\n\t}\n}\n'
+ROUTES = """Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
+ens5 00000000 0100000A 0003 0 0 100 00000000 0 0 0
+ens5 0000000A 00000000 0001 0 0 100 00FFFFFF 0 0 0
+docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0
+"""  # of /proc/net/route, as a little-endian machine shows it
+
+
+def match(left: str, *right: Any, op: str = '==') -> Dict[str, Any]:
+    """Return a condition as nft shows it in JSON: `left` is such as 'ip saddr', 'ct state' or 'oifname'."""
+    first, _, second = left.rpartition(' ')
+    place = {'payload': {'protocol': first, 'field': second}} if first in ('ip', 'ip6', 'tcp', 'udp') else {
+        first or 'meta': {'key': second}}
+    values = [{'prefix': {'addr': each.split('/')[0], 'len': int(each.split('/')[1])}} if '/' in str(each) else each
+              for each in right]
+    return {'match': {'op': op, 'left': place, 'right': {'set': values} if len(values) > 1 else values[0]}}
+
+
+def nft(*rules: List[Dict[str, Any]], table: str = 'nat', hook: str = 'postrouting', policy: str = 'accept',
+        **chains: List[List[Dict[str, Any]]]) -> str:
+    """Return what `nft -j list ruleset` shows of a chain with that hook, and of others that it jumps to."""
+    common: Dict[str, Any] = {'family': 'ip', 'table': table}
+    base = {**common, 'name': hook, 'type': 'nat' if table == 'nat' else 'filter', 'hook': hook, 'prio': 0,
+            'policy': policy}
+    return json.dumps({'nftables': [
+        {'metainfo': {'version': '1.0.6'}}, {'table': {'family': 'ip', 'name': table}}, {'chain': base},
+        *({'chain': {**common, 'name': name}} for name in chains),
+        *({'rule': {**common, 'chain': name, 'expr': rule}} for name, found in {hook: rules, **chains}.items()
+          for rule in found)]})
+
+
+NO_RULES = json.dumps({'nftables': [{'metainfo': {'version': '1.0.6'}}]})
+MASQUERADE = nft([match('oifname', 'ens5'), {'counter': {'packets': 1, 'bytes': 60}}, {'masquerade': None}])
 
 
 class Line(NamedTuple):
@@ -38,8 +70,9 @@ class Pair:
         self.root = folder
         self.calls: List[Tuple[str, Dict[str, str]]] = []
         self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers
+        self.headers: Dict[str, str] = {}     # of those answers
         self.metadata: Dict[str, Any] = {}
-        self.forwards = True
+        self.settings_file = os.path.join(folder, 'nat_config.py')
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.deaf: Set[str] = set()           # addresses that do not answer a ping
         self.build()
@@ -50,7 +83,9 @@ class Pair:
                   + ' >> /var/log/nat_monitor.log 2>&1\n')
         self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
         self.file(f'proc/{os.getpid()}/comm', 'nat_monitor.py\n')
-        self.firewall(nft=MASQUERADE, iptables='')
+        self.file('proc/net/route', ROUTES)
+        self.file('proc/sys/net/ipv4/ip_forward', '1\n')
+        self.firewall()
 
     def build(self) -> None:
         iam = boto3.client('iam')
@@ -93,9 +128,10 @@ class Pair:
         os.chmod(path, mode)
         return path
 
-    def firewall(self, **listings: str) -> None:
-        for tool, listing in listings.items():
-            self.file(f'bin/{tool}', f'#!/bin/sh\ncat <<EOF\n{listing}\nEOF\n', 0o755)
+    def firewall(self, nft: str = MASQUERADE, iptables: str = '') -> None:
+        """Let the tools list these rules."""
+        for tool, listing in (('nft', nft), ('iptables-save', iptables)):
+            self.file(f'bin/{tool}', f"#!/bin/sh\ncat <<'EOF'\n{listing}\nEOF\n", 0o755)
 
     def get(self, item: str) -> str:
         if isinstance(self.metadata[item], Exception):
@@ -121,15 +157,16 @@ class Pair:
             return None
         headers: Any = HeadersDict()
         return AWSResponse(params['url'], 403, headers, None), {
-            'Error': {'Code': code, 'Message': 'said the test'}, 'ResponseMetadata': {'HTTPStatusCode': 403}}
+            'Error': {'Code': code, 'Message': 'said the test'}, 'ResponseMetadata': {
+                'HTTPStatusCode': 403, 'HTTPHeaders': self.headers}}
 
     def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
         """Run the check; return its exit code and its lines."""
         self.calls.clear()
         output = nat_monitor.start_log('%(message)s')
         code = nat_monitor.Check(
-            settings_file=os.path.join(self.root, 'nat_config.py'), metadata=self, ping=self.ping,
-            connect=self.connect, forwards=lambda: self.forwards, root=self.root).run()
+            settings_file=self.settings_file, metadata=self, ping=self.ping,
+            connect=self.connect, root=self.root).run()
         output.flush(None)
         self.text = capfd.readouterr().out
         return code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']

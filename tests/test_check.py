@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import os
 import re
 import shutil
@@ -14,11 +15,12 @@ from typing import Any, Callable, ContextManager, Iterator, List, Set, Tuple
 import boto3
 import pytest
 import requests
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import ACCOUNT, AS_ROOT, REGION, Line, Pair, read_lines
+from tests.cloud_pair import ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, match, nft, read_lines
 from tests.lab.lab import Lab
 from tests.lab.network import ELASTIC_IP
 
@@ -61,7 +63,8 @@ def test_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
     for what in ('route table', 'subnets', 'default route'):
         assert (what, pair.table) in said
     assert ('Elastic IP', pair.address) in said and ('ping', pair.primary) in said
-    for what in ('settings', 'longest outage', 'forwarding', 'masquerading', 'cron job', 'monitor'):
+    assert ('masquerading', '10.0.1.0/24') in said
+    for what in ('settings', 'longest outage', 'forwarding', 'cron job', 'monitor'):
         assert (what, '') in said
 
 
@@ -170,11 +173,11 @@ def block_ping(pair: Pair) -> None:
 
 
 def forward_nothing(pair: Pair) -> None:
-    pair.forwards = False
+    pair.file('proc/sys/net/ipv4/ip_forward', '0\n')
 
 
 def drop_rules(pair: Pair) -> None:
-    pair.firewall(nft='table inet filter {\n}', iptables='-P POSTROUTING ACCEPT')
+    pair.firewall(nft=NO_RULES)
 
 
 def drop_cron_job(pair: Pair) -> None:
@@ -237,6 +240,10 @@ def test_each_fault_is_told_by_its_own_line(pair: Pair, capfd: Any, spoil: Any, 
     assert pair.mutations() == []
 
 
+ALL_CALLS = ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
+             'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances')
+
+
 @pytest.mark.parametrize('action, remedy', [
     ('DescribeInstances', 'put-role-policy'), ('DescribeInstanceStatus', 'put-role-policy'),
     ('DescribeRouteTables', 'put-role-policy'), ('DescribeAddresses', 'put-role-policy'),
@@ -255,15 +262,18 @@ def test_each_missing_permission_is_told(pair: Pair, capfd: Any, action: str, re
     assert pair.mutations() == []
 
 
-@pytest.mark.parametrize('action', ['DescribeInstanceAttribute', 'DescribeSpotInstanceRequests'])
-def test_what_only_the_check_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str) -> None:
+@pytest.mark.parametrize('action, what', [
+    ('DescribeInstanceAttribute', 'can be stopped'), ('DescribeSpotInstanceRequests', 'can be stopped'),
+    ('DescribeSubnets', 'masquerading')])
+def test_what_only_the_check_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str, what: str
+                                                                     ) -> None:
     make_spot(pair)
     pair.errors['DescribeSpotInstanceRequests'] = pair.errors[action] = 'UnauthorizedOperation'
 
     code, lines = pair.check(capfd)
 
     told = [line for line in lines if line.verdict != 'ok']
-    assert {(line.verdict, line.what) for line in told} == {('unknown', 'can be stopped')}, pair.text
+    assert {(line.verdict, line.what) for line in told} == {('unknown', what), ('unknown', 'can be stopped')}, pair.text
     assert code == 0
 
 
@@ -304,10 +314,75 @@ def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any
     assert exit_code == 0
 
 
+@pytest.mark.parametrize('code', ['AuthFailure', 'RequestExpired', 'SignatureDoesNotMatch'])
+@pytest.mark.parametrize('ahead, words', [(3600, 's ahead of EC2'), (-86400, 's behind EC2')])
+def test_a_wrong_clock_is_told_with_its_skew(pair: Pair, capfd: Any, code: str, ahead: float, words: str) -> None:
+    pair.errors.update(dict.fromkeys(ALL_CALLS, code))
+    pair.headers['date'] = email.utils.formatdate(time.time() - ahead, usegmt=True)
+
+    exit_code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'clock']
+    assert line.verdict == 'FAIL' and exit_code == 1
+    assert abs(int(line.words.split()[0]) - abs(ahead)) < 5
+    assert f'{words}, which says {code}: said the test; run: systemctl enable --now chrony' in line.words
+
+
+@pytest.mark.parametrize('date', ['', 'yesterday', 'Thu, 99 Foo 2026 00:00:00 GMT'])
+def test_a_refusal_for_another_reason_says_nothing_of_the_clock(pair: Pair, capfd: Any, date: str) -> None:
+    pair.errors.update(dict.fromkeys(ALL_CALLS, 'AuthFailure'))
+    pair.headers['date'] = date or email.utils.formatdate(time.time() - 200, usegmt=True)
+
+    _, lines = pair.check(capfd)
+
+    assert 'clock' not in {line.what for line in lines}, pair.text
+
+
+def test_the_skew_is_that_of_an_answer_with_a_date() -> None:
+    assert nat_monitor.clock_skew(ValueError()) == 0.0
+    for headers in ({}, {'date': 'x'}, {'date': None}):
+        answer: Any = {'Error': {}, 'ResponseMetadata': {'HTTPHeaders': headers}}
+        assert nat_monitor.clock_skew(ClientError(answer, 'Any')) == 0.0
+    answer['ResponseMetadata']['HTTPHeaders'] = {'date': email.utils.formatdate(time.time() + 600)}
+    assert nat_monitor.clock_skew(ClientError(answer, 'Any')) == pytest.approx(-600, abs=2)
+
+
+def test_credentials_that_win_over_the_role_are_told(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise nat_monitor.Refusal('the credentials are those of /root/.aws/credentials, not the role')
+
+    monkeypatch.setattr(pair, 'connect', refuse)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line.what == 'EC2' and '/root/.aws/credentials' in line.words and 'nano' not in line.words
+    assert code == 2
+
+
+@pytest.mark.parametrize('reason', ['Client.InternalError', 'Client.InvalidKMSKey.InvalidState'])
+def test_a_start_that_ended_in_stopped_names_the_permission_for_the_key(pair: Pair, capfd: Any, reason: str) -> None:
+    pair.ec2.stop_instances(InstanceIds=[pair.primary])
+    pair.record(pair.primary).state_reason.code = reason
+    pair.record(pair.primary).state_reason.message = f'{reason}: Client error on launch'
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'state' and line.verdict == 'FAIL']
+    assert line.words.startswith(f'stopped ({reason}: Client error on launch): ') and 'kms:CreateGrant' in line.words
+    assert code == 1
+
+
+def test_a_peer_that_somebody_stopped_lacks_no_key(pair: Pair, capfd: Any) -> None:
+    stop_primary(pair)
+
+    pair.check(capfd)
+
+    assert 'kms' not in pair.text
+
+
 def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
-    pair.errors.update(dict.fromkeys(
-        ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
-         'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'), 'no answer'))
+    pair.errors.update(dict.fromkeys(ALL_CALLS, 'no answer'))
 
     code, lines = pair.check(capfd)
 
@@ -392,6 +467,58 @@ def test_what_others_can_write_is_told(pair: Pair, capfd: Any, name: str, mode: 
     assert f'run: chown root:root {path} && chmod go-w {path}' in told[0].words
 
 
+@pytest.fixture
+def above(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The program and its settings lie two directories further down; return the upper one."""
+    upper = os.path.join(pair.root, 'opt')
+    for name in ('nat_monitor.py', 'nat_config.py'):
+        with open(os.path.join(pair.root, name)) as file:
+            pair.file(f'opt/nat/{name}', file.read())
+    monkeypatch.setattr(nat_monitor, '__file__', f'{upper}/nat/nat_monitor.py')
+    pair.settings_file = f'{upper}/nat/nat_config.py'
+    return upper
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+@pytest.mark.parametrize('owner, mode', [(65534, 0o755), (0, 0o775), (0, 0o757), (65534, 0o1755)])
+def test_who_can_rename_a_directory_above_can_swap_the_program(pair: Pair, capfd: Any, above: str, owner: int,
+                                                               mode: int) -> None:
+    os.chown(above, owner, owner)
+    os.chmod(above, mode)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('FAIL', 'file') and code == 1
+    assert line.words == (f'{above} belongs to user {owner}, mode {mode:o}; run: chown root:root {above} && '
+                          f'chmod go-w {above}')
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+def test_a_link_to_the_program_is_followed(pair: Pair, capfd: Any, above: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.makedirs(f'{pair.root}/sbin')
+    os.symlink(f'{above}/nat/nat_monitor.py', f'{pair.root}/sbin/nat_monitor.py')
+    monkeypatch.setattr(nat_monitor, '__file__', f'{pair.root}/sbin/nat_monitor.py')
+    for wrong in (above, f'{pair.root}/sbin'):
+        os.chmod(wrong, 0o777)
+
+        _, lines = pair.check(capfd)
+
+        assert [line.words.split()[0] for line in lines if line.verdict != 'ok'] == [wrong]
+        os.chmod(wrong, 0o755)
+
+
+@pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
+def test_higher_up_others_may_add_files_but_not_beside_the_program(pair: Pair, capfd: Any, above: str) -> None:
+    os.chmod(above, 0o1777)  # like /tmp
+
+    assert {line.verdict for line in pair.check(capfd)[1]} == {'ok'}, pair.text
+
+    os.chmod(f'{above}/nat', 0o1777)  # Python would import what others put there
+
+    assert [line.verdict for line in pair.check(capfd)[1]].count('FAIL') == 1
+
+
 @pytest.mark.skipif(not AS_ROOT, reason='only root can give files away')
 def test_files_of_another_user_are_told(pair: Pair, capfd: Any) -> None:
     os.chown(os.path.join(pair.root, 'nat_config.py'), 65534, 65534)
@@ -410,6 +537,14 @@ JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
     ('etc/cron.d/nat_monitor', JOB, 0o755),
     ('etc/cron.d/nat_monitor', JOB.strip(), 0o644),  # the line does not end
     ('etc/cron.d/nat_monitor.cron', JOB, 0o644),  # cron skips files with such names
+    ('etc/cron.d/nat_monitor~', JOB, 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('\n', '\r\n'), 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('>>', '--check >>'), 0o644),
+    ('etc/cron.d/nat_monitor', '@daily root pkill -f {root}/nat_monitor.py\n', 0o644),
+    ('etc/cron.d/nat_monitor', '@reboot root test -x {root}/nat_monitor.py\n', 0o644),
+    ('etc/cron.d/nat_monitor', '@reboot root {root}/nat_monitor.py.old >> /tmp/log\n', 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('root ', 'nobody ', 1), 0o644),
+    ('var/spool/cron/crontabs/root', JOB, 0o600),  # no user there: it would be the command
     ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644),
     ('etc/cron.d/nat_monitor', '#' + JOB, 0o644),
     ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644),
@@ -424,6 +559,50 @@ def test_a_cron_job_that_cron_would_not_start_is_none(pair: Pair, capfd: Any, na
     assert line.words.startswith('none that cron accepts') and code == 1
 
 
+@pytest.mark.parametrize('rest', [
+    '', '>/dev/null', '&>> /var/log/nat_monitor.log', '>>/var/log/nat_monitor.log 2>&1 </dev/null',
+    '> /tmp/out 2> /tmp/err'])
+def test_the_output_of_the_job_may_go_anywhere(pair: Pair, capfd: Any, rest: str) -> None:
+    pair.file('etc/cron.d/nat_monitor', f'@reboot\troot  {pair.root}/nat_monitor.py {rest}\n')
+
+    _, lines = pair.check(capfd)
+
+    assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
+
+
+@pytest.mark.parametrize('name, text', [
+    ('etc/cron.d/nat', "@reboot root flock -n /run/n.lock {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1"),
+    ('etc/cron.d/nat', "@reboot root sh -c '{root}/nat_monitor.py >> /var/log/nat_monitor.log'"),
+    ('etc/cron.d/nat', '@reboot root cd {root} && ./nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),
+    ('etc/cron.d/nat', '@reboot root nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),  # depends on PATH
+    ('etc/cron.d/nat', '@reboot admin sudo {root}/nat_monitor.py >> /tmp/log'),
+    ('etc/cron.d/nat', '@reboot root sleep 30; /usr/bin/python3 {root}/nat_monitor.py'),
+    ('etc/cron.d/nat', '@reboot root test -x {root}/nat_monitor.py && {root}/nat_monitor.py'),
+    ('etc/cron.d/nat', '@reboot root {root}/nat_monitor.py 2>&1 | logger -t nat'),
+    ('etc/cron.d/nat', '*/5 * * * * root pgrep nat_monitor.py || {root}/nat_monitor.py >> /tmp/log'),
+    ('var/spool/cron/root', '@reboot nohup {root}/nat_monitor.py &'),
+    ('etc/systemd/system/nat.service', '[Service]\nExecStart={root}/nat_monitor.py'),
+])
+def test_what_starts_it_in_another_form_is_shown(pair: Pair, capfd: Any, name: str, text: str) -> None:
+    drop_cron_job(pair)
+    path = pair.file(name, text.format(root=pair.root) + '\n')
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('unknown', 'cron job') and code == 0, pair.text
+    assert line.words.startswith(f'{path}: {text.format(root=pair.root).splitlines()[-1]}')
+
+
+def test_a_unit_that_ends_it_does_not_start_it(pair: Pair, capfd: Any) -> None:
+    drop_cron_job(pair)
+    pair.file('etc/systemd/system/nat.service', '[Service]\nExecStart=killall nat_monitor.py\n')
+
+    _, lines = pair.check(capfd)
+
+    assert ('FAIL', 'cron job') in [line[:2] for line in lines], pair.text
+
+
 def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
     drop_cron_job(pair)
     pair.file('var/spool/cron/crontabs/root', JOB.replace('root ', '').format(root=pair.root), 0o600)
@@ -433,8 +612,62 @@ def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
     assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
 
 
+DROPS = '*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT'
+
+
+def nat_table(rule: str) -> str:
+    return f'*nat\n:POSTROUTING ACCEPT [0:0]\n{rule}\nCOMMIT'
+
+
+@pytest.mark.parametrize('listing, tables, verdict, what, words', [
+    (NO_RULES, nat_table('-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE'), 'FAIL', 'masquerading',
+     'no rule masquerades 10.0.1.0/24; run: nft '),
+    (NO_RULES, nat_table('-A POSTROUTING -m comment --comment "masquerade" -j ACCEPT'), 'FAIL', 'masquerading', 'no'),
+    (nft([{'jump': {'target': 'masquerade'}}], masquerade=[]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ct status', 'snat', op='in'), {'accept': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('oifname', 'eth1'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ip saddr', '10.0.0.0/24'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
+    (nft([match('ip saddr', '@private'), {'masquerade': None}]), '', 'unknown', 'masquerading', 'saddr @private'),
+    (MASQUERADE, DROPS, 'FAIL', 'forwarding', 'forwarding is dropped (iptables filter FORWARD: policy drop)'),
+    (nft([match('ip saddr', '@bad'), {'drop': None}], table='filter', hook='forward'), nat_table(
+        '-A POSTROUTING -j MASQUERADE'), 'unknown', 'forwarding', 'ip filter forward: saddr @bad drop'),
+    (nft([match('ct state', 'established'), {'accept': None}], table='filter', hook='forward', policy='drop'),
+     nat_table('-A POSTROUTING -j MASQUERADE'), 'FAIL', 'forwarding', 'forwarding is dropped (ip filter forward: pol'),
+])
+def test_rules_are_judged_by_what_they_do_with_the_private_subnet(
+        pair: Pair, capfd: Any, listing: str, tables: str, verdict: str, what: str, words: str) -> None:
+    pair.firewall(listing, tables)
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert (line.verdict, line.what) == (verdict, what) and words in line.words, pair.text
+
+
+def test_a_private_network_that_is_routed_elsewhere_is_unknown(pair: Pair, capfd: Any) -> None:
+    pair.file('proc/net/route', ROUTES + 'br0 0001000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n')
+    pair.file('proc/sys/net/ipv4/conf/all/rp_filter', '1\n')
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict != 'ok']
+    assert line[:2] == ('unknown', 'forwarding')
+    assert '10.0.1.0/24 is routed to br0, not to ens5, whose rp_filter is strict' in line.words
+
+
+def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
+    subnet = pair.ec2.create_subnet(VpcId=pair.vpc, CidrBlock='10.0.2.0/24')['Subnet']['SubnetId']
+    pair.ec2.associate_route_table(RouteTableId=pair.table, SubnetId=subnet)
+    pair.firewall(nft([match('ip saddr', '10.0.1.0/24'), {'masquerade': None}]))
+
+    _, lines = pair.check(capfd)
+
+    assert [line[:3] for line in lines if line.what == 'masquerading'] == [
+        ('ok', 'masquerading', '10.0.1.0/24'), ('FAIL', 'masquerading', '10.0.2.0/24')]
+
+
 def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
-    pair.firewall(nft='', iptables='-P POSTROUTING ACCEPT\n-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4')
+    pair.firewall(NO_RULES, nat_table('-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'))
 
     _, lines = pair.check(capfd)
 
@@ -443,13 +676,14 @@ def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
 
 
 def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
-    for tool in ('nft', 'iptables'):
+    for tool in ('nft', 'iptables-save'):
         pair.file(f'bin/{tool}', '#!/bin/sh\nexit 1\n', 0o755)
 
     _, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.what == 'masquerading']
-    assert line.verdict == 'unknown'
+    told = {line.what: line.words for line in lines if line.verdict == 'unknown'}
+    assert set(told) == {'forwarding', 'masquerading'}
+    assert all('exit status 1' in words for words in told.values())
 
 
 @pytest.mark.skipif(not shutil.which('sleep'), reason='needs sleep')
@@ -694,6 +928,12 @@ def no_rules(lab: Lab) -> ContextManager[None]:
                   lambda: lab.primary.run('/usr/sbin/nft', '-f', '-', input=rules, check=True))
 
 
+def dropped(lab: Lab) -> ContextManager[None]:
+    rules = 'table inet filter { chain forward { type filter hook forward priority 0; policy drop; }; }'
+    return undone(lambda: lab.primary.run('/usr/sbin/nft', rules, check=True),
+                  lambda: lab.primary.run('/usr/sbin/nft', 'delete table inet filter', check=True))
+
+
 def moved_file(lab: Lab, path: str) -> ContextManager[None]:
     return undone(lambda: lab.primary.run('mv', path, f'{path}.away', check=True),
                   lambda: lab.primary.run('mv', f'{path}.away', path, check=True))
@@ -740,10 +980,10 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
      'can be stopped', 'FAIL', set()),
     ('one-time Spot', one_time_spot, 'can be stopped', 'FAIL', set()),
     ('Auto Scaling', auto_scaling, 'Auto Scaling group', 'FAIL', set()),
-    ('no such table', deleted_table, 'route table', 'FAIL', set()),
+    ('no such table', deleted_table, 'route table', 'FAIL', {'masquerading'}),
     ('other VPC', lambda lab: changed(lab.ec2.backend.route_tables[lab.ec2.tables[0]], vpc_id='vpc-12345678'),
      'route table', 'FAIL', set()),
-    ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', set()),
+    ('table of no subnet', lambda lab: association(lab, set()), 'subnets', 'FAIL', {'masquerading'}),
     ('table of the own subnet', lambda lab: association(lab, public_subnet(lab)), 'subnets', 'FAIL', set()),
     ('main table', main_table, 'subnets', 'FAIL', set()),
     ('route to a NAT gateway', at_nat_gateway, 'default route', 'warn', set()),
@@ -753,14 +993,16 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
     ('no forwarding', lambda lab: undone(lambda: lab.primary.forwarding(False), lambda: lab.primary.forwarding(True)),
      'forwarding', 'FAIL', set()),
     ('no masquerading', no_rules, 'masquerading', 'FAIL', set()),
+    ('forwarding dropped', dropped, 'forwarding', 'FAIL', set()),
     ('no cron job', lambda lab: moved_file(lab, '/etc/cron.d/nat_monitor'), 'cron job', 'FAIL', set()),
     ('cron job that cron ignores', lambda lab: mode(lab, '/etc/cron.d/nat_monitor', '0664', '0644'), 'cron job',
      'FAIL', set()),
     ('settings that others can write', lambda lab: mode(lab, CONFIG, '0646', '0644'), 'file', 'FAIL', set()),
     ('monitor that others can write', lambda lab: mode(lab, MONITOR, '0775', '0755'), 'file', 'FAIL', set()),
-    ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata', 'FAIL', {'EC2'}),
+    ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata',
+     'FAIL', {'EC2', 'masquerading'}),
     ('EC2 silent', lambda lab: lab.ec2.injected('silent'), 'permission', 'unknown',
-     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage'}),
+     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage', 'masquerading'}),
     ('EC2 slow', lambda lab: lab.ec2.injected('slow', extra=0.5), 'longest outage', 'warn', set()),
     *((f'no {action}', lambda lab, action=action: lab.ec2.injected('UnauthorizedOperation', action), 'permission',
        'FAIL', set()) for action in ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances',

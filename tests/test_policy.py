@@ -5,6 +5,7 @@ import ast
 import http.server
 import json
 import os
+import re
 import threading
 import time
 import warnings
@@ -17,6 +18,7 @@ from moto.core.authorization import enable_iam_authentication
 
 import nat_monitor
 from tests.cloud_pair import ACCOUNT, REGION, Pair
+from tests.readme import script
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(REPOSITORY, 'iam_policy.json')) as policy_file:
@@ -44,6 +46,7 @@ SCOPES: Dict[Tuple[str, str, Any], str] = {
     ('DescribeInstanceStatus', ALL, None): 'state and checks of both; no scope',
     ('DescribeRouteTables', ALL, None): 'who holds the default route; no scope',
     ('DescribeSpotInstanceRequests', ALL, None): '--check: is a Spot instance a one-time one; no scope',
+    ('DescribeSubnets', ALL, None): '--check: the networks that this host must masquerade; no scope',
     ('DescribeInstanceAttribute', INSTANCES, PROFILE): '--check: stop protection of the pair',
     ('StartInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
     ('StopInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
@@ -111,6 +114,17 @@ def statement_of(policy: Dict[str, Any], sid: str) -> Dict[str, Any]:
 
 def test_parliament_finds_nothing() -> None:
     assert findings(POLICY) == []
+
+
+def test_the_statement_for_an_encrypted_disk_allows_one_grant_and_no_more() -> None:
+    [text] = re.findall(r"--policy-document '(.*?)'\n", script('Key of the disks'), re.S)
+    key = f'arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab'
+    policy = json.loads(text.replace('\'"$key"\'', key))
+
+    assert findings(policy) == []
+    assert policy['Statement'] == [{
+        'Effect': 'Allow', 'Action': 'kms:CreateGrant', 'Resource': policy['Statement'][0]['Resource'],
+        'Condition': {'Bool': {'kms:GrantIsForAWSResource': 'true'}}}]
 
 
 def misspell(policy: Dict[str, Any]) -> None:
@@ -315,7 +329,7 @@ def fail_over(pair: Pair) -> Watched:
 
 def check(pair: Pair) -> Watched:
     watched = Watched(nat_monitor.connect)
-    nat_monitor.Check(settings_file=os.path.join(pair.root, 'nat_config.py'), ping=pair.ping, forwards=lambda: True,
+    nat_monitor.Check(settings_file=os.path.join(pair.root, 'nat_config.py'), ping=pair.ping,
                       connect=watched.connect, root=pair.root).run()
     return watched
 
@@ -332,7 +346,7 @@ def two_tables(pair: Pair) -> Pair:
     return pair
 
 
-ONLY_CHECK = {'ec2:DescribeInstanceAttribute', 'ec2:DescribeSpotInstanceRequests'}
+ONLY_CHECK = {f'ec2:Describe{what}' for what in ('InstanceAttribute', 'SpotInstanceRequests', 'Subnets')}
 
 
 def test_monitor_and_check_can_do_all_their_work_with_the_policy(two_tables: Pair, monkeypatch: pytest.MonkeyPatch

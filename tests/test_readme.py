@@ -162,7 +162,9 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     assert tagged(operator) >= {shell.value('private_table'), shell.value('allocation'),
                                 *(life.record.nics[0].id for life in lab.ec2.lives.values())}
     operator.follow('Policy')
+    operator.follow('Key of the disks')
     operator.follow('Interface endpoint')
+    assert shell.value('service') == 'com.amazonaws.us-east-1.ec2'
     operator.follow('Settings')
 
     # Installation
