@@ -7,6 +7,9 @@ ELASTIC_IP = None               # the egress address, e.g. '198.51.100.7'; None:
 
 NUM_PINGS = 3                   # misses in a row that make a peer silent; 2 to 100
 PING_TIMEOUT = 1                # s without an answer: a miss; 0.05 to 30
-WAIT_BETWEEN_PINGS = 2          # s, after an answer; 0.05 to 600
+WAIT_BETWEEN_PINGS = 0.25       # s, after an answer; 0.05 to 600
 WAIT_FOR_INSTANCE_STOP = 60     # s, before a stop is forced; 20 to 3600
 WAIT_FOR_INSTANCE_START = 300   # s, for a started peer to answer; 30 to 7200
+
+FAIL_BACK = True                # a restarted primary claims what a working secondary holds
+PROBE_ADDRESS = None            # a public address that answers pings, to prove that the peer forwards

@@ -75,7 +75,7 @@ NEVER = -math.inf          # when something happened that never did
 CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
-MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost: then EC2 is asked where it is
+MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
@@ -93,6 +93,7 @@ UNARBITRATED = 360.0       # of silence and failing checks until one that holds 
 AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
 REHEARSED_AT_ONCE = 10     # calls
+PROBE_INTERVAL = 5.0       # s
 
 log = logging.getLogger('nat_monitor')
 
@@ -211,9 +212,13 @@ class Settings:
     num_pings: int = setting(
         lambda value: type(value) is int and 2 <= value <= 100, 'a whole number from 2 to 100', 3)
     ping_timeout: float = seconds(0.05, 30, 1.0)
-    wait_between_pings: float = seconds(0.05, 600, 2.0)
+    wait_between_pings: float = seconds(0.05, 600, 0.25)
     wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
     wait_for_instance_start: float = seconds(30, 7200, 300.0)
+    fail_back: bool = setting(lambda value: type(value) is bool, 'True or False', True)
+    probe_address: Optional[str] = setting(
+        lambda value: value is None or is_public_address(value),
+        "a public IPv4 address that answers pings, such as '192.0.2.1', or None", None)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -1203,6 +1208,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 # The observation ----------------------------------------------------------------------------------
 
 UNKNOWN = 'unknown'  # EC2 has not told who holds this part
+MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1218,6 +1224,8 @@ class Observation:
     reason: str = ''        # why the peer is in its state, in EC2's words
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # by part
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
+    own_maintenance: bool = False  # the tag says so
+    peer_maintenance: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -1309,8 +1317,9 @@ class Ec2:
         own, peer = (told.get(i, ('', '')) for i in pair)
         reason = self.facts[peer_id].reason if peer_id in self.facts else ''
         fault = results['nat_fault']
+        tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault)
+                           '' if isinstance(fault, Exception) else fault, *tagged)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1348,9 +1357,15 @@ class Memory:
     seen_at: float = NEVER           # the latest complete observation
     watched_at: float = NEVER        # the first one of those that came without a gap
     aside_until: float = NEVER
+    in_maintenance: bool = False     # this instance has the tag
+    # Of probes
+    forwarded_at: float = NEVER      # one came back through the peer
+    unforwarded: int = 0             # misses in a row
+    own_way_at: float = NEVER        # one came back by this instance's own route
     # Of acts
     refusals: int = 0                # of claims in a row
     claim_at: float = NEVER          # no claim before that
+    reliefs: List[float] = dataclasses.field(default_factory=list)  # of a peer that answered pings
     steps: List[Step] = dataclasses.field(default_factory=list)
 
     @property
@@ -1378,9 +1393,33 @@ class Memory:
                     return who
         return pair[0]
 
+    def owe(self, settings: Settings) -> None:
+        """Let a primary that starts claim everything."""
+        self.owed = set(settings.parts) if self.primary and settings.fail_back else set()
+
+    def note_probe(self, through: Optional[bool], own_way: bool, sent_at: float) -> None:
+        """Note whether a probe came back through the peer, and by the own route; None: not sent."""
+        if own_way:
+            self.own_way_at = sent_at
+        if through:
+            self.forwarded_at, self.unforwarded = sent_at, 0
+        elif through is not None:
+            self.unforwarded += 1
+
+    def has_been_probed(self) -> bool:
+        """Tell whether a probe has come back through the peer as it is now, so that misses count."""
+        return self.forwarded_at > max(self.unheard_at, self.changed_at)
+
+    def does_not_forward(self, seen: Observation, settings: Settings, now: float) -> bool:
+        """Tell whether the peer answers pings and lets no probe through, though all else is well."""
+        pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)
+        return (self.unforwarded >= settings.num_pings and self.has_been_probed()
+                and self.own_way_at > seen.asked_at
+                and not (self.reliefs and now - self.reliefs[-1] < pause))
+
     def note_silence(self, since: float) -> None:
-        """The first ping of a run was missed: what is claimed from now on is claimed at once."""
-        self.silent_at, self.claim_at = since, NEVER
+        """The first ping of a run was missed; what EC2 refused before that counts no more."""
+        self.silent_at, self.claim_at, self.refusals = since, NEVER, 0
 
     def note_answer(self, now: float, settings: Settings) -> None:
         """The peer has answered a ping: it will not be restarting this instance."""
@@ -1403,6 +1442,9 @@ class Memory:
                 self.here_at.pop(part, None)
         if believed != self.holders:
             self.holders, self.changed_at = believed, seen.asked_at
+        if self.in_maintenance and not seen.own_maintenance:
+            self.owe(settings)  # as after a start
+        self.in_maintenance = seen.own_maintenance
         if seen.is_complete:
             if seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout:
                 self.watched_at = seen.asked_at
@@ -1469,7 +1511,7 @@ class Memory:
         tries = [one.at for one in self.steps if one.name == name and one.at > since]
         return tries[-1] + min(600.0, LATER * 2.0 ** (len(tries) - 1)) if tries else NEVER
 
-    def stop_due_at(self, settings: Settings, now: float) -> float:
+    def stop_due_at(self, settings: Settings) -> float:
         """Return when the peer may be stopped once more: twice as far apart with each stop."""
         stops = [one.at for one in self.steps if one.name == STOP and not one.refused]
         refused_at = self.step_due_at(STOP, max([self.answered_at, *stops]))
@@ -1489,26 +1531,45 @@ class Decision(NamedTuple):
     again: float = SOON
     claims: Tuple[str, ...] = ()
     step: str = ''
+    relief: bool = False  # the claims relieve a peer that answers pings
 
 
 def decide(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Judge the peer: the first row that fits, as in README.adoc, "What the monitor does"."""
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    silence = now - memory.silent_at
+    is_silent, silence = memory.silent_at < math.inf, now - memory.silent_at
     unheard = now - max(memory.unheard_at, memory.silent_at)
     checks_tell = seen.peer_checks in ('ok', 'impaired')
     hopeless = seen.own_checks == 'impaired' and seen.peer_checks == 'ok'
     left = () if seen.nat_fault or hopeless else memory.left(seen)
     due = left if now >= memory.claim_at else ()
 
+    # 1
     if seen.own_state not in ('running', ''):
         return Decision(f'{{self}} is called {seen.own_state} by EC2, so it is being stopped or '
                         'started itself: doing nothing')
-    if memory.silent_at == math.inf:
+    # 2
+    if seen.peer_maintenance:
+        taken = () if seen.own_maintenance else due
+        return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
+                        SOON if taken else LOOK_INTERVAL, taken)
+    # 3
+    if not is_silent and seen.own_maintenance:
+        return Decision('{self} is under maintenance: it claims nothing', LOOK_INTERVAL)
+    # 4
+    if not is_silent and due and memory.does_not_forward(seen, settings, now):
+        return Decision(f'{{peer}} answers pings, but lost {settings.num_pings} probes in a row '
+                        'while one went well beside it: taking over ' + ' and '.join(due) + ', and '
+                        'restarting nobody (look at forwarding, masquerading and firewall there)',
+                        SOON, due, relief=True)
+    # 5
+    if not is_silent:
         return keep_together(memory, seen, settings)
+    # 6
     if now < memory.aside_until and seen.peer_may_live:
         return Decision('{peer} has taken over what was here, so it is alive, and may be about to '
                         'restart {self}: standing aside')
+    # 7
     if not memory.is_heard and seen.peer_may_live and (checks_tell or unheard < wait_start):
         kept = keep_together(memory, seen, settings)
         if seen.peer_checks != 'ok':
@@ -1519,40 +1580,51 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
                                  '(look at the security groups of both instances, which must let '
                                  'each other ping); nobody is stopped',
                              again=min(LATER, kept.again))
+    # 8
     if left and memory.refusals < wait_stop / CLAIM_RETRY:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: taking over '
                         + ' and '.join(left), CLAIM_RETRY, due)
+    # 9
     if not seen.peer_state or not seen.own_state:
         return Decision('{peer} is not restarted for now, as EC2 does not tell the states of both '
                         f'({seen.error}): asking again', claims=due)
+    # 10
     if seen.peer_state == 'stopped':
         if now < memory.step_due_at(START, memory.answered_at):
             return Decision('{peer} is stopped again, or still: starting it later and later '
                             f'({seen.reason or "EC2 tells no reason"})', claims=due)
         return Decision('{peer} is stopped: starting it', step=START)
+    # 11
     if seen.peer_state == 'stopping':
         force_at = max(memory.state_at + wait_stop, memory.step_due_at(FORCE, memory.state_at))
         if now < force_at:
             return Decision('{peer} is stopping: waiting until it is stopped', claims=due)
         return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', step=FORCE)
+    # 12
     if seen.peer_state == 'pending':
         return Decision('{peer} is starting: waiting for its answer', claims=due)
+    # 13
     if seen.peer_state != 'running':
         return Decision(f'{{peer}} is gone (EC2 calls it {seen.peer_state}): {{self}} serves on '
                         'alone', LATER, due)
+    # 14
     if not memory.is_heard and (unheard < wait_start or seen.peer_checks != 'impaired'):
         return Decision('{peer} has not answered yet: waiting for its answer', claims=due)
-    if now < memory.stop_due_at(settings, now):
+    # 15
+    if now < memory.stop_due_at(settings):
         return Decision('{peer} was stopped not long ago: waiting before it is stopped once more',
                         claims=due)
+    # 16
     watched = seen.asked_at - max(memory.watched_at, memory.changed_at)
     if not seen.is_complete or silence < wait_stop or watched < settings.settling:
         return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
                         'as this may be a hiccup or a reboot', claims=due)
+    # 17
     if SELF not in memory.holders.values() and (
             seen.peer_checks != 'impaired' or silence < UNARBITRATED):
         return Decision('{peer} is silent, but {self} holds nothing, so EC2 cannot arbitrate: it '
                         'is stopped only if its checks fail for long', claims=due)
+    # 18
     return Decision(f'{{peer}} stays silent, EC2 calls it running (checks: {seen.peer_checks}): '
                     'stopping it', step=STOP)
 
@@ -1593,16 +1665,17 @@ class Monitor:
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
                  nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
-                 log: logging.Logger = log) -> None:
+                 probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
+        self.probe = probe or Probe(settings.ping_timeout)
         self.run_together, self.nat_fault = run_together, nat_fault
         self.ec2 = Ec2(lambda: connect(self.region), run_together, self.lasting)
         self.own_id = self.peer_id = self.region = ''
         self.memory = Memory(primary=False)
         self.allowed: Set[str] = set()     # rehearsed calls
         self.misses = 0                    # in a row
-        self.next_ping_at = NEVER
+        self.next_ping_at = self.probe_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
@@ -1635,7 +1708,8 @@ class Monitor:
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
         self.own_id, self.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-        self.memory = Memory(primary, set(self.settings.parts) if primary else set())
+        self.memory = Memory(primary)
+        self.memory.owe(self.settings)
 
     # The loop
 
@@ -1649,6 +1723,8 @@ class Monitor:
             self.observe()
         if self.clock.monotonic() >= self.next_ping_at:
             self.ping_once()
+        if self.settings.probe_address and self.clock.monotonic() >= self.probe_at:
+            self.probe_once(self.settings.probe_address)
         if self.observation and self.may_judge(self.observation):
             self.judge(self.observation)
         pause = min(self.next_ping_at, self.ask_at) - self.clock.monotonic()
@@ -1733,6 +1809,34 @@ class Monitor:
         """Count misses anew: what was known of a silence may no longer be so."""
         self.misses, self.memory.silent_at = 0, math.inf
 
+    def probe_once(self, target: str) -> None:
+        """Send a packet through the peer that serves and, after a miss, one by the own route.
+
+        The one that decides is sent after EC2 has answered.  It holds up no ping.
+        """
+        memory, peer, timeout = self.memory, self.peer_address or '', self.settings.ping_timeout
+        sent_at = self.clock.monotonic()
+        self.probe_at = sent_at + PROBE_INTERVAL
+        if self.misses or memory.heir != PEER or not memory.is_heard:
+            return
+        calls = {'through': functools.partial(self.probe, target, peer)}
+        if memory.unforwarded:
+            calls['own way'] = functools.partial(self.probe, target)
+        found = self.run_together(calls, timeout + 0.5, self.ping_meanwhile)
+        through, own_way = (isinstance(one, Probed) and one.answered
+                            for one in (found['through'], found.get('own way')))
+        sent = isinstance(found['through'], Probed)
+        memory.note_probe(through if sent else None, own_way, sent_at)
+        valid = memory.has_been_probed()
+        self.lasting('probe', '' if through else str(found['through']) if valid else 'so far',
+                     f'a packet through {self.peer_id} to {target} {{}}: probing again' if valid else
+                     f'{self.peer_id} cannot be probed ({{}}): nothing is decided by it',
+                     every=math.inf)
+        if valid and not through and memory.unforwarded < self.settings.num_pings - 1:
+            self.probe_at = sent_at
+        elif valid and not through and own_way and not self.observation:
+            self.ask_at = self.probe_at = NEVER  # ask EC2, then send the probe that decides
+
     def look_now(self) -> None:
         """Ask EC2 as soon as the loop comes to it (SIGHUP)."""
         self.ask_at = NEVER
@@ -1795,6 +1899,8 @@ class Monitor:
             self.said = decision.why
             if decision.why:
                 self.log.warning(decision.why.format(self=self.own_id, peer=self.peer_id))
+        if decision.relief:
+            self.memory.reliefs.append(now)
         if decision.claims:
             self.claim(decision.claims)
         elif decision.step:
@@ -1833,10 +1939,10 @@ class Monitor:
         if refused or not calls:
             memory.note_refusal(self.pause(refused), now)
             self.ask_at = min(self.ask_at, memory.claim_at)
-        elif any(isinstance(result, Exception) for result in results.values()):
-            self.ask_at = NEVER
         else:
             memory.refusals = 0
+            if len(results) < len(parts) or not all(map(has_answered, results.values())):
+                self.ask_at = NEVER
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then with full jitter.
@@ -1902,7 +2008,8 @@ class Monitor:
         return not memory.is_heard and any(step.name == STOP and not step.refused
                                            for step in memory.steps)
 
-    def lasting(self, about: str, failure: str, words: str, level: int = logging.WARNING) -> bool:
+    def lasting(self, about: str, failure: str, words: str, level: int = logging.WARNING,
+                every: float = 60.0) -> bool:
         """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts.
 
         `failure` says what came back, and stands in the braces of `words`; '' if nothing failed.
@@ -1911,7 +2018,7 @@ class Monitor:
         since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
         if failure:
             words = words.replace('{}', failure)
-            if words != logged or now - logged_at >= 60.0:
+            if words != logged or now - logged_at >= every:
                 self.log.log(level, words)
                 logged_at = now
             self.troubles[about] = (since, logged_at, words)
