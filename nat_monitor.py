@@ -89,7 +89,7 @@ LATEST_READ = 3.0          # by which EC2's answers may lag behind what is so
 LAG = 10.0                 # for which a claim is believed, whatever EC2 answers
 GAP = 15.0                 # between two observations: longer, and the pair was not watched
 PATIENCE = LOOK_INTERVAL + 30.0  # for the heir to bring together what is apart, before another does
-UNARBITRATED = 360.0       # of silence and failing checks until one that holds nothing stops another
+UNARBITRATED = 360.0       # of silence and failed checks until one that holds nothing may stop
 AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
 REHEARSED_AT_ONCE = 10     # calls
@@ -149,7 +149,7 @@ def code_of(result: Any) -> str:
     if not isinstance(result, ClientError):
         return ''
     code = str(result.response.get('Error', {}).get('Code') or '')
-    return '' if code.isdigit() else code  # the HTTP status, which botocore puts where none was told
+    return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -1238,8 +1238,9 @@ class Observation:
 
     @property
     def peer_may_live(self) -> bool:
-        """EC2 does not contradict it: the peer runs and its checks do not fail, or EC2 tells nothing."""
-        return not self.peer_state or self.peer_state == 'running' and self.peer_checks != 'impaired'
+        """EC2 calls it running and its checks do not fail, or tells nothing."""
+        is_well = self.peer_state == 'running' and self.peer_checks != 'impaired'
+        return not self.peer_state or is_well
 
 
 class Ec2:
@@ -1354,8 +1355,8 @@ class Memory:
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # as is believed
     here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # by part: it came here
     changed_at: float = NEVER        # since when the holders are as they are
-    seen_at: float = NEVER           # the latest complete observation
-    watched_at: float = NEVER        # the first one of those that came without a gap
+    seen_at: float = NEVER           # the latest observation
+    watched_at: float = NEVER        # since when they have been complete, and without a gap
     aside_until: float = NEVER
     in_maintenance: bool = False     # this instance has the tag
     # Of probes
@@ -1407,11 +1408,11 @@ class Memory:
             self.unforwarded += 1
 
     def has_been_probed(self) -> bool:
-        """Tell whether a probe has come back through the peer as it is now, so that misses count."""
+        """Tell whether misses count: one has come back through the peer as it is now."""
         return self.forwarded_at > max(self.unheard_at, self.changed_at)
 
     def does_not_forward(self, seen: Observation, settings: Settings, now: float) -> bool:
-        """Tell whether the peer answers pings and lets no probe through, though all else is well."""
+        """Tell whether the peer answers pings and lets no probe through, and nothing else does."""
         pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)
         return (self.unforwarded >= settings.num_pings and self.has_been_probed()
                 and self.own_way_at > seen.asked_at
@@ -1445,10 +1446,9 @@ class Memory:
         if self.in_maintenance and not seen.own_maintenance:
             self.owe(settings)  # as after a start
         self.in_maintenance = seen.own_maintenance
-        if seen.is_complete:
-            if seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout:
-                self.watched_at = seen.asked_at
-            self.seen_at = seen.asked_at
+        if not seen.is_complete or seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout:
+            self.watched_at = seen.asked_at
+        self.seen_at = seen.asked_at
         if seen.peer_state != self.peer_state:
             self.peer_state, self.state_at = seen.peer_state, seen.asked_at
         if seen.peer_state not in ('running', ''):
@@ -1539,7 +1539,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
     is_silent, silence = memory.silent_at < math.inf, now - memory.silent_at
     unheard = now - max(memory.unheard_at, memory.silent_at)
-    checks_tell = seen.peer_checks in ('ok', 'impaired')
+    is_protected = not seen.peer_state or seen.peer_checks == 'ok' or unheard < wait_start
     hopeless = seen.own_checks == 'impaired' and seen.peer_checks == 'ok'
     left = () if seen.nat_fault or hopeless else memory.left(seen)
     due = left if now >= memory.claim_at else ()
@@ -1570,7 +1570,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision('{peer} has taken over what was here, so it is alive, and may be about to '
                         'restart {self}: standing aside')
     # 7
-    if not memory.is_heard and seen.peer_may_live and (checks_tell or unheard < wait_start):
+    if not memory.is_heard and seen.peer_may_live and is_protected:
         kept = keep_together(memory, seen, settings)
         if seen.peer_checks != 'ok':
             return kept._replace(why='{peer} has not answered since it or this monitor started, '
@@ -1658,7 +1658,7 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Deci
 # The monitor --------------------------------------------------------------------------------------
 
 class Monitor:
-    """One monitor's life.  The arguments after `settings` are its only doors to the world outside."""
+    """One monitor's life.  The arguments after `settings` are its only doors to the world."""
 
     def __init__(self, settings: Settings, *, clock: Any = time,
                  ping: Optional[Callable[[str], bool]] = None, metadata: Any = None,
@@ -1684,7 +1684,7 @@ class Monitor:
     # Start
 
     def run(self) -> None:
-        """Find out who this is, then ping and act for ever; raise Refusal if it is not of the pair."""
+        """Find out who this is, then ping and act for ever; raise Refusal if not of the pair."""
         self.identify()
         self.log.info(f'watching {self.peer_id} from {self.own_id}, the '
                       f'{"primary" if self.memory.primary else "secondary"}')
@@ -1828,10 +1828,11 @@ class Monitor:
         sent = isinstance(found['through'], Probed)
         memory.note_probe(through if sent else None, own_way, sent_at)
         valid = memory.has_been_probed()
-        self.lasting('probe', '' if through else str(found['through']) if valid else 'so far',
-                     f'a packet through {self.peer_id} to {target} {{}}: probing again' if valid else
-                     f'{self.peer_id} cannot be probed ({{}}): nothing is decided by it',
-                     every=math.inf)
+        failure = '' if through else str(found['through'])
+        self.lasting('probe', failure, every=math.inf, words=(
+            f'a packet through {self.peer_id} to {target} {{}}: probing again' if valid else
+            f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
+            'probed here: nothing is decided by that'))
         if valid and not through and memory.unforwarded < self.settings.num_pings - 1:
             self.probe_at = sent_at
         elif valid and not through and own_way and not self.observation:
@@ -1921,7 +1922,8 @@ class Monitor:
         if address in parts and self.ec2.allocation_id and (
                 not memory.refusals if calls else memory.address_may_come):
             calls[address] = lambda client: client.associate_address(
-                AllocationId=self.ec2.allocation_id, InstanceId=self.own_id, AllowReassociation=True)
+                AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
+                AllowReassociation=True)
         deadline = MOVE_DEADLINE if address in calls else CALL_DEADLINE
         results = self.ec2.call(calls, self.ping_meanwhile, deadline) if calls else {}
         for part, result in results.items():
