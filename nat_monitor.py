@@ -2051,12 +2051,13 @@ STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
     """Return the seconds from a crash just after an answer to the new route.
 
-    One EC2 call takes `call` seconds.  EC2 is asked beside the last ping but one, though never
-    before a miss, so there are three pings at least; a call that takes longer than this ping holds
-    up the deciding one.
+    One EC2 call takes `call` seconds.  EC2 is asked at the first miss, and again before the ping
+    that decides, which its answer must precede.
     """
-    misses = (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
-    return settings.wait_between_pings + misses + call + OWN_WORK
+    spare = (pings - 2) * settings.ping_timeout  # from the first question to that ping
+    held_up = call if spare >= CLAIM_RETRY else max(0.0, call - spare)
+    return (settings.wait_between_pings + pings * settings.ping_timeout + held_up + call
+            + OWN_WORK)
 
 
 def only_root_writes(path: str) -> bool:
