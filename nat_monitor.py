@@ -1905,7 +1905,7 @@ class Monitor:
         if decision.claims:
             self.claim(decision.claims)
         elif decision.step:
-            self.take_step(decision.step)
+            self.take_step(decision.step, seen.peer_checks == 'impaired')
         elif not self.misses and decision.again > SOON:
             self.rehearse()
 
@@ -1947,24 +1947,26 @@ class Monitor:
                 self.ask_at = NEVER
 
     def pause(self, refused: List[str]) -> float:
-        """Return the seconds until the next claim: the first time at once, then with full jitter.
+        """Return the seconds until the next claim: the first time at once, then a few, with jitter.
 
-        What EC2 refuses for long is asked for once a minute, then once in five; not where it is
-        only busy.
+        What EC2 refuses for long, or for the credentials, is asked for once a minute, then once in
+        five; not where it is only busy.
         """
         count = self.memory.refusals
+        is_busy = bool(refused) and all(code in BUSY for code in refused)
+        is_lasting = count >= self.settings.wait_for_instance_stop / CLAIM_RETRY or any(
+            code in REFUSED_CREDENTIALS for code in refused)
         if count == 0:
             return 0.0
-        if count < self.settings.wait_for_instance_stop / CLAIM_RETRY or (
-                refused and all(code in BUSY for code in refused)):
+        if is_busy or not is_lasting:
             return float(self.chance.uniform(2.0, SOON))
         return 60.0 if count < 30 else 300.0
 
-    def take_step(self, name: str) -> None:
+    def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
         steps: Dict[str, Tuple[str, Call]] = {
             STOP: ('stopped', lambda client: client.stop_instances(
-                **stop_arguments(client, self.peer_id, False, False))),
+                **stop_arguments(client, self.peer_id, False, is_dead))),
             FORCE: ('forced', lambda client: client.stop_instances(
                 **stop_arguments(client, self.peer_id, True, True))),
             START: ('started', lambda client: client.start_instances(InstanceIds=[self.peer_id]))}
