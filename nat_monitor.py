@@ -2116,10 +2116,10 @@ class Check:
     """
 
     def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None,
-                 ping: Any = None, connect: Callable[[str], Any] = connect,
+                 ping: Any = None, probe: Any = None, connect: Callable[[str], Any] = connect,
                  root: str = '/') -> None:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
-        self.connect, self.root = connect, root
+        self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
@@ -2333,6 +2333,8 @@ class Check:
             for i in ids:
                 self.attempt(what, i, check, i)
         self.attempt('ping', self.peer_id, self.check_ping)
+        if settings.probe_address:
+            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
         self.attempt('longest outage', '', self.check_speed)
 
     def check_clock(self) -> None:
@@ -2379,6 +2381,10 @@ class Check:
         self.say(group == 'none', 'Auto Scaling group', i, group,
                  f'aws autoscaling detach-instances --instance-ids {i} '
                  f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
+        self.say(MAINTENANCE not in tags, 'maintenance', i,
+                 f'has the tag {MAINTENANCE}' if MAINTENANCE in tags else 'no',
+                 f'aws ec2 delete-tags --resources {i} --tags Key={MAINTENANCE}  # after the work',
+                 WARN)
         self.attempt('can be stopped', i, self.check_stop, one)
 
     def check_state(self, i: str, one: Dict[str, Any]) -> None:
@@ -2486,6 +2492,27 @@ class Check:
                       f"{its[0]} --ip-permissions 'IpProtocol=icmp,FromPort=8,ToPort=-1,"
                       f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
         self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
+
+    def check_probe(self, target: str) -> None:
+        """Send a packet through the peer; a miss counts if one by the own route is answered."""
+        address = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        if not address:
+            raise NoAnswer('it needs its private address from EC2')
+        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNKNOWN
+        remedy = 'nat_monitor.py --check  # there'
+        try:
+            through = probe(target, address)
+            fine, found = through.answered, f'a packet through it {through}'
+        except NoNeighbour as fault:
+            fine, found = False, f'it cannot be probed from here: {fault}'
+            remedy = f'ip neigh show {address}'
+        else:
+            if fine or probe(target).answered:
+                verdict = FAIL
+            else:
+                found += f', nor did one to {target} by the own route'
+                remedy = f'ping -c 20 {target}'
+        self.say(fine, 'forwards', self.peer_id, found, remedy, verdict)
 
     def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time

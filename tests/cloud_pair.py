@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import boto3
 import pytest
@@ -75,6 +75,7 @@ class Pair:
         self.settings_file = os.path.join(folder, 'nat_config.py')
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.deaf: Set[str] = set()           # addresses that do not answer a ping
+        self.probed: Any = nat_monitor.Probed(0.0004)  # what comes of a packet through the peer, or is raised
         self.build()
         self.file('nat_config.py', f'PRIMARY_INSTANCE_ID = {self.primary!r}\nSECONDARY_INSTANCE_ID = '
                   f'{self.secondary!r}\nROUTE_TABLE_IDS = [{self.table!r}]\nELASTIC_IP = {self.address!r}\n')
@@ -141,6 +142,13 @@ class Pair:
     def ping(self, address: str) -> bool:
         return address not in self.deaf
 
+    def probe(self, target: str, through: Optional[str] = None) -> nat_monitor.Probed:
+        if through is None:
+            return nat_monitor.Probed(None if target in self.deaf else 0.0002)
+        if isinstance(self.probed, Exception):
+            raise self.probed
+        return nat_monitor.Probed(*self.probed)
+
     def connect(self, region: str) -> Any:
         client = nat_monitor.connect(region)
         client.meta.events.register('before-call.ec2', self.answer)
@@ -165,7 +173,7 @@ class Pair:
         self.calls.clear()
         output = nat_monitor.start_log('%(message)s')
         code = nat_monitor.Check(
-            settings_file=self.settings_file, metadata=self, ping=self.ping,
+            settings_file=self.settings_file, metadata=self, ping=self.ping, probe=self.probe,
             connect=self.connect, root=self.root).run()
         output.flush(None)
         self.text = capfd.readouterr().out

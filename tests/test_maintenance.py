@@ -6,12 +6,10 @@ import signal
 import time
 from typing import Any, Dict, Iterator
 
-import pytest
-
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ELASTIC_IP
 from tests.lab.traffic import LATE
-from tests.test_failover import called, python, serves  # noqa: F401 - a fixture
+from tests.test_failover import called, serves
 
 SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4, 'WAIT_FOR_INSTANCE_STOP': 20,
                             'WAIT_FOR_INSTANCE_START': 30}
@@ -20,7 +18,7 @@ HAND_OVER = 0.2  # s of packets that a planned move may lose
 
 
 @contextlib.contextmanager
-def pair(python: str, holder: str = 'primary', fail_back: bool = True, **how: Any) -> Iterator[Lab]:  # noqa: F811
+def pair(python: str, holder: str = 'primary', fail_back: bool = True, **how: Any) -> Iterator[Lab]:
     """Open a lab in which both monitors run, hear each other, and that instance serves."""
     with Lab({**SETTINGS, 'FAIL_BACK': fail_back}, python=python, holder=holder, **how) as lab:
         for instance in lab.instances.values():
@@ -44,7 +42,7 @@ def restarted_nobody(lab: Lab) -> bool:
     return not lab.ec2.calls('StopInstances') + lab.ec2.calls('StartInstances')
 
 
-def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python: str) -> None:  # noqa: F811
+def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python: str) -> None:
     with pair(python) as lab:
         since = time.monotonic()
         lab.ec2.tag('primary', TAG)
@@ -63,7 +61,7 @@ def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python
         assert restarted_nobody(lab)
 
 
-def test_the_primary_takes_over_from_a_secondary_under_maintenance(python: str) -> None:  # noqa: F811
+def test_the_primary_takes_over_from_a_secondary_under_maintenance(python: str) -> None:
     with pair(python, 'secondary', fail_back=False) as lab:
         since = time.monotonic()
 
@@ -78,8 +76,7 @@ def test_the_primary_takes_over_from_a_secondary_under_maintenance(python: str) 
         assert called(lab, lab.secondary, since) == [] and restarted_nobody(lab)
 
 
-def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_claims_nothing(
-        python: str) -> None:  # noqa: F811
+def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_claims_nothing(python: str) -> None:
     with pair(python) as lab:
         lab.ec2.tag('primary', TAG)
         has_looked(lab, lab.secondary, 'under maintenance')
@@ -103,7 +100,7 @@ def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_c
         serves(lab, lab.primary)
 
 
-def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python: str) -> None:  # noqa: F811
+def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python: str) -> None:
     with pair(python, impaired=1.0) as lab:
         lab.ec2.tag('primary', TAG)
         since = time.monotonic()
@@ -117,7 +114,7 @@ def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python:
         assert 'to be stopped' not in lab.secondary.log and lab.secondary.log.count('under maintenance') == 1
 
 
-def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> None:  # noqa: F811
+def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> None:
     with pair(python) as lab:
         lab.ec2.tag('secondary', TAG)
         since = time.monotonic()
@@ -131,7 +128,7 @@ def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> 
         assert lab.traffic.lost(since) == 0
 
 
-def test_an_instance_under_maintenance_takes_over_from_a_dead_peer_all_the_same(python: str) -> None:  # noqa: F811
+def test_an_instance_under_maintenance_takes_over_from_a_dead_peer_all_the_same(python: str) -> None:
     with pair(python) as lab:
         lab.ec2.tag('secondary', TAG)
         has_looked(lab, lab.secondary, 'it claims nothing')
@@ -142,7 +139,7 @@ def test_an_instance_under_maintenance_takes_over_from_a_dead_peer_all_the_same(
         assert lab.traffic.outage(since) < 0.4 + 3 * 0.4 + 2.0
 
 
-def test_with_both_under_maintenance_nothing_moves_and_nobody_is_restarted(python: str) -> None:  # noqa: F811
+def test_with_both_under_maintenance_nothing_moves_and_nobody_is_restarted(python: str) -> None:
     with pair(python) as lab:
         lab.ec2.tag('primary', TAG)
         lab.ec2.tag('secondary', TAG)
@@ -160,8 +157,7 @@ def test_with_both_under_maintenance_nothing_moves_and_nobody_is_restarted(pytho
         assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
 
 
-def test_without_fail_back_a_primary_that_starts_leaves_what_a_working_secondary_holds(
-        python: str) -> None:  # noqa: F811
+def test_without_fail_back_a_primary_that_starts_leaves_what_a_working_secondary_holds(python: str) -> None:
     with pair(python, 'secondary', fail_back=False) as lab:
         since = time.monotonic()
         lab.ec2.stop('primary')
@@ -172,7 +168,12 @@ def test_without_fail_back_a_primary_that_starts_leaves_what_a_working_secondary
         assert called(lab, lab.primary, since) == [] and lab.traffic.lost(since) == 0
 
 
-def test_without_fail_back_a_primary_that_starts_claims_what_nobody_has(python: str) -> None:  # noqa: F811
-    with Lab({**SETTINGS, 'FAIL_BACK': False}, python=python, holder=None) as lab:
+def test_without_fail_back_a_primary_that_starts_claims_what_nobody_has(python: str) -> None:
+    with Lab({**SETTINGS, 'FAIL_BACK': False}, python=python, holder=None, start=False) as lab:
+        lab.ec2.set_address('primary')
+        for instance in lab.instances.values():
+            instance.start_monitor()
+
         serves(lab, lab.primary, 40)
+
         assert called(lab, lab.secondary) == []
