@@ -1835,7 +1835,9 @@ class Monitor:
             'probed here: nothing is decided by that'))
         if valid and not through and memory.unforwarded < self.settings.num_pings - 1:
             self.probe_at = sent_at
-        elif valid and not through and own_way and not self.observation:
+        elif valid and not through and own_way and not self.observation and (
+                memory.unforwarded <= 2 * self.settings.num_pings
+                or sent_at - self.asked_at >= LATER):  # no relief followed: it is not to be yet
             self.ask_at = self.probe_at = NEVER  # ask EC2, then send the probe that decides
 
     def look_now(self) -> None:
