@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ECHO
-from tests.test_failover import called, during, nobody_was_stopped, serves
+from tests.test_failover import called, nobody_was_stopped, serves
 
 SETTINGS: Dict[str, Any] = {'PROBE_ADDRESS': ECHO, 'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4,
                             'WAIT_FOR_INSTANCE_STOP': 20, 'WAIT_FOR_INSTANCE_START': 30}
@@ -135,7 +135,7 @@ def test_a_stand_by_that_cannot_nat_either_takes_over_nothing(python: str) -> No
 
         lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 15, 'the secondary loses probes')
         lab.wait_until(lambda: 'cannot NAT' in lab.secondary.log, 15, 'the secondary has looked at itself')
-        lab.stays(lambda: lab.holds(lab.primary), 8, 'nothing moves')
+        lab.stays(lambda: lab.holds(lab.primary), INTERVAL + 2, 'nothing moves')
         assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
 
 
@@ -172,10 +172,8 @@ def test_a_second_relief_does_not_follow_soon(python: str) -> None:
         lab.primary.forwarding(False)
 
         lab.wait_until(lambda: 'did not come back' in lab.secondary.log[before:], 15, 'the secondary loses probes')
-        asked = len(lab.ec2.calls('DescribeInstanceStatus', 'secondary'))
         lab.stays(lambda: lab.holds(lab.primary), 2 * INTERVAL, 'nothing moves')
         assert called(lab, lab.secondary, since) == [] and nobody_was_stopped(lab)
-        assert len(lab.ec2.calls('DescribeInstanceStatus', 'secondary')) - asked <= 3
 
 
 def test_probes_that_are_lost_do_not_delay_pings(python: str) -> None:
