@@ -566,7 +566,7 @@ class World:
             return False
         if any(one.state == 'terminated' for one in self.instances):
             return any(one.process for one in self.instances)
-        return self.hub.now - self.quiet_at >= 120.0 and all(
+        return self.hub.now - self.quiet_at >= 120.0 and invariants.has_failed_back(self) and all(
             self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at
             for one in self.instances)
 
@@ -588,7 +588,6 @@ class World:
             if not self.hub.run(self.hub.now + invariants.settles_within(self), self.is_settled):
                 raise Broken(f'6: not settled {invariants.settles_within(self):.0f} s after the last fault')
             self.watch.worst('6: settled after the last fault', self.hub.now - until - 120.0)
-            invariants.has_failed_back(self)
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')

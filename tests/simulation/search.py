@@ -67,8 +67,18 @@ unlit = after(faults('forwarding lost', lasts=st.integers(10, 400)),  # forwardi
               st.one_of(faults(*FORWARDING), any_fault), st.integers(0, 300))
 work = after(faults(*TAG, lasts=st.integers(10, 600)),  # somebody works on one or both, and something else happens
              st.one_of(faults(*TAG), faults('crash', 'stop', 'reboot', 'kill'), any_fault), st.integers(0, 300))
+silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing for long
+    lambda mute, others: [mute, *(other._replace(at=100 + other.at % 60) for other in others)],
+    st.builds(Fault, st.integers(0, 150), st.sampled_from(('no data', 'left out')), st.sampled_from(WHO),
+              st.just(3600)),
+    st.lists(faults('crash', 'kill', 'hang', 'reboot'), min_size=1, max_size=3))
+flapping = st.builds(  # now one does not forward, now the other
+    lambda first, period, count, odd: [
+        Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
+        for n in range(count)],
+    st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
-                       hiccups, hiccups, long_ones, lost, unlit, unlit, work, work)
+                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 no_bound, fail_backs, probes = st.just(''), st.sampled_from((True, True, True, False)), st.booleans()
 
@@ -105,6 +115,12 @@ darkness = st.builds(
 crash_loops = st.builds(
     lambda *how: Schedule((Fault(100, 'crash loop', lasts=90000, how=20),), *how, 'crash loop'),
     conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+
+GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 'darkness': darkness,
+              'crash_loops': crash_loops,
+              **{name: drawn(found) for name, found in (
+                  ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('unlit', unlit), ('flapping', flapping), ('work', work),
+                  ('silent_checks', silent_checks))}}
 
 
 class Findings(NamedTuple):
@@ -179,13 +195,19 @@ def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True
     return Findings(runs, worst)
 
 
-def search_together(seed: int, count: int, jobs: int, seconds: Optional[float] = None) -> Findings:
+def search_some(seed: int, count: int, generator: str) -> Findings:
+    return search(seed, count, drawn=GENERATORS[generator])
+
+
+def search_together(seed: int, count: int, jobs: int, seconds: Optional[float] = None,
+                    generator: str = 'schedules') -> Findings:
     """Search in several processes, until `count` or `seconds` are over or something breaks."""
     worst: Dict[str, float] = {}
     runs, end = 0, time.monotonic() + (seconds or 1e9)
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context('fork')) as pool:
-        pending = {pool.submit(search, seed * 1000003 + n, min(BATCH, count - n * BATCH))
-                   for n in range(-(-count // BATCH))}
+        batch = min(BATCH, -(-count // jobs))
+        pending = {pool.submit(search_some, seed * 1000003 + n, min(batch, count - n * batch), generator)
+                   for n in range(-(-count // batch))}
         for future in concurrent.futures.as_completed(pending):
             found = future.result()
             runs += found.runs
