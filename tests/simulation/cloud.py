@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import bisect
 import types
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
                                  ReadTimeoutError)
 
-from nat_monitor import CONNECT_TIMEOUT, READ_TIMEOUT
+from nat_monitor import CONNECT_TIMEOUT, MAINTENANCE, READ_TIMEOUT
 
 from .hub import Hub, Process
 
@@ -33,6 +33,7 @@ class Conditions(NamedTuple):
     boot_takes: int = 20          # from 'running' until the instance answers pings
     monitor_starts: int = 5       # after that
     public_back: int = 0          # who loses the address reaches EC2 again after so long
+    frames: int = 0               # to a neighbour, for what lies beyond: 0 are carried, 1 lost, 2 has no neighbour
 
 
 class Instance:
@@ -46,17 +47,32 @@ class Instance:
         self.up = True                # the guest runs: it answers pings and routes packets
         self.dead = False             # it has crashed, and only a new boot helps
         self.stubborn = False         # it ignores a graceful stop
-        self.forwarding = True
+        self.forwarding = True        # since it has booted
         self.checks = 'ok'
         self.health = 0               # counts the changes that the checks will show after a while
         self.life = 0                 # counts boots and stops: what belonged to an earlier life is void
         self.public = 0               # counts the changes of its public address: older connections are dead
         self.public_at = 0.0          # it reaches EC2 from then on
         self.metadata_at = self.credentials_at = 0.0
+        self.came_up_at = 0.0         # since when it has been up
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
         self.terminated_at = float('inf')
         self.process: Optional[Process] = None
         self.monitor: Any = None
+
+
+class Past(NamedTuple):
+    """What was true at a time."""
+
+    states: Dict[str, Tuple[str, str]]  # state and checks by id
+    routes: Dict[str, Optional[str]]
+    owner: Optional[str]                # of the address
+    tagged: FrozenSet[str]
+
+    @property
+    def owners(self) -> Dict[str, Optional[str]]:
+        """Return by part which instance has it."""
+        return {**self.routes, ADDRESS: self.owner}
 
 
 def refusal(code: str, message: str = '') -> ClientError:
@@ -73,12 +89,13 @@ class Cloud:
         self.routes: Dict[str, Optional[str]] = {f'rtb-000000{n:02}': instances[0].id for n in range(conditions.tables)}
         self.owner: Optional[str] = instances[0].id
         self.released = False             # there is no such address any more
+        self.tagged: FrozenSet[str] = frozenset()  # ids of the instances under maintenance
         self.buckets: Dict[str, Tuple[float, float]] = {}
         self.no_data: Callable[[], bool] = lambda: False
         self.no_capacity: Callable[[], bool] = lambda: False
         self.left_out: Callable[[Instance], bool] = lambda one: False
         self.times: List[float] = []
-        self.pasts: List[Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]] = []
+        self.pasts: List[Past] = []
         self.booted: Callable[[Instance], None] = lambda one: None
         self.went_down: Callable[[Instance], None] = lambda one: None
         self.keep()
@@ -90,10 +107,10 @@ class Cloud:
     def keep(self) -> None:
         """Keep what is true now for reads that lag."""
         self.times.append(self.hub.now)
-        self.pasts.append(({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.routes),
-                           self.owner))
+        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.routes),
+                               self.owner, self.tagged))
 
-    def seen(self, lag: float) -> Tuple[Dict[str, Tuple[str, str]], Dict[str, Optional[str]], Optional[str]]:
+    def seen(self, lag: float) -> Past:
         return self.pasts[max(0, bisect.bisect_right(self.times, self.hub.now - lag) - 1)]
 
     def throttled(self, action: str, scarce: bool) -> bool:
@@ -142,7 +159,7 @@ class Cloud:
         self.later(self.conditions.boot_takes, one, self.come_up)
 
     def come_up(self, one: Instance) -> None:
-        one.up = True
+        one.up, one.came_up_at = True, self.hub.now
         self.change_health(one, True)
         self.booted(one)
 
@@ -225,7 +242,7 @@ class Cloud:
     # The calls
 
     def describe_instance_status(self, by: Instance, lag: float, InstanceIds: List[str], **_: Any) -> Any:
-        states = self.seen(lag)[0]
+        states = self.seen(lag).states
         bad = 'insufficient-data' if self.no_data() else ''
         return {'InstanceStatuses': [
             {'InstanceId': one.id, 'InstanceState': {'Name': states[one.id][0]},
@@ -234,12 +251,14 @@ class Cloud:
             for one in self.known(*InstanceIds) if not self.left_out(one)]}
 
     def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
-        return {'Reservations': [{'Instances': [{'InstanceId': one.id, **(
-            {} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
+        tagged = self.seen(lag).tagged
+        return {'Reservations': [{'Instances': [{
+            'InstanceId': one.id, 'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
+            **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
             for one in map(self.instances.__getitem__, Filters[0]['Values']) if not self.forgotten(one)]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
-        states, routes, _ = self.seen(lag)
+        states, routes, *_ = self.seen(lag)
         return {'RouteTables': [
             {'RouteTableId': table, 'Routes': [{'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local'}] + (
                 [{'DestinationCidrBlock': EVERYWHERE, 'InstanceId': target, 'State': 'blackhole' if states.get(
@@ -247,7 +266,7 @@ class Cloud:
             for table, target in routes.items()]}
 
     def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
-        owner = self.seen(lag)[2]
+        owner = self.seen(lag).owner
         return {'Addresses': [] if self.released else [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
             {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {})}]}
 

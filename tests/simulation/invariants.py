@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from botocore.exceptions import BotoCoreError, ClientError
 from requests import RequestException
 
-from nat_monitor import CALL_DEADLINE, CLAIM_RETRY, LATER, LATEST_READ, LOOK_INTERVAL, MOVE_DEADLINE
+from nat_monitor import (
+    AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LATER, LATEST_EFFECT, LATEST_READ, LOOK_INTERVAL, MOVE_DEADLINE,
+    PROBE_INTERVAL, REMEMBERED)
 
 from .cloud import ADDRESS, PATIENCE
 
@@ -37,8 +39,17 @@ class Watch:
         self.final_at: Optional[float] = None      # when, as long as nobody has taken over
         self.bound = 0.0                           # for that
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
+        self.moved: List[float] = []               # when any part went anywhere
+        self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
         self.deaths_left: Optional[int] = None     # of a primary that crashes again and again
         self.served, self.counted_at, self.not_served = True, 0.0, 0.0  # seconds, so far
+
+    def lasts(self, what: str, holds: bool, now: float) -> float:
+        """Return for how long a condition has held."""
+        if not holds:
+            self.begun.pop(what, None)
+            return 0.0
+        return now - self.begun.setdefault(what, now)
 
     def worst(self, what: str, value: float) -> None:
         if value > self.seen.get(what, -1.0):
@@ -48,26 +59,33 @@ class Watch:
 def at_every_change(world: World) -> None:
     never_both_stopped(world)
     is_served(world)
+    is_relieved(world)
+    hands_over_for_maintenance(world)
 
 
 def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dict[str, Optional[str]]) -> None:
     """Look at what a call has moved."""
     for part, owner in world.cloud.owners().items():
         if owner != before[part]:
+            leaves_what_is_outside(world, one, part, before)
             parts_change_hands_seldom(world, part)
             nothing_follows_what_is_lost(world, one, part, before)
             world.records[one.name].owed.discard(part)
+            world.watch.moved.append(world.hub.now)
+            world.records[world.peer(one).name].has_lost |= before[part] == world.peer(one).id
 
 
 def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
     calls_are_few(world, one, name, 'DryRun' in how)
     if how.get('DryRun') or name.startswith('describe'):
         return
+    who_is_worked_on_is_left_alone(world, one, name)
     has_effect = not (name in CLAIMS and one.id == (
         world.cloud.routes[how['RouteTableId']] if 'RouteTableId' in how else world.cloud.owner))
     if has_effect:
         never_against_an_answering_peer(world, one, name)
         only_the_holder_stops(world, one, name)
+        steps_are_paced(world, one, name, how)
         who_cannot_nat_takes_nothing(world, one, name)
         decides_only_with_ec2(world, one, name)
         stops_no_healthy_peer(world, one, name)
@@ -82,6 +100,11 @@ def broken(text: str) -> None:
     raise Broken(text)
 
 
+def lifetime(world: World) -> float:
+    """Return for how long a decision may rest on what EC2 and the host have told."""
+    return float(CALL_DEADLINE + 2 * world.settings.ping_timeout)
+
+
 def never_both_stopped(world: World) -> None:
     """1. Never are both instances stopping or stopped through the monitors' doing."""
     if all(one.state in ('stopping', 'stopped') and one.stopped_by for one in world.instances):
@@ -89,18 +112,28 @@ def never_both_stopped(world: World) -> None:
 
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
-    """Tell whether a claim belongs to the start of the primary, or may make a split whole again."""
-    return name in CLAIMS and (bool(world.records[one.name].owed) or world.hub.now - world.watch.split_at < 30.0)
+    """Tell whether a claim belongs to the start of the primary, or may be made though the peer answers pings.
+
+    It may make a split whole again, or relieve a peer that is under maintenance or does not forward.
+    """
+    record = world.records[one.name]
+    return name in CLAIMS and (bool(record.owed) or world.hub.now - world.watch.split_at < 30.0
+                               or record.tagged == [False, True] or is_relief(world, one))
 
 
 def never_against_an_answering_peer(world: World, one: Instance, name: str) -> None:
-    """2. No take-over and no stop while the peer has answered within NUM_PINGS x PING_TIMEOUT."""
+    """2. No take-over and no stop while the peer has answered within NUM_PINGS x PING_TIMEOUT.
+
+    A peer that was never heard, and whose checks pass, is left alone unless EC2 has not told so for
+    WAIT_FOR_INSTANCE_START.
+    """
     silence = world.settings.num_pings * world.settings.ping_timeout
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
         record, peer = world.records[one.name], world.peer(one)
         if record.answered_at < record.started_at and (peer.state, peer.checks) == ('running', 'ok') and (
-                world.cloud.seen(15.0)[0][peer.id] == ('running', 'ok') and name in CLAIMS):
+                world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and name in CLAIMS) and (
+                world.hub.now - record.checks_at < world.settings.wait_for_instance_start):
             broken(f'2: {one.name} calls {name} against a peer that it never heard, and whose checks pass')
         since, wanted = world.hub.now - record.answered_at, world.settings.num_pings
         if since < silence - 0.001:
@@ -114,7 +147,7 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
 def only_the_holder_stops(world: World, one: Instance, name: str) -> None:
     """2. A peer that keeps all tables, whatever is claimed, is not stopped before it had the time to be heard."""
     peer, record = world.peer(one), world.records[one.name]
-    keeps = all(set(routes.values()) == {peer.id} for routes in (world.cloud.routes, world.cloud.seen(10.0)[1]))
+    keeps = all(set(routes.values()) == {peer.id} for routes in (world.cloud.routes, world.cloud.seen(10.0).routes))
     if name == 'stop_instances' and peer.state == 'running' and keeps and (
             world.hub.now - record.first_claim_at < world.settings.wait_for_instance_stop - 10.0):
         broken(f'2: {one.name} stops its peer, which holds all tables')
@@ -128,9 +161,8 @@ def stops_no_healthy_peer(world: World, one: Instance, name: str) -> None:
     unheard = world.hub.now - world.unheard_since(one)
     if (peer.up or peer.checks != 'impaired') and unheard < world.settings.wait_for_instance_stop - 0.01:
         broken(f'2: {one.name} stops its peer {unheard:.1f} s after it could hear it')
-    lifetime = LATEST_READ + CALL_DEADLINE + 2 * world.settings.ping_timeout  # of what the decision rests on
-    kept = all(who == peer.id for parts in (world.cloud.seen(0.0), world.cloud.seen(lifetime))
-               for who in {**parts[1], **({ADDRESS: parts[2]} if world.schedule.conditions.address else {})}.values())
+    kept = all(who == peer.id for past in (world.cloud.seen(0.0), world.cloud.seen(LATEST_READ + lifetime(world)))
+               for who in [*past.routes.values()] + [past.owner] * world.schedule.conditions.address)
     if kept and world.works(peer):
         broken(f'2: {one.name} holds nothing and stops its peer, which holds everything and works')
 
@@ -142,16 +174,15 @@ def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
         broken(f'3: {one.name} calls {name}, and EC2 calls it {record.own_state}')
     if name in CLAIMS and (is_claim_of_its_own(world, one, name) or now - record.claim_at < 30.0):
         return  # of a claim that has begun
-    lifetime = CALL_DEADLINE + 2 * world.settings.ping_timeout
     claim = CALL_DEADLINE + MOVE_DEADLINE if name == 'start_instances' else 0.0  # which comes after one
-    if now - record.status_at > lifetime + claim:
+    if now - record.status_at > lifetime(world) + claim:
         broken(f'3: {one.name} calls {name} {now - record.status_at:.1f} s after EC2 told the states')
     if name == 'start_instances' or name == 'stop_instances' and world.peer(one).state != 'running' or (
             world.peer(one).state == 'terminated'):  # it has no address to ping any more
         return
     if not record.misses or not record.ping_left:
         broken(f'3: {one.name} calls {name}, and its latest ping was no miss')
-    if record.miss_at - record.status_before_miss > lifetime:
+    if record.miss_at - record.status_before_miss > lifetime(world):
         broken(f'3: {one.name} calls {name}, and no miss was sent after EC2 answered')
     if record.status_before_miss < record.answered_at:
         broken(f'3: {one.name} calls {name}, and EC2 has not answered since the peer last did')
@@ -172,7 +203,7 @@ def is_served(world: World) -> None:
     if len(set(parts)) > 1 or None in parts or any(
             world.cloud.instances[i].state in ('stopped', 'terminated') for i in parts if i):
         watch.split_at = now
-    # One that answers pings is left alone though it does not forward, as invariant 2 stands above this one.
+    # One that answers pings is left alone though it does not forward; but see `is_relieved`.
     if not parts or holder and (world.works(holder) or world.hears(world.peer(holder))):
         if watch.final_at is not None and watch.unserved_at is not None:
             watch.worst('4: not served after the death of a settled pair\'s holder', now - watch.final_at)
@@ -193,8 +224,10 @@ def is_served(world: World) -> None:
 
 
 def who_cannot_nat_takes_nothing(world: World, one: Instance, name: str) -> None:
-    """4. A route to a host that does not forward serves nobody."""
-    if name in CLAIMS and not one.forwarding:
+    """4. A route to a host that does not forward serves nobody: it takes nothing, as soon as it has seen so itself."""
+    fault = world.fault('forwarding lost', one)
+    if name in CLAIMS and (not one.forwarding or (
+            fault and world.knows_fault(one) and world.hub.now - fault.at > lifetime(world))):
         broken(f'4: {one.name} calls {name} and does not forward')
 
 
@@ -281,13 +314,38 @@ def rests_between_turns(world: World, one: Instance) -> None:
 
 
 def stops_are_spaced(world: World, one: Instance) -> None:
-    """5. One monitor does not stop its peer again, or for the first time, before that had the time to start."""
+    """5. One monitor stops its peer later and later, and not before that had the time to start."""
     record, now = world.records[one.name], world.hub.now
-    if now - record.stop_at < world.settings.wait_for_instance_start:
-        broken(f'5: {one.name} stops its peer twice within {now - record.stop_at:.0f} s')
+    stops = [at for at in record.stops if now - at < REMEMBERED]
+    spacing = min(AN_HOUR, world.settings.wait_for_instance_start * 2.0 ** (len(stops) - 1))
+    if stops and now - stops[-1] < spacing - LATEST_EFFECT:
+        broken(f'5: {one.name} stops its peer for the {len(stops) + 1}th time, {now - stops[-1]:.0f} s after the last')
     if now - record.start_at < world.settings.wait_for_instance_start and record.answered_at < record.start_at:
         broken(f'5: {one.name} stops its peer {now - record.start_at:.0f} s after it has started it')
-    record.stop_at = now
+    record.stops = [*stops, now]
+
+
+def steps_are_paced(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
+    """5. A step is not tried again within a minute, nor is a stop forced before the peer had the time to stop."""
+    record, now, peer = world.records[one.name], world.hub.now, world.peer(one)
+    if name in CLAIMS:
+        return
+    step = 'force' if how.get('Force') else name
+    before = record.steps.get(step, -1e9)
+    record.steps[step] = now
+    if now - before < LATER - 0.01 and record.answered_at < before:
+        broken(f'5: {one.name} tries to {step} again after {now - before:.1f} s')
+    if step == 'force' and now - record.stopping_at < world.settings.wait_for_instance_stop - 0.01:
+        broken(f'5: {one.name} forces its peer {now - record.stopping_at:.1f} s after EC2 called it stopping')
+    if peer.state in ('shutting-down', 'terminated') and world.cloud.seen(15.0).states[peer.id][0] == peer.state:
+        broken(f'5: {one.name} calls {name} against a peer that is {peer.state}')
+
+
+def leaves_what_is_outside(world: World, one: Instance, part: str, before: Dict[str, Optional[str]]) -> None:
+    """5. What somebody gave to something outside the pair is left there until the primary starts."""
+    if before[part] and before[part] not in world.cloud.instances and part not in world.records[one.name].owed and (
+            world.cloud.seen(LATEST_READ + lifetime(world)).owners[part] == before[part]):
+        broken(f'5: {one.name} takes {part}, which is at something outside the pair')
 
 
 def settles_within(world: World) -> float:
@@ -295,6 +353,98 @@ def settles_within(world: World) -> float:
     settings = world.settings
     stops = 2 * settings.wait_for_instance_start + settings.wait_for_instance_stop  # the second one is spaced
     return float(LONGEST_CHECK_LAG + LOOK_INTERVAL + stops + PATIENCE + settings.wait_for_instance_start + 120.0)
+
+
+def is_relief(world: World, one: Instance) -> bool:
+    """Tell whether one may take from a peer that answers pings and does not forward.
+
+    NUM_PINGS probes in a row were lost, after one that came back since the last change; the last one was lost though
+    one by its own route, sent after EC2 had answered, came back; and it is the first time for long.
+    """
+    record, peer, now = world.records[one.name], world.peer(one), world.hub.now
+    found = (record.lost_probes >= world.settings.num_pings and record.own_way_at >= record.lost_at
+             and record.own_way_at >= record.status_at and record.forwarded_at > peer.came_up_at
+             and record.forwarded_at > max([at for at in world.watch.moved if now - at > 15.0], default=-1e9))
+    if record.reliefs and now - record.reliefs[-1] < 30.0:
+        return found  # the same one
+    spaced = not record.reliefs or now - record.reliefs[-1] > AN_HOUR * 2.0 ** (len(record.reliefs) - 1) - 1.0
+    if found and spaced:
+        record.reliefs.append(now)
+    return found and spaced
+
+
+def is_relieved(world: World) -> None:
+    """8. An instance that answers pings and does not forward is replaced where a probe can show it, its peer is able.
+
+    What went well before counts: a probe came back through it since the pair was as it is, and the target lives.
+    """
+    settings, now = world.settings, world.hub.now
+    if not world.schedule.probes or world.schedule.bound:
+        return
+    for one in world.instances:
+        peer, record = world.peer(one), world.records.get(one.name)
+        dark = (world.is_able(one) and one.checks == 'ok' and bool(record) and world.holder() is peer
+                and world.hears(one) and not world.forwards(peer) and not world.goes_through(one)
+                and world.reaches_target(one) and not cloud_is_tagged(world) and not any(
+                    world.fault('loss', each) for each in world.instances))
+        lasted = world.watch.lasts(f'{peer.name} does not forward', dark, now)
+        if not record or not lasted or record.reliefs or record.misses or record.forwarded_at < peer.came_up_at or (
+                record.forwarded_at < max(world.watch.moved, default=-1e9) + LOOK_INTERVAL + LATER):
+            continue
+        world.watch.worst('8: not relieved', lasted)
+        if lasted > relieved_within(world):
+            broken(f'8: {peer.name} holds, answers and does not forward, and {one.name} has not taken over in {lasted:.1f} s')
+
+
+def relieved_within(world: World) -> float:
+    """8. Probes, each of which may wait for a ping; EC2's answer; the probe that decides; the claim."""
+    settings, conditions = world.settings, world.schedule.conditions
+    probes = (settings.num_pings + 2) * (settings.ping_timeout + settings.wait_between_pings)
+    return float(PROBE_INTERVAL + probes + 6 * conditions.latency + 2 * conditions.effect_lag + 15.0)
+
+
+def cloud_is_tagged(world: World) -> bool:
+    return bool(world.cloud.tagged) or any(any(record.tagged) for record in world.records.values())
+
+
+def who_is_worked_on_is_left_alone(world: World, one: Instance, name: str) -> None:
+    """9. Nobody stops, starts or forces an instance of which EC2 has told that it is under maintenance.
+
+    Nor does that one claim anything, unless its peer is not, and is silent and dead.
+    """
+    record, peer = world.records[one.name], world.peer(one)
+    tagged, peer_tagged = record.tagged
+    if name not in CLAIMS and peer_tagged:
+        broken(f'9: {one.name} calls {name} against a peer under maintenance')
+    if name in CLAIMS and tagged:
+        if peer_tagged:
+            broken(f'9: {one.name} calls {name}, and both are under maintenance')
+        if record.misses < world.settings.num_pings and peer.state == 'running':
+            broken(f'9: {one.name} calls {name} under maintenance, and its peer is not silent')
+        if record.answered_at < record.started_at and world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and (
+                world.hub.now - record.checks_at < world.settings.wait_for_instance_start):
+            broken(f'9: {one.name} calls {name} under maintenance, and its peer passes its checks')
+
+
+def hands_over_for_maintenance(world: World) -> None:
+    """9. Who is under maintenance is relieved within a look, if its peer is not and is able to."""
+    for one in world.instances:
+        peer, record = world.peer(one), world.records.get(world.peer(one).name)
+        lasted = world.watch.lasts(f'{one.name} holds under maintenance', bool(record) and (
+            one.id in world.parts() and world.cloud.tagged == {one.id} and world.is_able(peer)
+            and peer.checks == 'ok' and world.hears(peer) and not world.fault('loss', peer)
+            and not world.fault('loss', one)), world.hub.now)
+        world.watch.worst('9: not relieved for maintenance', lasted)
+        if lasted > LOOK_INTERVAL + LATER + world.settings.wait_between_pings:
+            broken(f'9: {one.name} is under maintenance and holds for {lasted:.0f} s')
+
+
+def has_failed_back(world: World) -> bool:
+    """6. The pair has not settled before a primary that has started has everything, unless the peer took it since."""
+    primary, secondary = world.instances
+    record = world.records[primary.name]
+    return record.has_lost or not any(
+        owner == secondary.id for part, owner in world.cloud.owners().items() if part in record.owed)
 
 
 def nothing_unforeseen(world: World, one: Instance, words: str) -> None:
@@ -310,6 +460,7 @@ def nothing_unforeseen_in_calls(results: Dict[str, Any]) -> Dict[str, Any]:
     """7. The same of what runs beside the loop: the monitor would take it for EC2's silence."""
     for result in results.values():
         if isinstance(result, Exception) and not isinstance(
-                result, (ClientError, BotoCoreError, RequestException)) and type(result).__name__ != 'NoAnswer':
+                result, (ClientError, BotoCoreError, RequestException)) and (
+                    type(result).__name__ not in ('NoAnswer', 'NoNeighbour')):
             broken(f'7: {result!r}')
     return results

@@ -19,6 +19,7 @@ from .hub import Hub, Process
 
 LATEST_EFFECT = 15.0              # s from the sending of a call to its effect, at most: what invariant 1 stands on
 LATEST_READ = 3                   # s by which a read may lag
+TARGET = '192.0.2.1'              # of probes
 
 # Faults that begin at a moment; `lasts` says for how long where it matters, `how` which way.
 ACTIONS = ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'describe_instances',
@@ -27,8 +28,11 @@ GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate', 'new privat
 BOOT = ('late metadata', 'late credentials', 'no forwarding')
 MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
+FORWARDING = ('forwarding lost', 'target dead')  # the first one, where `how` is odd, unnoticed by the host itself
+TAG = ('maintenance',)            # the tag of an instance that is being worked on
 EC2 = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'no data', 'left out', 'no capacity')
 SOMEBODY = ('move route', 'move address')
+OF_BOTH = ('cut peer', 'no data', 'no capacity', 'crash loop', 'target dead')
 LOST = ('delete route', 'release address', 'add table')  # by somebody, and no reason to move anything else
 
 
@@ -55,12 +59,15 @@ class Schedule(NamedTuple):
     pace: Pace = Pace()
     phase: float = 0.0            # s by which the secondary's monitor starts later
     bound: str = ''               # what else must hold in this one: '', 'contest', 'crash loop'
+    fail_back: bool = True        # two settings
+    probes: bool = False
 
     def __str__(self) -> str:
         usual = Conditions()._asdict()
         unusual = ', '.join(f'{k}={v}' for k, v in self.conditions._asdict().items() if v != usual[k])
         return 'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
-            f'), Conditions({unusual}), {self.seed}, {self.pace}, {self.phase}, {self.bound!r})')
+            f'), Conditions({unusual}), {self.seed}, {self.pace}, {self.phase}, {self.bound!r}, {self.fail_back}, '
+            f'{self.probes})')
 
 
 class Broken(BaseException):
@@ -77,10 +84,19 @@ class Record:
         self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
-        self.stop_at = self.start_at = -1e9        # the latest stop and start of the peer
+        self.start_at = -1e9                       # the latest start of the peer
+        self.stops: List[float] = []               # those that took effect
+        self.steps: Dict[str, float] = {}          # of the peer's restart, when each was last tried
+        self.stopping_at = now                     # the first time that EC2 called the peer stopping, without a break
+        self.has_lost = False                      # the peer has taken a part from here
         self.status_at = -1e9                      # EC2's latest answer about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
+        self.checks_at = now                       # EC2 told that the peer's checks pass, or whether they do
+        self.tagged = [False, False]               # so EC2 has told this monitor of itself and of its peer
+        self.forwarded_at = self.own_way_at = self.lost_at = -1e9  # the latest probes: when they were sent
+        self.lost_probes = 0                       # through the peer, in a row
+        self.reliefs: List[float] = []             # of a peer that answers pings, and does not forward
         self.calls: Deque[float] = collections.deque()
         self.turns: Deque[float] = collections.deque(maxlen=invariants.TURNS_A_MINUTE)
         self.error: List[str] = []
@@ -124,7 +140,8 @@ class World:
         self.hub.changed = self.has_changed
         self.settings = module.Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.routes),
-            ADDRESS if schedule.conditions.address else None, *schedule.pace)
+            ADDRESS if schedule.conditions.address else None, *schedule.pace, fail_back=schedule.fail_back,
+            probe_address=TARGET if schedule.probes else None)
         self.settings_of = {one.name: self.settings for one in self.instances}
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
@@ -160,14 +177,15 @@ class World:
     def begin(self, fault: Fault) -> None:
         self.note('FAULT', f'{fault.kind} {fault.who} for {fault.lasts} s ({fault.how})')
         for one in self.instances:
-            if fault.who in (one.name, 'both') or fault.kind in ('cut peer', 'no data', 'no capacity', 'crash loop'):
-                if fault.kind in NETWORK + EC2:
+            if fault.who in (one.name, 'both') or fault.kind in OF_BOTH:
+                if fault.kind in NETWORK + EC2 + FORWARDING + TAG:
                     self.active.setdefault((fault.kind, one.name), []).append(fault)
                     self.hub.at(fault.lasts, self.end, fault, one)
                     if fault.kind == 'cut off' and one.up:
                         self.cloud.change_health(one, False)
                 else:
                     self.strike(fault, one)
+        self.set_tags()
         if fault.kind in SOMEBODY:
             self.move(fault)
         elif fault.kind in LOST:
@@ -178,8 +196,15 @@ class World:
         self.active[fault.kind, one.name].remove(fault)
         if not self.active[fault.kind, one.name]:
             del self.active[fault.kind, one.name]
+        self.set_tags()
         if fault.kind == 'cut off' and one.up and one.state == 'running':
             self.cloud.change_health(one, True)
+
+    def set_tags(self) -> None:
+        tagged = frozenset(one.id for one in self.instances if self.fault('maintenance', one))
+        if tagged != self.cloud.tagged:
+            self.cloud.tagged = tagged
+            self.cloud.keep()
 
     def strike(self, fault: Fault, one: Instance) -> None:
         """What happens to an instance or to its monitor."""
@@ -236,6 +261,7 @@ class World:
             self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
         elif self.schedule.conditions.address:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
+        self.watch.moved.append(self.hub.now)
         self.cloud.keep()
 
     def lose(self, fault: Fault) -> None:
@@ -271,8 +297,7 @@ class World:
         process = Process()
         one.process = process
         self.records[one.name] = Record(self.hub.now)
-        if one is self.instances[0]:
-            self.records[one.name].owed = set(self.settings_of[one.name].parts)
+        self.owe(one)
         self.hub.processes.append(process)
         self.note('WORLD', f'the monitor of {one.name} starts')
         doors = types.SimpleNamespace
@@ -286,12 +311,18 @@ class World:
             self.settings_of[one.name], clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address: self.ping(one, address), metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
-            nat_fault=lambda: '' if one.forwarding else 'net.ipv4.ip_forward is 0', chance=self.chance, log=Log(self, one))
+            nat_fault=lambda: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
+            probe=lambda target, through=None: self.probe(one, target, through), log=Log(self, one))
 
         def run() -> None:
             one.monitor.run()
             raise Broken(f'the monitor of {one.name} has ended by itself')
         self.hub.spawn(process, run)
+
+    def owe(self, one: Instance) -> None:
+        """A primary that starts may claim everything, unless it is not to fail back."""
+        if one is self.instances[0] and self.schedule.fail_back:
+            self.records[one.name].owed = set(self.settings_of[one.name].parts)
 
     def end_monitor(self, one: Instance) -> None:
         if one.process:
@@ -361,6 +392,40 @@ class World:
         record.misses += 1
         return False
 
+    def probe(self, one: Instance, target: str, through: Optional[str]) -> Any:
+        """Live through a probe: through the peer, or by this instance's own route."""
+        record, timeout, sent_at = self.records[one.name], self.settings.ping_timeout, self.hub.now
+        if through and self.schedule.conditions.frames == 2:
+            raise self.module.NoNeighbour(f'the MAC address of {through} is not known here')
+        loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
+        answered = any(not (loss and self.chance.random() < loss.how / 100)
+                       for _ in range(nat_monitor.REQUESTS_PER_PING)) and target == TARGET and (
+            through == self.peer(one).address and self.goes_through(one) if through else self.reaches_target(one))
+        self.hub.sleep(0.002 if answered else timeout)
+        if not through:
+            record.own_way_at = sent_at if answered else record.own_way_at
+        elif answered:
+            record.forwarded_at, record.lost_probes = sent_at, 0
+        else:
+            record.lost_at, record.lost_probes = sent_at, record.lost_probes + 1
+        return self.module.Probed(0.002 if answered else None)
+
+    def goes_through(self, one: Instance) -> bool:
+        """Tell whether a packet from one comes back through its peer."""
+        return (self.schedule.conditions.frames == 0 and self.hears(one) and self.forwards(self.peer(one))
+                and not self.fault('target dead'))
+
+    def reaches_target(self, one: Instance) -> bool:
+        return not (self.fault('target dead') or self.fault('cut off', one)) and self.hub.now >= one.public_at
+
+    def forwards(self, one: Instance) -> bool:
+        return one.forwarding and not self.fault('forwarding lost', one)
+
+    def knows_fault(self, one: Instance) -> bool:
+        """Tell whether the host itself shows that it does not forward; a rule may do so that only the network shows."""
+        fault = self.fault('forwarding lost', one)
+        return not one.forwarding or bool(fault and fault.how % 2 == 0)
+
     def travel(self, one: Instance, name: str) -> Tuple[Optional[float], Optional[float]]:
         """Return the seconds that a call takes to its effect, and its answer from there; None: it is lost."""
         there = back = self.schedule.conditions.latency * self.chance.uniform(0.2, 1.0) / 2
@@ -420,7 +485,16 @@ class World:
                 for found in result['InstanceStatuses']:
                     if found['InstanceId'] == one.id:
                         record.own_state = found['InstanceState']['Name']
-
+                        continue
+                    if found['InstanceState']['Name'] != 'stopping':
+                        record.stopping_at = self.hub.now
+                    if {found[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')} == {'ok'}:
+                        record.checks_at = self.hub.now
+        elif name == 'describe_instances' and not isinstance(result, Exception):
+            tags = {found['InstanceId']: bool(found['Tags']) for some in result['Reservations'] for found in some['Instances']}
+            before, record.tagged = record.tagged, [tags.get(i.id, False) for i in (one, self.peer(one))]
+            if before[0] and not record.tagged[0]:
+                self.owe(one)  # as after a start
         elif name == 'describe_route_tables' and not isinstance(result, Exception):
             record.owed -= {table['RouteTableId'] for table in result['RouteTables']
                             if any(route.get('InstanceId') == one.id for route in table['Routes'])}
@@ -443,8 +517,9 @@ class World:
         return memory.is_heard and not (monitor.misses or memory.owed or monitor.observation)
 
     def skip(self, horizon: float) -> None:
-        """Leave out the pings of a stretch in which both are answered and nothing falls due before the horizon."""
+        """Leave out the pings and probes of a stretch in which both are answered and nothing falls due before the horizon."""
         naps = []
+        left_out = ('next_ping_at', *(['probe_at'] if all(map(self.goes_through, self.instances)) else []))
         for one in self.instances:
             if one.process and not one.process.suspended:
                 if not one.process.nap or not self.hears(one) or self.fault('loss', one):
@@ -453,7 +528,7 @@ class World:
                     return
                 naps.append(one)
                 horizon = min([horizon] + [due for name, due in vars(one.monitor).items() if name.endswith('_at')
-                                           and name != 'next_ping_at' and due is not None and due > self.hub.now])
+                                           and name not in left_out and due is not None and due > self.hub.now])
         for one in naps:
             assert one.process and one.process.nap
             due, thread, ticket = one.process.nap
@@ -475,13 +550,14 @@ class World:
         return self.cloud.instances.get(next(iter(parts)) or '') if len(parts) == 1 else None
 
     def works(self, one: Instance) -> bool:
-        return one.up and one.forwarding and one.state in ('running', 'stopping') and not self.fault('cut off', one)
+        return one.up and self.forwards(one) and one.state in ('running', 'stopping') and not self.fault('cut off', one)
 
     def is_able(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to take over."""
         return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
-                and not (self.active and any(self.fault(kind, one) for kind in EC2 + ('cut EC2',))))
+                and not (self.active and any(self.fault(kind, one) for kind in EC2 + ('cut EC2',)))
+                and not (one.id in self.cloud.tagged and (self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
 
     def is_settled(self) -> bool:
         """Tell whether both run, one holds everything, and nothing but looks has been called for two minutes."""
@@ -490,7 +566,7 @@ class World:
             return False
         if any(one.state == 'terminated' for one in self.instances):
             return any(one.process for one in self.instances)
-        return self.hub.now - self.quiet_at >= 120.0 and all(
+        return self.hub.now - self.quiet_at >= 120.0 and invariants.has_failed_back(self) and all(
             self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at
             for one in self.instances)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import nat_monitor
 
 from .cloud import Conditions
-from .pair import (BOOT, EC2, GUEST, LATEST_READ, MONITOR, NETWORK, SOMEBODY, Broken, Fault, Pace, Schedule, World)
+from .pair import (
+    BOOT, EC2, FORWARDING, GUEST, LATEST_READ, MONITOR, NETWORK, SOMEBODY, TAG, Broken, Fault, Pace, Schedule, World)
 
 BATCH = 250                       # schedules that hypothesis draws from one seed
 
@@ -37,12 +38,12 @@ def after(fault: Any, others: Any, seconds: Any) -> Any:
 conditions = st.builds(
     Conditions, st.integers(1, 3), st.booleans(), st.sampled_from((0.1, 0.5, 1.5)), st.integers(0, LATEST_READ),
     st.integers(0, 3), st.sampled_from((60, 150, 300)), st.integers(5, 90), st.integers(15, 60), st.integers(1, 30),
-    st.sampled_from((0, 20, 150)))
+    st.sampled_from((0, 20, 150)), st.sampled_from((0, 0, 0, 0, 1, 2)))
 greatest_lags = conditions.map(lambda one: one._replace(read_lag=LATEST_READ, effect_lag=3, check_lag=300))
 some_paces = st.sampled_from((Pace(),) * 6 + (Pace(3, 0.2, 0.2), Pace(3, 0.1, 0.1), Pace(2, 1.0, 0.25), Pace(6, 1.0, 2.0)))
 limits = st.sampled_from((Pace(50, 0.2, 0.25), Pace(2, 0.05, 0.05), Pace(3, 30.0, 0.25), Pace(3, 1.0, 600.0)))
 trouble = st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))
-any_fault = st.one_of(*(faults(*group) for group in (GUEST, BOOT, MONITOR, NETWORK, EC2, SOMEBODY)))
+any_fault = st.one_of(*(faults(*group) for group in (GUEST, BOOT, MONITOR, NETWORK, EC2, SOMEBODY, FORWARDING, TAG)))
 near = st.lists(st.tuples(st.integers(0, 40), any_fault), min_size=2, max_size=5).map(  # faults that meet
     lambda found: [fault._replace(at=found[0][1].at + later) for later, fault in found])
 deaf = after(faults('cut peer', 'block ping'), trouble, st.integers(0, 40))  # two that live, and something else
@@ -62,14 +63,35 @@ long_ones = st.lists(st.one_of(faults('cut peer', 'block ping', 'no data', 'forb
                                       lasts=an_hour), any_fault), min_size=1, max_size=3)
 lost = st.lists(faults('delete route', 'release address', 'add table', lasts=st.integers(1, 200)),
                 min_size=1, max_size=2)
+unlit = after(faults('forwarding lost', lasts=st.integers(10, 400)),  # forwarding is lost, and something else
+              st.one_of(faults(*FORWARDING), any_fault), st.integers(0, 300))
+work = after(faults(*TAG, lasts=st.integers(10, 600)),  # somebody works on one or both, and something else happens
+             st.one_of(faults(*TAG), faults('crash', 'stop', 'reboot', 'kill'), any_fault), st.integers(0, 300))
+silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing for long
+    lambda mute, others: [mute, *(other._replace(at=100 + other.at % 60) for other in others)],
+    st.builds(Fault, st.integers(0, 150), st.sampled_from(('no data', 'left out')), st.sampled_from(WHO),
+              st.just(3600)),
+    st.lists(faults('crash', 'kill', 'hang', 'reboot'), min_size=1, max_size=3))
+flapping = st.builds(  # now one does not forward, now the other
+    lambda first, period, count, odd: [
+        Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
+        for n in range(count)],
+    st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
-                       hiccups, hiccups, long_ones, lost)
+                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
-usual = st.builds(Schedule, any_faults.map(tuple), conditions, st.integers(0, 1 << 16), some_paces, phases)
-hardest = st.builds(Schedule, st.one_of(deaf, hiccups, near).map(tuple), greatest_lags, st.integers(0, 1 << 16),
-                    some_paces, phases)
-extreme = st.builds(Schedule, st.lists(any_fault, min_size=1, max_size=2).map(tuple), conditions,
-                    st.integers(0, 1 << 16), limits, phases)
+no_bound, fail_backs, probes = st.just(''), st.sampled_from((True, True, True, False)), st.booleans()
+
+
+def drawn(found: Any, conditions: Any = conditions, paces: Any = some_paces) -> Any:
+    """Draw schedules with such faults."""
+    return st.builds(Schedule, found.map(tuple), conditions, st.integers(0, 1 << 16), paces, phases, no_bound, fail_backs,
+                     probes)
+
+
+usual = drawn(any_faults)
+hardest = drawn(st.one_of(deaf, hiccups, near), greatest_lags)
+extreme = drawn(st.lists(any_fault, min_size=1, max_size=2), paces=limits)
 schedules = st.one_of(*[usual] * 8, *[hardest] * 4, extreme)
 
 # Two that live and do not hear each other, for three hours, whatever is forbidden to whom.
@@ -82,9 +104,23 @@ contests = st.builds(
     st.lists(st.builds(Fault, st.just(190), st.just('forbid'), st.sampled_from(WHO), st.just(11000),
                        st.integers(0, 8)), max_size=3),
     st.lists(faults(*EC2, 'cut EC2'), max_size=1), conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+# Two that answer pings and do not forward, or only now and then, for three hours.
+darkness = st.builds(
+    lambda whole, parts, conditions, seed, phase: Schedule(
+        (Fault(200, 'forwarding lost', whole, 10800, 1), *(
+            fault._replace(at=200 + fault.at * 17, how=1) for fault in parts)),
+        conditions._replace(frames=0), seed, Pace(), phase, 'contest', True, True),
+    st.sampled_from(WHO), st.lists(faults('forwarding lost', 'target dead', lasts=st.integers(10, 3000)), max_size=6),
+    conditions, st.integers(0, 1 << 16), phases)
 crash_loops = st.builds(
     lambda *how: Schedule((Fault(100, 'crash loop', lasts=90000, how=20),), *how, 'crash loop'),
     conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+
+GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 'darkness': darkness,
+              'crash_loops': crash_loops,
+              **{name: drawn(found) for name, found in (
+                  ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('unlit', unlit), ('flapping', flapping), ('work', work),
+                  ('silent_checks', silent_checks))}}
 
 
 class Findings(NamedTuple):
@@ -159,13 +195,19 @@ def search(seed: int, count: int, module: Any = nat_monitor, shrink: bool = True
     return Findings(runs, worst)
 
 
-def search_together(seed: int, count: int, jobs: int, seconds: Optional[float] = None) -> Findings:
+def search_some(seed: int, count: int, generator: str) -> Findings:
+    return search(seed, count, drawn=GENERATORS[generator])
+
+
+def search_together(seed: int, count: int, jobs: int, seconds: Optional[float] = None,
+                    generator: str = 'schedules') -> Findings:
     """Search in several processes, until `count` or `seconds` are over or something breaks."""
     worst: Dict[str, float] = {}
     runs, end = 0, time.monotonic() + (seconds or 1e9)
     with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context('fork')) as pool:
-        pending = {pool.submit(search, seed * 1000003 + n, min(BATCH, count - n * BATCH))
-                   for n in range(-(-count // BATCH))}
+        batch = min(BATCH, -(-count // jobs))
+        pending = {pool.submit(search_some, seed * 1000003 + n, min(batch, count - n * batch), generator)
+                   for n in range(-(-count // batch))}
         for future in concurrent.futures.as_completed(pending):
             found = future.result()
             runs += found.runs

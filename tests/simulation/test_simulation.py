@@ -7,7 +7,7 @@ import pytest
 
 from .cloud import Conditions
 from .mutations import MISTAKES, mistaken
-from .pair import Broken, Fault, Schedule, World
+from .pair import Broken, Fault, Pace, Schedule, World
 from .search import search_together, tell
 
 
@@ -22,6 +22,12 @@ def test_drawn_schedules_break_no_invariant() -> None:
     found = search_together(seed=1, count=2500, jobs=min(2, os.cpu_count() or 1))
     assert not found.failure, found.failure
     assert found.runs >= 2000
+
+
+@pytest.mark.parametrize('generator, count', [('contests', 30), ('darkness', 10), ('crash_loops', 6)])
+def test_hours_of_trouble_break_no_invariant(generator: str, count: int) -> None:
+    found = search_together(seed=1, count=count, jobs=min(2, os.cpu_count() or 1), generator=generator)
+    assert not found.failure, found.failure
 
 
 @pytest.mark.parametrize('name', MISTAKES)
@@ -125,3 +131,86 @@ def test_two_that_live_and_cannot_hear_each_other_do_not_contend() -> None:
     """EC2 refuses the stop of the primary, which stands aside in vain, takes over, and loses all again."""
     holds(Schedule((Fault(2, 'cut peer', lasts=133), Fault(2, 'throttle', lasts=66)),
                    Conditions(address=False, stop_takes=5, boot_takes=15, monitor_starts=1)))
+
+
+QUICK = Pace(3, 0.2, 0.2)
+LAGS = Conditions(read_lag=3, effect_lag=3)
+CUTS = tuple(Fault(100 + 16 * n, 'cut peer', lasts=1.4) for n in range(6))
+LATER_CUTS = tuple(Fault(500 + 20 * n, 'cut peer', lasts=4.5) for n in range(4))
+DEAF = Fault(200, 'cut peer', lasts=10800)
+
+
+@pytest.mark.parametrize('schedule', [
+    Schedule(CUTS, pace=QUICK),
+    Schedule((Fault(100, 'crash'), *LATER_CUTS)),
+    Schedule(tuple(Fault(100 + 90 * n, 'cut peer', lasts=7.5 + n) for n in range(4)), LAGS, phase=0.5),
+    Schedule((Fault(100, 'reboot', 'secondary'), Fault(300, 'reboot', 'primary')), Conditions(boot_takes=30)),
+    Schedule((Fault(100, 'cut off', 'primary', 90), Fault(400, 'cut off', 'secondary', 90))),
+    Schedule((Fault(100, 'suspend', 'both', 120),)),
+    Schedule((Fault(100, 'suspend', 'both', 120), Fault(160, 'crash')))],
+    ids=['short cuts', 'cuts after a failover', 'long cuts out of phase, greatest lags', 'reboots', 'isolated in turn',
+         'both suspended', 'both suspended, and one dies'])
+def test_nobody_is_stopped_for_a_hiccup(schedule: Schedule) -> None:
+    """Silence alone stops nobody before WAIT_FOR_INSTANCE_STOP, and misses from before a suspension do not count."""
+    holds(schedule)
+
+
+@pytest.mark.parametrize('schedule', [
+    Schedule((DEAF,), LAGS, bound='contest'),
+    Schedule((DEAF, Fault(190, 'forbid', 'both', 11000, 6)), bound='contest'),
+    Schedule((DEAF, Fault(190, 'forbid', 'both', 11000, 0)), bound='contest'),
+    Schedule((DEAF, Fault(190, 'forbid', 'both', 11000, 6), Fault(195, 'forbid', 'secondary', 11000, 5)),
+             Conditions(tables=2), bound='contest'),
+    Schedule((Fault(200, 'block ping', 'secondary', 10800), Fault(210, 'EC2 down', 'both', 40)), LAGS, bound='contest')],
+    ids=['all is allowed', 'no StopInstances', 'no DescribeInstanceStatus', 'nor an address', 'one is deaf, no EC2'])
+def test_two_that_live_and_cannot_hear_each_other_settle_for_hours(schedule: Schedule) -> None:
+    """Who has lost what it took in a silence stands aside for an hour: without that they pass the table to and fro."""
+    holds(schedule)
+
+
+@pytest.mark.parametrize('how', range(4))
+def test_what_is_lost_or_added_moves_nothing_else(how: int) -> None:
+    """Only an instance that has a part claims what lies apart at the other one, and the heir is given time first."""
+    for fault in (Fault(100, 'delete route', 'primary', 1, how), Fault(100, 'release address', 'primary', 1, how),
+                  Fault(100, 'add table', ('primary', 'secondary')[how % 2], 100, how)):
+        holds(Schedule((fault,), Conditions(tables=1 + how // 2, read_lag=how), phase=how / 4))
+
+
+def test_a_secondary_that_cannot_nat_takes_nothing_in_a_hiccup() -> None:
+    """It knows that a route to it would serve nobody."""
+    holds(Schedule((Fault(90, 'forwarding lost', 'secondary', 600, 0), Fault(200, 'cut peer', lasts=4.5))))
+
+
+def test_a_primary_that_boots_without_forwarding_leaves_the_secondary_serving() -> None:
+    holds(Schedule((Fault(100, 'no forwarding', 'primary', 400),)))
+
+
+@pytest.mark.parametrize('schedule', [
+    Schedule((Fault(200, 'forwarding lost', 'primary', 300, 0),), probes=True),
+    Schedule((Fault(200, 'forwarding lost', 'primary', 300, 1),), LAGS, probes=True),
+    Schedule((Fault(200, 'forwarding lost', 'primary', 300, 1),), Conditions(frames=1), probes=True),
+    Schedule((Fault(200, 'forwarding lost', 'primary', 300, 1),), Conditions(frames=2), probes=True),
+    Schedule((Fault(200, 'target dead', lasts=300),), probes=True),
+    Schedule((Fault(200, 'forwarding lost', 'both', 10800, 1),), probes=True, bound='contest'),
+    Schedule((Fault(200, 'forwarding lost', 'primary', 100, 1), Fault(350, 'forwarding lost', 'secondary', 100, 1),
+              Fault(500, 'forwarding lost', 'primary', 100, 1)), probes=True),
+    Schedule((Fault(150, 'loss', 'both', 300, 40),), probes=True)],
+    ids=['noticed', 'unnoticed', 'frames lost', 'no neighbour', 'the target dead', 'both dark', 'in turn', 'loss'])
+def test_one_that_does_not_forward_is_relieved_once_and_only_if_a_probe_can_show_it(schedule: Schedule) -> None:
+    holds(schedule)
+
+
+@pytest.mark.parametrize('schedule', [
+    Schedule((Fault(200, 'maintenance', 'primary', 400), Fault(300, 'stop', 'primary'))),
+    Schedule((Fault(200, 'maintenance', 'secondary', 400), Fault(300, 'crash', 'secondary'))),
+    Schedule((Fault(200, 'maintenance', 'secondary', 400), Fault(300, 'crash', 'primary'))),
+    Schedule((Fault(200, 'maintenance', 'both', 400), Fault(300, 'reboot', 'primary'))),
+    Schedule((Fault(200, 'maintenance', 'primary', 400), Fault(300, 'reboot', 'primary')), fail_back=False)],
+    ids=['stopped', 'it crashes', 'its peer crashes', 'both', 'no fail-back'])
+def test_maintenance_is_respected(schedule: Schedule) -> None:
+    """Who is worked on hands over and is left alone; it serves only where its peer is dead."""
+    holds(schedule)
+
+
+def test_a_primary_that_is_not_to_fail_back_takes_nothing_from_a_secondary_that_works() -> None:
+    holds(Schedule((Fault(100, 'crash'), Fault(500, 'kill', lasts=5)), fail_back=False))
