@@ -407,19 +407,19 @@ Log = Callable[[], List[str]]
 
 
 @pytest.fixture
-def log(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
-    """Send the log to a file for the time of a test; return what returns its lines so far."""
-    with open(tmp_path / 'log', 'w') as output:
-        monkeypatch.setattr(sys, 'stdout', output)
-        handler = nat_monitor.start_log('%(levelname)s %(message)s')
+def log(capfd: pytest.CaptureFixture[str]) -> Iterator[Log]:
+    """Start the log; return what returns its lines so far."""
+    handler = nat_monitor.start_log('%(levelname)s %(message)s')
+    found: List[str] = []
 
-        def lines() -> List[str]:
-            handler.flush(10)
-            return (tmp_path / 'log').read_text().splitlines()
-
-        yield lines
+    def lines() -> List[str]:
         handler.flush(10)
-        nat_monitor.log.handlers = []
+        found.extend(capfd.readouterr().out.splitlines())
+        return found
+
+    yield lines
+    handler.flush(10)
+    nat_monitor.log.handlers = []
 
 
 def notify(folder: pathlib.Path, script: str) -> nat_monitor.Notifier:
@@ -459,7 +459,8 @@ def test_a_command_is_told_of_warnings_errors_and_their_end(tmp_path: pathlib.Pa
     assert len(log()) == 4 and not (tmp_path / 'odd').exists()
 
 
-@pytest.mark.parametrize('script, said', [('exit 3', 'ended with exit code 3'), ('kill -9 $$', 'ended with exit code -9')])
+@pytest.mark.parametrize('script, said', [
+    ('exit 3', 'ended with exit code 3'), ('kill -9 $$', 'ended with exit code -9')])
 def test_a_command_that_fails_is_one_line_of_which_it_is_not_told(
         tmp_path: pathlib.Path, log: Log, script: str, said: str) -> None:
     notify(tmp_path, f'echo told >> told; {script}')
