@@ -520,10 +520,9 @@ def test_one_command_runs_at_a_time(tmp_path: pathlib.Path, log: Log) -> None:
     assert words_in(tmp_path / 'told') == ['one'] * 5
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root may make a process one that the kernel takes last')
-def test_a_command_does_not_outlive_the_monitor_when_memory_runs_out(tmp_path: pathlib.Path) -> None:
+def test_a_command_is_not_spared_when_memory_runs_out_as_the_monitor_is(tmp_path: pathlib.Path) -> None:
     code = f"""import nat_monitor, pathlib
-nat_monitor.write_proc('/proc/self/oom_score_adj', '-1000')
+nat_monitor.write_proc('/proc/self/oom_score_adj', '500')
 notifier = nat_monitor.Notifier([{str(tmp_path / 'notify')!r}], None)
 assert notifier.run('WARNING', 'bad') == ''
 print(pathlib.Path('/proc/self/oom_score_adj').read_text().strip())"""
@@ -532,7 +531,7 @@ print(pathlib.Path('/proc/self/oom_score_adj').read_text().strip())"""
 
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
 
-    assert done.stdout == '-1000\n'
+    assert done.stdout == '500\n'
     assert words_in(tmp_path / 'told') == ['0']
 
 
