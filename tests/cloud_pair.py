@@ -83,7 +83,7 @@ class Pair:
         self.file('etc/cron.d/nat_monitor', '# comment\n@reboot root ' + os.path.join(folder, 'nat_monitor.py')
                   + ' >> /var/log/nat_monitor.log 2>&1\n')
         self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
-        self.file(f'proc/{os.getpid()}/comm', 'nat_monitor.py\n')
+        self.hold_lock(os.getpid())
         self.file('proc/net/route', ROUTES)
         self.file('proc/sys/net/ipv4/ip_forward', '1\n')
         self.firewall()
@@ -128,6 +128,13 @@ class Pair:
             file.write(text)
         os.chmod(path, mode)
         return path
+
+    def hold_lock(self, pid: int) -> None:
+        """Let the kernel say that the process holds the monitor's lock."""
+        lock = os.stat(os.path.join(self.root, 'run/nat_monitor.lock'))
+        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+        self.file('proc/locks', f'1: POSIX  ADVISORY  WRITE 1 {device}:{lock.st_ino} 0 EOF\n'
+                                f'2: FLOCK  ADVISORY  WRITE {pid} {device}:{lock.st_ino} 0 EOF\n')
 
     def firewall(self, nft: str = MASQUERADE, iptables: str = '') -> None:
         """Let the tools list these rules."""

@@ -189,7 +189,7 @@ def drop_cron_job(pair: Pair) -> None:
 
 
 def end_monitor(pair: Pair) -> None:
-    os.remove(os.path.join(pair.root, f'proc/{os.getpid()}/comm'))
+    pair.file('proc/locks', '')
 
 
 def switch_metadata_off(pair: Pair) -> None:
@@ -750,8 +750,7 @@ def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
         try:
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            pair.file('run/nat_monitor.lock', f'{process.pid}\n')
-            pair.file(f'proc/{process.pid}/comm', 'nat_monitor.py\n')
+            pair.hold_lock(process.pid)
 
             code, lines = pair.check(capfd)
         finally:
