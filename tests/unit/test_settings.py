@@ -29,13 +29,14 @@ def faults(**changed: Any) -> str:
 REMOVED = object()
 
 
-def test_the_defaults_are_those_of_the_reference() -> None:
+def test_the_defaults_are_those_of_the_reference_but_for_the_wait_between_pings() -> None:
     settings = nat_monitor.check_settings(dict(GOOD), 'nat_config.py')
 
     assert settings == nat_monitor.Settings(
         primary_instance_id='i-0123456789abcdef0', secondary_instance_id='i-0fedcba9876543210',
         route_table_ids=('rtb-0123456789abcdef0', 'rtb-0123abcd'), elastic_ip=None, num_pings=3, ping_timeout=1,
-        wait_between_pings=2, wait_for_instance_stop=60, wait_for_instance_start=300)
+        wait_between_pings=0.25, wait_for_instance_stop=60, wait_for_instance_start=300, fail_back=True,
+        probe_address=None)
 
 
 def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_message() -> None:
