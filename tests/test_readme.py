@@ -195,15 +195,22 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
 
     operator.follow('Stop')
     lab.wait_until(lambda: primary.monitor_pid is None and secondary.monitor_pid is None, 5, 'no monitor runs')
-    operator.follow('Move to the secondary')
-    assert lab.holds(secondary)
+    for instance in (primary, secondary):
+        before = len(instance.log)
+        operator.repeat('Start', instance)
+        lab.wait_until(lambda: instance.logged(' answers', before), 15, f'the {instance.name} watches')
+
+    operator.follow('Begin maintenance')
+    operator.follow('Look now')
+    lab.wait_until(lambda: lab.holds(secondary), 15, 'the secondary takes over')
     lab.ec2.stop('primary')
     lab.wait_until(lambda: primary.state == 'stopped', 15, 'the primary can be worked on')
     lab.ec2.start('primary')
-    lab.wait_until(lambda: lab.holds(primary), 20, 'the primary claims as it boots')
-    before = len(secondary.log)
-    operator.repeat('Start', secondary)
-    lab.wait_until(lambda: secondary.logged('watching', before), 15, 'the secondary watches')
+    lab.wait_until(lambda: primary.logged('is under maintenance: it claims nothing'), 20, 'it claims nothing')
+    assert lab.holds(secondary)
+    operator.follow('End maintenance')
+    operator.repeat('Look now', primary)
+    lab.wait_until(lambda: lab.holds(primary), 15, 'the primary claims again')
 
     for instance in (secondary, primary):
         before = len(instance.log)
@@ -216,7 +223,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     primary.crash()
     lab.wait_until(lambda: lab.holds(secondary), 15, 'the secondary takes over')
     lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served again')
-    lab.wait_until(lambda: lab.holds(primary), 60, 'the primary is restarted and claims')
+    lab.wait_until(lambda: lab.holds(primary), 120, 'the primary is restarted and claims')
     lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served by the primary')
 
 
