@@ -703,7 +703,7 @@ def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
     assert code == 1
 
 
-@pytest.mark.parametrize('call, pings, seconds', [(0.15, 2, 5.35), (0.15, 3, 5.35), (0.15, 6, 8.35), (1.5, 3, 7.2)])
+@pytest.mark.parametrize('call, pings, seconds', [(0.15, 2, 3.6), (0.15, 3, 3.6), (0.15, 6, 6.6), (1.5, 3, 5.45)])
 def test_the_longest_outage_is_wait_and_misses_and_calls(call: float, pings: int, seconds: float) -> None:
     settings = nat_monitor.Settings('i-1', 'i-2', ('rtb-1',))
 
