@@ -452,9 +452,9 @@ def test_rows_9_to_18_restart_the_peer_or_wait_and_go_on_claiming(
     assert words in decision.why
 
 
-@pytest.mark.parametrize('tries, due', [([59.9], False), ([60.0], True), ([400.0, 119.9], False),
-                                        ([400.0, 120.0], True), ([1000.0] * 4 + [479.9], False), ([2000.0] * 9 + [599.9], False),
-                                        ([2000.0] * 9 + [600.0], True)])
+@pytest.mark.parametrize('tries, due', [
+    ([59.9], False), ([60.0], True), ([400.0, 119.9], False), ([400.0, 120.0], True), ([1000.0] * 4 + [599.9], False),
+    ([2000.0] * 9 + [599.9], False), ([2000.0] * 9 + [600.0], True)])
 @pytest.mark.parametrize('step, state', [(START, 'stopped'), (FORCE, 'stopping')])
 def test_rows_10_and_11_a_step_is_tried_later_and_later_up_to_ten_minutes(
         tries: Any, due: bool, step: str, state: str) -> None:
@@ -538,7 +538,9 @@ def test_row_16_nobody_is_stopped_before_both_must_have_seen_what_either_does(wa
 
 
 def test_row_16_observations_up_to_eighteen_seconds_apart_have_no_gap() -> None:
-    assert fell_silent(200.0, SELF, until=100.0).watches(90.0, SELF, until=38.0).watches(20.0, SELF).judged().step == STOP
+    story = fell_silent(200.0, SELF, until=100.0).watches(90.0, SELF, until=38.0).watches(20.0, SELF)
+
+    assert story.judged().step == STOP
 
 
 def test_row_16_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
