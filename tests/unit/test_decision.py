@@ -164,7 +164,13 @@ def test_row_4_a_peer_that_lets_no_probe_through_is_relieved_and_not_restarted()
     deaf_to_probes().asks_for(STOP, 100.0).hears(50.0),  # never since the peer was restarted
 ], ids=range(9))
 def test_row_4_needs_every_one_of_its_reasons(story: Story) -> None:
-    assert story.judged().claims == ()
+    assert (story.judged().claims, story.judged().relief) == ((), False)
+
+
+def test_row_4_a_peer_that_falls_silent_meanwhile_is_judged_as_silent() -> None:
+    decision = deaf_to_probes().misses(1.0).judged()
+
+    assert (decision.claims, decision.relief) == (BOTH, False)
 
 
 def test_row_4_a_probe_that_was_not_sent_is_no_miss() -> None:
@@ -446,9 +452,9 @@ def test_rows_9_to_18_restart_the_peer_or_wait_and_go_on_claiming(
     assert words in decision.why
 
 
-@pytest.mark.parametrize('tries, due', [([59.9], False), ([60.0], True), ([400.0, 119.9], False), ([400.0, 120.0], True),
-                                        ([1000.0] * 4 + [479.9], False), ([2000.0] * 9 + [599.9], False),
-                                        ([2000.0] * 9 + [600.0], True)])
+@pytest.mark.parametrize('tries, due', [
+    ([59.9], False), ([60.0], True), ([400.0, 119.9], False), ([400.0, 120.0], True), ([1000.0] * 4 + [599.9], False),
+    ([2000.0] * 9 + [599.9], False), ([2000.0] * 9 + [600.0], True)])
 @pytest.mark.parametrize('step, state', [(START, 'stopped'), (FORCE, 'stopping')])
 def test_rows_10_and_11_a_step_is_tried_later_and_later_up_to_ten_minutes(
         tries: Any, due: bool, step: str, state: str) -> None:
@@ -523,8 +529,8 @@ def test_row_16_nobody_is_stopped_for_a_hiccup_or_a_reboot(checks: str) -> None:
 
 
 @pytest.mark.parametrize('watching', [
-    lambda story, since: story.sees(since + 0.1, OTHER),                                       # who holds has changed
-    lambda story, since: story.watches(90.0, SELF, until=since + 18.1),                        # nobody looked
+    lambda story, since: story.sees(since + 0.1, OTHER),                               # who holds has changed
+    lambda story, since: story.watches(90.0, SELF, until=since + 18.1),                # nobody looked
     lambda story, since: story.watches(90.0, SELF, until=since + 18.1).sees(since + 9.0, UNKNOWN)])
 def test_row_16_nobody_is_stopped_before_both_must_have_seen_what_either_does(watching: Any) -> None:
     for since, step in ((28.9, ''), (29.0, STOP)):
@@ -532,7 +538,9 @@ def test_row_16_nobody_is_stopped_before_both_must_have_seen_what_either_does(wa
 
 
 def test_row_16_observations_up_to_eighteen_seconds_apart_have_no_gap() -> None:
-    assert fell_silent(200.0, SELF, until=100.0).watches(90.0, SELF, until=38.0).watches(20.0, SELF).judged().step == STOP
+    story = fell_silent(200.0, SELF, until=100.0).watches(90.0, SELF, until=38.0).watches(20.0, SELF)
+
+    assert story.judged().step == STOP
 
 
 def test_row_16_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:

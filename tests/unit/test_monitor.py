@@ -154,7 +154,7 @@ class Scene(logging.Handler):
         return (low + high) / 2
 
     def tell(self, item: str) -> str:
-        return self.connect_or_raise(self.metadata[item])
+        return str(self.connect_or_raise(self.metadata[item]))
 
     def connect(self, region: str) -> Any:
         assert region == 'eu-west-1'
