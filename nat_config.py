@@ -13,3 +13,4 @@ WAIT_FOR_INSTANCE_START = 300   # s, for a started peer to answer; 30 to 7200
 
 FAIL_BACK = True                # a restarted primary claims what a working secondary holds
 PROBE_ADDRESS = None            # a public address that answers pings, to prove that the peer forwards
+NOTIFY_COMMAND = None           # told of warnings, with level and line; e.g. ['/usr/local/sbin/notify']
