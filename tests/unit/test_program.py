@@ -598,7 +598,8 @@ def test_the_status_is_written_once_a_minute_though_ec2_tells_nothing() -> None:
 
 
 def test_a_trouble_ends_when_there_is_nothing_left_to_do(log: Log) -> None:
-    clock, written = Clock(), []
+    clock = Clock()
+    written: List[Any] = []
     monitor = nat_monitor.Monitor(nat_monitor.Settings(OWN, PEER, ('rtb-1',)), clock=clock,
                                   run_together=lambda calls, *_: {name: nat_monitor.NoAnswer('') for name in calls},
                                   publish=written.append)
