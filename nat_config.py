@@ -13,3 +13,4 @@ WAIT_FOR_INSTANCE_START = 300   # s, for a started peer to answer; 30 to 7200
 
 FAIL_BACK = True                # a restarted primary claims what a working secondary holds
 PROBE_ADDRESS = None            # answers pings, to prove that the peer forwards; None: no probes
+NOTIFY_COMMAND = None           # told of warnings, e.g. ['/usr/local/sbin/notify']

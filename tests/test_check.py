@@ -598,6 +598,7 @@ JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
     ('etc/cron.d/nat_monitor~', JOB, 0o644),
     ('etc/cron.d/nat_monitor', JOB.replace('\n', '\r\n'), 0o644),
     ('etc/cron.d/nat_monitor', JOB.replace('>>', '--check >>'), 0o644),
+    ('etc/cron.d/nat_monitor', JOB.replace('>>', '--status >>'), 0o644),
     ('etc/cron.d/nat_monitor', '@daily root pkill -f {root}/nat_monitor.py\n', 0o644),
     ('etc/cron.d/nat_monitor', '@reboot root test -x {root}/nat_monitor.py\n', 0o644),
     ('etc/cron.d/nat_monitor', '@reboot root {root}/nat_monitor.py.old >> /tmp/log\n', 0o644),
