@@ -6,18 +6,21 @@ falls silent and EC2 answers this monitor, it takes over: it moves the default r
 subnets and the egress address to its own instance, then restarts the peer.  What it does is in
 README.adoc, section "Operation", in the same words.
 
-Usage: nat_monitor.py [--check | --help]
+Usage: nat_monitor.py [--check | --status | --help]
 
   --check   verify the set-up of the pair, change nothing, and end
+  --status  say how the pair is as the monitor on this host sees it, and end; any user may ask
 
 Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
+          /run/nat_monitor.status: what it knows, in JSON, replaced once a minute at least
           standard output: one line per event
 Signals:  SIGHUP (a closed terminal) asks EC2 now; all else that would kill ends it at once with
           a line, as SIGTERM and SIGINT do
 Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
           something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
-          not one of the pair, not root
+          not one of the pair, not root; --status: 0 all is well, 1 something is to mend, 2 no
+          monitor runs
 """
 from __future__ import annotations
 
@@ -67,7 +70,8 @@ except ImportError as import_error:
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
 
-LOCK_FILE = '/run/nat_monitor.lock'
+VERSION = '1.0'
+LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
 SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
 EVERYWHERE = '0.0.0.0/0'
 NEVER = -math.inf          # when something happened that never did
@@ -94,6 +98,7 @@ AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
+STATUS_INTERVAL = 60.0     # s, between two reports at most
 
 log = logging.getLogger('nat_monitor')
 
@@ -180,6 +185,14 @@ def is_public_address(value: Any) -> bool:
         address in network for network in FOR_DOCUMENTATION)
 
 
+def is_command(value: Any) -> bool:
+    """Tell whether its first word is a program that nobody but root can change or replace."""
+    return type(value) in (list, tuple) and len(value) > 0 and all(
+        type(word) is str and '\0' not in word for word in value) and os.path.isabs(value[0]) and (
+        os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
+        and all(fine for _, fine in on_the_way_to(value[0])))
+
+
 def setting(is_allowed: Callable[[Any], bool], allowed: str,
             default: Any = dataclasses.MISSING) -> Any:
     """Declare a setting: how it is checked, what is allowed in words, a default if it may miss."""
@@ -219,6 +232,10 @@ class Settings:
     probe_address: Optional[str] = setting(
         lambda value: value is None or is_public_address(value),
         "a public IPv4 address that answers pings, such as '192.0.2.1', or None", None)
+    notify_command: Optional[Sequence[str]] = setting(
+        lambda value: value is None or is_command(value),
+        "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
+        'write, nor any directory above it, or None', None)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -1665,17 +1682,18 @@ class Monitor:
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
                  nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
-                 probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log) -> None:
+                 probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
+                 publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or Probe(settings.ping_timeout)
-        self.run_together, self.nat_fault = run_together, nat_fault
+        self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
         self.ec2 = Ec2(lambda: connect(self.region), run_together, self.lasting)
         self.own_id = self.peer_id = self.region = ''
         self.memory = Memory(primary=False)
         self.allowed: Set[str] = set()     # rehearsed calls
         self.misses = 0                    # in a row
-        self.next_ping_at = self.probe_at = NEVER
+        self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
@@ -1727,7 +1745,9 @@ class Monitor:
             self.probe_once(self.settings.probe_address)
         if self.observation and self.may_judge(self.observation):
             self.judge(self.observation)
-        pause = min(self.next_ping_at, self.ask_at) - self.clock.monotonic()
+        if self.clock.monotonic() >= self.report_at:
+            self.report()
+        pause = min(self.next_ping_at, self.ask_at, self.report_at) - self.clock.monotonic()
         if pause > 0.0:
             self.clock.sleep(pause)
 
@@ -1798,6 +1818,7 @@ class Monitor:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if not self.memory.is_heard:
             self.log.info(f'{self.peer_id} answers')
+            self.lasting('probe', '', '')
         elif self.misses >= self.settings.num_pings:
             self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
                           'holds the route serves on (to move it to the primary, restart the '
@@ -1835,7 +1856,9 @@ class Monitor:
             'probed here: nothing is decided by that'))
         if valid and not through and memory.unforwarded < self.settings.num_pings - 1:
             self.probe_at = sent_at
-        elif valid and not through and own_way and not self.observation:
+        elif valid and not through and own_way and not self.observation and (
+                memory.unforwarded <= 2 * self.settings.num_pings
+                or sent_at - self.asked_at >= LATER):  # no relief followed: it is not to be yet
             self.ask_at = self.probe_at = NEVER  # ask EC2, then send the probe that decides
 
     def look_now(self) -> None:
@@ -1877,7 +1900,7 @@ class Monitor:
 
     def log_here(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
-        self.troubles.pop(part, None)
+        self.lasting(part, '', '')
 
     # Judge and act
 
@@ -1905,9 +1928,13 @@ class Monitor:
         if decision.claims:
             self.claim(decision.claims)
         elif decision.step:
-            self.take_step(decision.step)
+            self.take_step(decision.step, seen.peer_checks == 'impaired')
         elif not self.misses and decision.again > SOON:
             self.rehearse()
+        if decision == Decision('', LOOK_INTERVAL):  # nothing is left to do
+            for about in (*self.settings.parts, 'restart'):
+                self.lasting(about, '', '')
+        self.report()
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -1947,24 +1974,26 @@ class Monitor:
                 self.ask_at = NEVER
 
     def pause(self, refused: List[str]) -> float:
-        """Return the seconds until the next claim: the first time at once, then with full jitter.
+        """Return the seconds until the next claim: the first time at once, then a few, with jitter.
 
-        What EC2 refuses for long is asked for once a minute, then once in five; not where it is
-        only busy.
+        What EC2 refuses for long, or for the credentials, is asked for once a minute, then once in
+        five; not where it is only busy.
         """
         count = self.memory.refusals
+        is_busy = bool(refused) and all(code in BUSY for code in refused)
+        is_lasting = count >= self.settings.wait_for_instance_stop / CLAIM_RETRY or any(
+            code in REFUSED_CREDENTIALS for code in refused)
         if count == 0:
             return 0.0
-        if count < self.settings.wait_for_instance_stop / CLAIM_RETRY or (
-                refused and all(code in BUSY for code in refused)):
+        if is_busy or not is_lasting:
             return float(self.chance.uniform(2.0, SOON))
         return 60.0 if count < 30 else 300.0
 
-    def take_step(self, name: str) -> None:
+    def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
         steps: Dict[str, Tuple[str, Call]] = {
             STOP: ('stopped', lambda client: client.stop_instances(
-                **stop_arguments(client, self.peer_id, False, False))),
+                **stop_arguments(client, self.peer_id, False, is_dead))),
             FORCE: ('forced', lambda client: client.stop_instances(
                 **stop_arguments(client, self.peer_id, True, True))),
             START: ('started', lambda client: client.start_instances(InstanceIds=[self.peer_id]))}
@@ -2003,6 +2032,21 @@ class Monitor:
 
     # Words
 
+    def report(self) -> None:
+        """Publish what is known; ages are in seconds, None where something never happened."""
+        now, memory = self.clock.monotonic(), self.memory
+        self.report_at = now + STATUS_INTERVAL
+        ids = {SELF: self.own_id, PEER: self.peer_id}
+        self.publish({
+            'role': 'primary' if memory.primary else 'secondary',
+            'own_id': self.own_id, 'peer_id': self.peer_id,
+            'holders': {part: ids.get(holder, holder) for part, holder in memory.holders.items()},
+            'peer_answers': memory.is_heard and self.misses < self.threshold,
+            'last_answer_age': None if memory.answered_at == NEVER else now - memory.answered_at,
+            'last_observation_age': None if memory.seen_at == NEVER else now - memory.seen_at,
+            'decision': self.said.format(self=self.own_id, peer=self.peer_id),
+            'troubles': [words for *_, words in self.troubles.values()]})
+
     @property
     def left_stopped(self) -> bool:
         """The peer was stopped by this monitor, and is not back yet."""
@@ -2034,6 +2078,8 @@ class Monitor:
 FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
 OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
+FRESH = 3 * STATUS_INTERVAL
+MORE = 'nat_monitor.py --check'
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
 LIST_RULES = 'nft list ruleset; iptables-save'
 MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
@@ -2045,18 +2091,19 @@ CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
 CRON_WORD = r'\s*(?:@\w+\s+|(?:\S+\s+){5})(\S+)'  # the first one behind the times
 UNITS = [f'{directory}/systemd/system/*.service' for directory in ('etc', 'lib', 'usr/lib')]
 STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*?nat_monitor\.py'
-                  r'|nat_monitor\.py\s+(?:--check|--help|-h)\b')
+                  r'|nat_monitor\.py\s+(?:--check|--status|--help|-h)\b')
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
     """Return the seconds from a crash just after an answer to the new route.
 
-    One EC2 call takes `call` seconds.  EC2 is asked beside the last ping but one, though never
-    before a miss, so there are three pings at least; a call that takes longer than this ping holds
-    up the deciding one.
+    One EC2 call takes `call` seconds.  EC2 is asked at the first miss, and again before the ping
+    that decides, which its answer must precede.
     """
-    misses = (max(pings, 3) - 1) * settings.ping_timeout + max(settings.ping_timeout, call)
-    return settings.wait_between_pings + misses + call + OWN_WORK
+    spare = (pings - 2) * settings.ping_timeout  # from the first question to that ping
+    held_up = call if spare >= CLAIM_RETRY else max(0.0, call - spare)
+    return (settings.wait_between_pings + pings * settings.ping_timeout + held_up + call
+            + OWN_WORK)
 
 
 def only_root_writes(path: str) -> bool:
@@ -2067,6 +2114,19 @@ def directories_above(path: str) -> List[str]:
     """Return all directories on the way to a file, / first."""
     above = os.path.dirname(path)
     return [] if above == path else [*directories_above(above), above]
+
+
+def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
+    """Yield these files and the directories above, and whether only root can change what is there.
+
+    Higher up, a directory such as /tmp will do, where others may not rename what is root's.
+    """
+    files = [resolve(path) for path in paths for resolve in (os.path.abspath, os.path.realpath)]
+    above = [directory for path in files for directory in directories_above(path)]
+    beside = {os.path.dirname(path) for path in files}
+    for path in filter(os.path.exists, dict.fromkeys([*above, *files])):
+        shared = os.stat(path).st_mode & 0o1000 and path not in beside
+        yield path, only_root_writes(path) or bool(shared) and os.stat(path).st_uid == 0
 
 
 def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
@@ -2113,10 +2173,10 @@ class Check:
     """
 
     def __init__(self, *, settings_file: str = SETTINGS_FILE, metadata: Any = None,
-                 ping: Any = None, connect: Callable[[str], Any] = connect,
+                 ping: Any = None, probe: Any = None, connect: Callable[[str], Any] = connect,
                  root: str = '/') -> None:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
-        self.connect, self.root = connect, root
+        self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
@@ -2134,7 +2194,7 @@ class Check:
             self.attempt(what, self.own_id, check)
         return self.exit_code
 
-    def attempt(self, what: str, about: str, check: Callable[..., None], *arguments: Any) -> None:
+    def attempt(self, what: str, about: str, check: Callable[..., Any], *arguments: Any) -> None:
         """Make a check; if something is wrong or missing without which it cannot go on, say so."""
         try:
             check(*arguments)
@@ -2162,19 +2222,10 @@ class Check:
         self.say(True, 'settings', '', f'{self.settings_file} is valid')
 
     def check_files(self) -> None:
-        """See that nobody but root can write what runs as root, or put something in its place.
-
-        Higher up, a directory such as /tmp will do, where others may not rename what is root's.
-        """
-        files = [resolve(path) for path in (__file__, self.settings_file)
-                 for resolve in (os.path.abspath, os.path.realpath)]
-        above = [directory for path in files for directory in directories_above(path)]
-        beside = {os.path.dirname(path) for path in files}
-        for path in filter(os.path.exists, dict.fromkeys([*above, *files])):
+        """See that nobody but root can write what runs as root, or put something in its place."""
+        for path, fine in on_the_way_to(__file__, self.settings_file):
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
-            shared = mode & 0o1000 and owner == 0 and path not in beside
-            self.say(bool(shared) or only_root_writes(path), 'file', '',
-                     f'{path} belongs to user {owner}, mode {mode:o}',
+            self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
                      f'chown root:root {path} && chmod go-w {path}')
 
     def check_metadata(self) -> None:
@@ -2236,15 +2287,58 @@ class Check:
             none = 'none that cron accepts starts the monitor at boot'
             self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
 
-    def check_monitor(self) -> None:
-        pid = self.read(LOCK_FILE[1:]).strip()
-        runs = self.read(f'proc/{pid}/comm').strip() == 'nat_monitor.py'
-        if runs and is_suspended(pid):
+    def check_monitor(self) -> str:
+        """Tell whether a monitor runs here; return its pid, '' if none does."""
+        pid = self.lock_holder()
+        if pid and is_suspended(pid):
             self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
         else:
             program = os.path.realpath(__file__)
-            self.say(runs, 'monitor', '', f'runs with pid {pid}' if runs else 'does not run',
+            self.say(bool(pid), 'monitor', '', f'runs with pid {pid}' if pid else 'does not run',
                      f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+        return pid
+
+    def lock_holder(self) -> str:
+        """Return the pid of who holds the lock, without trying it: a monitor may be starting."""
+        with contextlib.suppress(OSError):
+            lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
+            device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+            held = re.search(f'FLOCK.* (\\d+) {device}:{lock.st_ino} ', self.read('proc/locks'))
+            return held[1] if held else ''
+        return ''
+
+    # What the monitor here has published
+
+    def status(self) -> int:
+        """Tell how the pair is, as the monitor sees it; return the exit code."""
+        if not self.check_monitor():
+            return 2
+        try:
+            self.check_status(json.loads(self.read(STATUS_FILE[1:])))
+        except (ValueError, LookupError, TypeError) as error:
+            self.say(False, 'status', '', f'{STATUS_FILE} tells nothing ({in_words(error)})', MORE)
+        return self.exit_code
+
+    def check_status(self, told: Dict[str, Any]) -> None:
+        own, peer, holders = told['own_id'], told['peer_id'], told['holders']
+        written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
+        age = time.time() - written
+        answer, look = ('never' if told[key] is None else f'{told[key] + age:.0f} s ago'
+                        for key in ('last_answer_age', 'last_observation_age'))
+        self.say(abs(age) < FRESH, 'status', own, f'{age:.0f} s old, of version {told["version"]}',
+                 MORE)
+        self.say(True, 'this instance', own, f'is the {told["role"]}')
+        self.say(bool(holders), 'EC2', own, f'told all holders {look}', MORE)
+        for part, holder in holders.items():
+            who = {own: ', this instance', peer: ', the peer'}.get(holder, '')
+            self.say(bool(who) and len(set(holders.values())) == 1, 'default route'
+                     if part.startswith('rtb-') else 'Elastic IP', part, f'at {holder}{who}', MORE)
+        self.say(told['peer_answers'], 'ping', peer,
+                 f'{"answers" if told["peer_answers"] else "is not heard"}, last {answer}', MORE)
+        for words in told['troubles']:
+            self.say(False, 'trouble', own, words, MORE)
+        why = told['decision']
+        self.say(not why, 'decision', own, why or 'nothing to do', MORE, WARN)
 
     def files(self, *patterns: str) -> List[str]:
         return [path for each in patterns for path in glob.glob(os.path.join(self.root, each))]
@@ -2330,6 +2424,8 @@ class Check:
             for i in ids:
                 self.attempt(what, i, check, i)
         self.attempt('ping', self.peer_id, self.check_ping)
+        if settings.probe_address:
+            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
         self.attempt('longest outage', '', self.check_speed)
 
     def check_clock(self) -> None:
@@ -2376,6 +2472,10 @@ class Check:
         self.say(group == 'none', 'Auto Scaling group', i, group,
                  f'aws autoscaling detach-instances --instance-ids {i} '
                  f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
+        self.say(MAINTENANCE not in tags, 'maintenance', i,
+                 f'has the tag {MAINTENANCE}' if MAINTENANCE in tags else 'no',
+                 f'aws ec2 delete-tags --resources {i} --tags Key={MAINTENANCE}  # after the work',
+                 WARN)
         self.attempt('can be stopped', i, self.check_stop, one)
 
     def check_state(self, i: str, one: Dict[str, Any]) -> None:
@@ -2484,6 +2584,27 @@ class Check:
                       f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
         self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
 
+    def check_probe(self, target: str) -> None:
+        """Send a packet through the peer; a miss counts if one by the own route is answered."""
+        address = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        if not address:
+            raise NoAnswer('it needs its private address from EC2')
+        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNKNOWN
+        remedy = 'nat_monitor.py --check  # there'
+        try:
+            through = probe(target, address)
+            fine, found = through.answered, f'a packet through it {through}'
+        except NoNeighbour as fault:
+            fine, found = False, f'it cannot be probed from here: {fault}'
+            remedy = f'ip neigh show {address}'
+        else:
+            if fine or probe(target).answered:
+                verdict = FAIL
+            else:
+                found += f', nor did one to {target} by the own route'
+                remedy = f'ping -c 20 {target}'
+        self.say(fine, 'forwards', self.peer_id, found, remedy, verdict)
+
     def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
         started_at = time.monotonic()
@@ -2500,6 +2621,8 @@ class Check:
 
 LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
 LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
+NOTICES_KEPT = 100     # while the command runs for another line
+NOTIFY_TIMEOUT = 30.0  # s, of one run
 
 # What ends no process or cannot be caught, what Python ignores, and faults of the program itself.
 NOT_CAUGHT = {getattr(signal, f'SIG{name}') for name in (
@@ -2559,6 +2682,66 @@ class LineHandler(logging.Handler):
         return True
 
 
+class Notifier(logging.Handler):
+    """Run a command for each line of level WARNING and above, and for what ends them.
+
+    One at a time, in a thread of its own.  Lines that find no place are dropped and counted.
+    """
+
+    def __init__(self, command: Sequence[str], formatter: Optional[logging.Formatter]) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.command, self.dropped = command, 0
+        self.waiting: 'queue.SimpleQueue[Tuple[str, str]]' = queue.SimpleQueue()
+        threading.Thread(target=self.run_all, name='notify', daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tells = record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')
+        if not tells or hasattr(record, 'of_notifier'):
+            return
+        if self.waiting.qsize() < NOTICES_KEPT:
+            self.waiting.put((record.levelname, self.format(record)))
+        else:
+            self.dropped += 1
+
+    def run_all(self) -> None:
+        told = 0
+        while True:
+            failure = self.run(*self.waiting.get())
+            if failure:
+                log.warning(f'{self.command[0]} {failure}', extra={'of_notifier': True})
+            lost = self.dropped - told
+            if lost and self.waiting.empty():
+                told += lost
+                log.warning(f'lines of which {self.command[0]} was not told: {lost}')
+
+    def run(self, level: str, line: str) -> str:
+        """Run the command to its end, or kill all of it; return what went wrong, '' if nothing."""
+        null = subprocess.DEVNULL
+        try:
+            process = subprocess.Popen([*self.command, level, line], stdin=null, stdout=null,
+                                       stderr=null, start_new_session=True)
+            write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
+            code = process.wait(NOTIFY_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return f'was killed after {NOTIFY_TIMEOUT:g} s'
+        except Exception as error:  # no memory, no such file any more, an odd line
+            return f'could not be run ({in_words(error)})'
+        return f'ended with exit code {code}' if code else ''
+
+
+def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
+    """Replace the status file, best effort: one that cannot be written grows old, which tells."""
+    written = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+    with contextlib.suppress(OSError):
+        with open(f'{path}.new', 'w') as file:
+            os.fchmod(file.fileno(), 0o644)
+            json.dump({'time': written, 'version': VERSION, **status}, file)
+        os.replace(f'{path}.new', path)
+
+
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> LineHandler:
     """Send the log to standard output from now on, and return what writes it."""
     handler = LineHandler()
@@ -2602,7 +2785,7 @@ def is_suspended(pid: str) -> bool:
 
 
 def write_proc(path: str, text: str) -> None:
-    """Write to /proc/self, best effort: it matters little where it is not allowed."""
+    """Write to a file in /proc, best effort: it matters little where it is not allowed."""
     with contextlib.suppress(OSError), open(path, 'w') as file:
         file.write(text)
 
@@ -2613,7 +2796,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     if arguments in (['--help'], ['-h']):
         print((__doc__ or '').strip())
         return 0
-    check = arguments == ['--check']
+    status = arguments == ['--status']
+    check = arguments == ['--check'] or status
     output = start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
     ending = False
@@ -2643,10 +2827,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         if arguments and not check:
             raise Refusal(f'the arguments are {" ".join(arguments)!r}, '
-                          'but must be none, --check or --help')
+                          'but must be none, --check, --status or --help')
         if MISSING_PACKAGE:
             raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: '
                           f'install boto3 and requests for {sys.executable}')
+        if status:
+            return Check().status()
         if os.geteuid() != 0:
             raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
                           'who alone may ping through a raw socket')
@@ -2655,7 +2841,9 @@ def main(argv: Optional[List[str]] = None) -> int:
         settings = read_settings()
         lock = take_lock()
         write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
-        monitor = Monitor(settings)
+        if settings.notify_command:
+            log.addHandler(Notifier(settings.notify_command, output.formatter))
+        monitor = Monitor(settings, publish=write_status)
         monitor.run()
         os.close(lock)
     except Refusal as refusal:

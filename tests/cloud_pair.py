@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, List, NamedTuple, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import boto3
 import pytest
@@ -75,6 +75,7 @@ class Pair:
         self.settings_file = os.path.join(folder, 'nat_config.py')
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.deaf: Set[str] = set()           # addresses that do not answer a ping
+        self.probed: Any = nat_monitor.Probed(0.0004)  # what comes of a packet through the peer, or is raised
         self.build()
         self.file('nat_config.py', f'PRIMARY_INSTANCE_ID = {self.primary!r}\nSECONDARY_INSTANCE_ID = '
                   f'{self.secondary!r}\nROUTE_TABLE_IDS = [{self.table!r}]\nELASTIC_IP = {self.address!r}\n')
@@ -82,7 +83,7 @@ class Pair:
         self.file('etc/cron.d/nat_monitor', '# comment\n@reboot root ' + os.path.join(folder, 'nat_monitor.py')
                   + ' >> /var/log/nat_monitor.log 2>&1\n')
         self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
-        self.file(f'proc/{os.getpid()}/comm', 'nat_monitor.py\n')
+        self.hold_lock(os.getpid())
         self.file('proc/net/route', ROUTES)
         self.file('proc/sys/net/ipv4/ip_forward', '1\n')
         self.firewall()
@@ -128,6 +129,13 @@ class Pair:
         os.chmod(path, mode)
         return path
 
+    def hold_lock(self, pid: int) -> None:
+        """Let the kernel say that the process holds the monitor's lock."""
+        lock = os.stat(os.path.join(self.root, 'run/nat_monitor.lock'))
+        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+        self.file('proc/locks', f'1: POSIX  ADVISORY  WRITE 1 {device}:{lock.st_ino} 0 EOF\n'
+                                f'2: FLOCK  ADVISORY  WRITE {pid} {device}:{lock.st_ino} 0 EOF\n')
+
     def firewall(self, nft: str = MASQUERADE, iptables: str = '') -> None:
         """Let the tools list these rules."""
         for tool, listing in (('nft', nft), ('iptables-save', iptables)):
@@ -140,6 +148,13 @@ class Pair:
 
     def ping(self, address: str) -> bool:
         return address not in self.deaf
+
+    def probe(self, target: str, through: Optional[str] = None) -> nat_monitor.Probed:
+        if through is None:
+            return nat_monitor.Probed(None if target in self.deaf else 0.0002)
+        if isinstance(self.probed, Exception):
+            raise self.probed
+        return nat_monitor.Probed(*self.probed)
 
     def connect(self, region: str) -> Any:
         client = nat_monitor.connect(region)
@@ -165,7 +180,7 @@ class Pair:
         self.calls.clear()
         output = nat_monitor.start_log('%(message)s')
         code = nat_monitor.Check(
-            settings_file=self.settings_file, metadata=self, ping=self.ping,
+            settings_file=self.settings_file, metadata=self, ping=self.ping, probe=self.probe,
             connect=self.connect, root=self.root).run()
         output.flush(None)
         self.text = capfd.readouterr().out

@@ -17,3 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     python = str(config.getoption('--monitor-python'))
     if not os.path.exists(python):
         pytest.exit(f'skipped, as the Python for the monitors is not there: {python}', returncode=0)
+
+
+@pytest.fixture
+def python(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption('--monitor-python'))

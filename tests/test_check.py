@@ -22,7 +22,7 @@ from moto.iam.models import iam_backends
 import nat_monitor
 from tests.cloud_pair import ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, match, nft, read_lines
 from tests.lab.lab import Lab
-from tests.lab.network import ELASTIC_IP
+from tests.lab.network import ECHO, ELASTIC_IP
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
     assert len(set(said)) == len(said)
     for i in pair.instances:
         for what in ('state', 'source/dest. check', 'network interface', 'public address',
-                     'instance profile', 'can be stopped', 'Auto Scaling group'):
+                     'instance profile', 'can be stopped', 'Auto Scaling group', 'maintenance'):
             assert (what, i) in said
     for action in ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses',
                    'ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances'):
@@ -112,6 +112,10 @@ def make_spot(pair: Pair) -> None:
 
 def put_into_group(pair: Pair) -> None:
     pair.backend.create_tags([pair.primary], {'aws:autoscaling:groupName': 'nats'})
+
+
+def tag_for_maintenance(pair: Pair) -> None:
+    pair.ec2.create_tags(Resources=[pair.primary], Tags=[{'Key': 'nat_monitor_maintenance', 'Value': 'until noon'}])
 
 
 def delete_table(pair: Pair) -> None:
@@ -185,7 +189,7 @@ def drop_cron_job(pair: Pair) -> None:
 
 
 def end_monitor(pair: Pair) -> None:
-    os.remove(os.path.join(pair.root, f'proc/{os.getpid()}/comm'))
+    pair.file('proc/locks', '')
 
 
 def switch_metadata_off(pair: Pair) -> None:
@@ -210,6 +214,8 @@ def take_role(pair: Pair) -> None:
     (make_spot, 'FAIL', 'can be stopped', 'launch another one'),
     (put_into_group, 'FAIL', 'Auto Scaling group', 'aws autoscaling detach-instances --instance-ids {primary} '
      '--auto-scaling-group-name nats'),
+    (tag_for_maintenance, 'warn', 'maintenance',
+     'aws ec2 delete-tags --resources {primary} --tags Key=nat_monitor_maintenance'),
     (delete_table, 'FAIL', 'route table', 'nano '),
     (use_foreign_table, 'FAIL', 'route table', 'nano '),
     (serve_nobody, 'FAIL', 'subnets', 'aws ec2 associate-route-table --route-table-id {table}'),
@@ -238,6 +244,58 @@ def test_each_fault_is_told_by_its_own_line(pair: Pair, capfd: Any, spoil: Any, 
     assert all(line.words.rpartition('; ')[2] for line in lines if line.verdict != 'ok')
     assert code == (1 if verdict == 'FAIL' else 0)
     assert pair.mutations() == []
+
+
+TARGET = '203.0.113.20'
+
+
+@pytest.mark.parametrize('probed, deaf, verdict, words', [
+    ((0.0004,), '', 'ok', 'a packet through it came back in 0.4 ms'),
+    ((0.0004,), TARGET, 'ok', 'a packet through it came back in 0.4 ms'),
+    ((None,), '', 'FAIL', 'a packet through it did not come back; run: nat_monitor.py --check  # there'),
+    ((None, '02:00:00:00:00:01'), '', 'FAIL', 'a packet through it came back beside it, from 02:00:00:00:00:01; '
+     'run: nat_monitor.py --check  # there'),
+    ((None,), TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
+     f'run: ping -c 20 {TARGET}'),
+    (nat_monitor.NoNeighbour('said the test'), '', 'unknown', 'it cannot be probed from here: said the test; '
+     'run: ip neigh show '),
+    (nat_monitor.OwnFault('Network is down'), '', 'FAIL', 'OwnFault: Network is down; run: ip route')])
+def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, deaf: str, verdict: str, words: str
+                                           ) -> None:
+    set_probe_address(pair)
+    pair.probed = probed
+    pair.deaf.add(deaf)
+
+    code, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'forwards']
+    assert (line.verdict, line.about) == (verdict, pair.primary)
+    assert line.words.startswith(words), line.words
+    assert {line.what for line in lines if line.verdict != 'ok'} <= {'forwards'}, pair.text
+    assert code == (1 if verdict == 'FAIL' else 0)
+
+
+def test_nothing_is_sent_through_a_peer_without_an_address_of_ec2(pair: Pair, capfd: Any) -> None:
+    set_probe_address(pair)
+    pair.errors['DescribeInstances'] = 'no answer'
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.what == 'forwards']
+    assert line.verdict == 'unknown' and 'private address' in line.words
+
+
+def test_without_the_setting_nothing_is_sent_through_the_peer(pair: Pair, capfd: Any) -> None:
+    pair.probed = AssertionError('probed')
+
+    _, lines = pair.check(capfd)
+
+    assert 'forwards' not in {line.what for line in lines}
+
+
+def set_probe_address(pair: Pair) -> None:
+    with open(os.path.join(pair.root, 'nat_config.py'), 'a') as file:
+        file.write(f'PROBE_ADDRESS = {TARGET!r}\n')
 
 
 ALL_CALLS = ('DescribeInstances', 'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses', 'ReplaceRoute',
@@ -692,8 +750,7 @@ def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
         try:
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            pair.file('run/nat_monitor.lock', f'{process.pid}\n')
-            pair.file(f'proc/{process.pid}/comm', 'nat_monitor.py\n')
+            pair.hold_lock(process.pid)
 
             code, lines = pair.check(capfd)
         finally:
@@ -703,7 +760,7 @@ def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
     assert code == 1
 
 
-@pytest.mark.parametrize('call, pings, seconds', [(0.15, 2, 5.35), (0.15, 3, 5.35), (0.15, 6, 8.35), (1.5, 3, 7.2)])
+@pytest.mark.parametrize('call, pings, seconds', [(0.15, 2, 2.75), (0.15, 3, 3.6), (0.15, 6, 6.75), (1.5, 3, 5.45)])
 def test_the_longest_outage_is_wait_and_misses_and_calls(call: float, pings: int, seconds: float) -> None:
     settings = nat_monitor.Settings('i-1', 'i-2', ('rtb-1',))
 
@@ -778,7 +835,8 @@ chmod 0644 /etc/cron.d/nat_monitor'''
 @pytest.fixture(scope='module')
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A pair that is set up as it should be, with no monitor running, so that nobody else calls EC2."""
-    with Lab({'PING_TIMEOUT': 0.4}, python=str(request.config.getoption('--monitor-python')), start=False) as lab:
+    python = str(request.config.getoption('--monitor-python'))
+    with Lab({'PING_TIMEOUT': 0.4, 'PROBE_ADDRESS': ECHO}, python=python, start=False) as lab:
         iam = iam_backends[ACCOUNT]['aws']
         if 'NAT_Monitor' not in {profile.name for profile in iam.instance_profiles.values()}:
             iam.create_instance_profile('NAT_Monitor', '/', [])
@@ -813,7 +871,7 @@ def run_check(lab: Lab) -> Tuple[int, List[Line], str]:
 def test_a_healthy_pair_in_the_lab_is_all_ok_beside_a_running_monitor_and_quick(lab: Lab) -> None:
     lab.primary.start_monitor()
     lab.wait_until(lambda: lab.primary.monitor_pid and 'watching' in lab.primary.log, 20, 'the monitor runs')
-    lab.wait_until(lambda: lab.ec2.calls('AssociateAddress'), 20, 'it has claimed')
+    lab.wait_until(lambda: 'holds tables and address' in lab.primary.log, 20, 'it knows that it serves')
     time.sleep(1.0)
 
     started_at = time.monotonic()
@@ -965,14 +1023,15 @@ def public_subnet(lab: Lab) -> Set[str]:
     return {record(lab, 'primary').subnet_id}
 
 
+TAG = 'nat_monitor_maintenance'
 MONITOR, CONFIG = '/usr/local/sbin/nat_monitor.py', '/usr/local/sbin/nat_config.py'
 FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]]] = [
     # what is wrong, how it is made, the line that tells, its verdict, lines that this makes tell too
-    ('peer stopped', stopped, 'state', 'FAIL', {'ping', 'public address'}),
+    ('peer stopped', stopped, 'state', 'FAIL', {'ping', 'public address', 'forwards'}),
     ('source/destination check on', lambda lab: changed(record(lab, 'secondary'), source_dest_check=True),
      'source/dest. check', 'FAIL', set()),
     ('two interfaces', second_interface, 'network interface', 'FAIL', set()),
-    ('no public address', no_public_address, 'public address', 'warn', set()),
+    ('no public address', no_public_address, 'public address', 'warn', {'forwards'}),
     ('no profile', no_profile, 'instance profile', 'FAIL', set()),
     ('stop protection', lambda lab: changed(record(lab, 'secondary'), disable_api_stop='true'), 'can be stopped',
      'FAIL', set()),
@@ -989,7 +1048,16 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
     ('route to a NAT gateway', at_nat_gateway, 'default route', 'warn', set()),
     ('no such address', address_gone, 'Elastic IP', 'FAIL', {'permission'}),
     ('address elsewhere', address_elsewhere, 'Elastic IP', 'warn', set()),
-    ('ping blocked', lambda lab: undone(lab.secondary.block_ping, lab.secondary.allow_ping), 'ping', 'FAIL', set()),
+    ('ping blocked', lambda lab: undone(lab.secondary.block_ping, lab.secondary.allow_ping), 'ping', 'FAIL',
+     {'forwards'}),  # a probe is one, too
+    ('peer does not forward', lambda lab: undone(
+        lambda: lab.secondary.forwarding(False), lambda: lab.secondary.forwarding(True)), 'forwards', 'FAIL', set()),
+    ('peer does not translate', lambda lab: undone(lab.secondary.flush_rules, lab.secondary.restore_rules), 'forwards',
+     'FAIL', set()),
+    ('target of probes silent', lambda lab: undone(
+        lambda: lab.silence_echo(True), lambda: lab.silence_echo(False)), 'forwards', 'unknown', set()),
+    ('maintenance', lambda lab: undone(lambda: lab.ec2.tag('secondary', TAG), lambda: lab.ec2.untag('secondary', TAG)),
+     'maintenance', 'warn', set()),
     ('no forwarding', lambda lab: undone(lambda: lab.primary.forwarding(False), lambda: lab.primary.forwarding(True)),
      'forwarding', 'FAIL', set()),
     ('no masquerading', no_rules, 'masquerading', 'FAIL', set()),
@@ -1002,7 +1070,7 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
     ('metadata off', lambda lab: changed(lab.metadata['primary'], status=403), 'metadata',
      'FAIL', {'EC2', 'masquerading'}),
     ('EC2 silent', lambda lab: lab.ec2.injected('silent'), 'permission', 'unknown',
-     {'instance', 'route table', 'Elastic IP', 'ping', 'longest outage', 'masquerading'}),
+     {'instance', 'route table', 'Elastic IP', 'ping', 'forwards', 'longest outage', 'masquerading'}),
     ('EC2 slow', lambda lab: lab.ec2.injected('slow', extra=0.5), 'longest outage', 'warn', set()),
     *((f'no {action}', lambda lab, action=action: lab.ec2.injected('UnauthorizedOperation', action), 'permission',
        'FAIL', set()) for action in ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances',

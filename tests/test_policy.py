@@ -323,7 +323,7 @@ def fail_over(pair: Pair) -> Watched:
     watched = Watched(pair.connect)
     with pytest.raises(Done):
         nat_monitor.Monitor(settings, clock=watched, ping=watched.ping, connect=watched.connect,
-                            forwards=lambda: True).run()
+                            nat_fault=lambda: '').run()
     return watched
 
 

@@ -23,18 +23,19 @@ from .contenders import CONTENDERS, answered, pair, start, watches
 
 Record = Dict[str, Any]
 TICKS = os.sysconf('SC_CLK_TCK')
-DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 2}
+DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 0.25}
 CHANGES = ('ReplaceRoute', 'CreateRoute', 'StopInstances')
 
-# Writes when the primary's answers to pings come by, as the router sees them.
+# Writes when the primary's answers to pings come by, as its port of the bridge sees them: there, who listens for IP
+# alone hears nothing, and who listens for all (3) hears what goes to the primary, too.
 TAP = '''
 import socket, time
-with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as tap:
-    tap.bind(('primary', 0x0800))
+with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)) as tap:
+    tap.bind(('primary', 3))
     print(flush=True)
     while True:
-        packet = tap.recv(64)
-        if packet[9] == 1 and packet[20] == 0:
+        packet, (_, kind, way, *_) = tap.recvfrom(64)
+        if kind == 0x0800 and way != socket.PACKET_OUTGOING and packet[9] == 1 and packet[20] == 0:
             print(time.monotonic(), flush=True)
 '''
 
@@ -125,7 +126,7 @@ def watch(who: str, loss: int, minutes: float) -> Record:
             time.sleep(2.0 if loss else 20.0)  # the look that confirms its start
             if loss:
                 lab.traffic.close()  # nobody looks at it: the other labs shall have the CPU
-                lose_between(lab, loss)
+                lab.lose_between(loss)
             begun_at, cpu = time.monotonic(), [cpu_seconds(lab.secondary)]
             period = (60 * minutes - record['seconds']) / 20
             while len(cpu) <= 20 and not acted(lab, begun_at):
@@ -150,18 +151,6 @@ def gap(lab: Lab, since: float, until: float) -> float:
 def acted(lab: Lab, since: float) -> bool:
     """Tell whether a route was moved or an instance stopped."""
     return any(call.action in CHANGES for call in lab.ec2.calls(since=since))
-
-
-def lose_between(lab: Lab, percent: int) -> None:
-    """Lose that share of the packets between the two instances, each way, be they pings or VRRP; no others."""
-    a, b = lab.primary.address, lab.secondary.address
-    lab.network.router.run('nft', '-f', '-', input=f'''
-        table ip loss {{
-            chain forward {{
-                type filter hook forward priority -1
-                ip saddr {{ {a}, {b} }} ip daddr {{ {a}, {b} }} numgen random mod 100 < {percent} drop
-            }}
-        }}''')
 
 
 def processes(instance: Instance) -> Iterator[str]:
@@ -194,8 +183,8 @@ def megabytes(instance: Instance) -> float:
 
 
 def begin(who: str) -> Record:
-    """Start the primary's job; measure until its first claim reaches EC2, and until it has claimed."""
-    with pair(CONTENDERS[who]) as lab:
+    """Start the primary's job while the secondary holds; measure until its first claim reaches EC2."""
+    with pair(CONTENDERS[who], holder='secondary') as lab:
         started_at = time.monotonic()
         lab.primary.start_monitor()
         lab.wait_until(lambda: 'ReplaceRoute' in answered(lab), 60, 'the primary claims')

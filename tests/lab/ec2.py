@@ -557,6 +557,16 @@ class Ec2:
             else:
                 backend.associate_address(instance=self.lives[owner].record, address=ELASTIC_IP, reassociate=True)
 
+    def tag(self, name: str, key: str, value: str = '') -> None:
+        """Set a tag on an instance, by name."""
+        with self._by_hand(f'tags {name} {key}') as backend:
+            backend.create_tags([self.lives[name].record.id], {key: value})
+
+    def untag(self, name: str, key: str) -> None:
+        """Remove a tag from an instance."""
+        with self._by_hand(f'removes the tag {key} of {name}') as backend:
+            backend.delete_tags([self.lives[name].record.id], {key: None})
+
     def lose_public_address(self, name: str, seconds: float) -> None:
         """Take the automatic public address from an instance; it gets a new one after *seconds*."""
         with self._by_hand(f'{name} has no public address for {seconds} s'):

@@ -439,6 +439,12 @@ class Lab:
 
     # ---- what can be seen
 
+    def probes(self) -> int:
+        """Return how many echo requests have reached the hosts on the internet."""
+        lines = Path(f'/proc/{self.network.nodes["internet"].pid}/net/snmp').read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith('Icmp:'))
+        return int(dict(zip(names, values))['InEchos'])
+
     def note(self, source: str, text: str) -> None:
         """Add an event to the time line."""
         self._events.append(Event(time.monotonic(), source, text))

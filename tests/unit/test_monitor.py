@@ -1,556 +1,819 @@
-"""Steps of the monitor that no row of a table shows, with scripted pings and a scripted EC2."""
+"""What the monitor does beside the rows: driven through its doors, with an EC2 and pings that follow a script."""
 from __future__ import annotations
 
-import dataclasses
-import math
-import random
-from typing import Any, Callable, Dict, List
+import logging
+import types
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
-from nat_monitor import (ABSENT, LOOK_AFTER_CHANGE, NOBODY, OTHER, PEER, SELF, SOON, Monitor, NoAnswer, OwnFault,
-                         Settings, Situation)
+from nat_monitor import CALL_DEADLINE, Monitor, NoAnswer, NoNeighbour, OwnFault, Probed, Settings
 
-OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
-OTHER_TABLE, ADDRESS = 'rtb-0123456789abcdef1', '198.51.100.7'
+PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-00000000000000000'
+TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
+TARGET, PEERS_ADDRESS = '192.0.2.1', '10.0.0.1'
+START = 1000.0
+SHAPE = types.SimpleNamespace(members={'SkipOsShutdown': None})
+CLAIMS = ('replace_route', 'create_route', 'associate_address')
 
 
-class Clock:
-    """A clock that stands still; a process that is suspended finds that it has jumped."""
+class Called(NamedTuple):
+    at: float
+    name: str
+    how: Dict[str, Any]
 
-    now = 1000.0
+
+class Ending(BaseException):
+    """The end of a test's time."""
+
+
+def refusal(code: str) -> ClientError:
+    return ClientError({'Error': {'Code': code, 'Message': 'said EC2'}}, 'Call')
+
+
+LOST = ReadTimeoutError(endpoint_url='https://ec2.eu-west-1.amazonaws.com')
+
+
+class Cloud:
+    """EC2 and its client: a call is done when it is sent, and answered `latency` seconds later."""
+
+    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(
+        operation_model=lambda action: types.SimpleNamespace(input_shape=SHAPE)))
+
+    def __init__(self, scene: Scene, holder: str) -> None:
+        self.scene = scene
+        self.routes: Dict[str, Optional[str]] = dict.fromkeys(scene.settings.route_table_ids, holder)
+        self.owner: Optional[str] = holder
+        self.allocated = True
+        self.state = {PRIMARY: 'running', SECONDARY: 'running'}
+        self.checks = {PRIMARY: 'ok', SECONDARY: 'ok'}
+        self.tags: Dict[str, List[Dict[str, str]]] = {}
+        self.calls: List[Called] = []
+        self.closed: List[float] = []
+        self.slow: Dict[str, float] = {}
+        self.errors: Dict[str, Any] = {}  # by call: what it raises, or a list of that (None: nothing)
+
+    def close(self) -> None:
+        self.closed.append(self.scene.now)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(**how: Any) -> Any:
+            self.calls.append(Called(self.scene.now, name, how))
+            self.scene.lasts.append(self.slow.get(name, self.scene.latency))
+            error = self.errors.get(name, self.errors.get('*'))
+            if isinstance(error, list):
+                error = error.pop(0) if error else None
+            if isinstance(error, ClientError):
+                raise error
+            if how.get('DryRun'):
+                raise refusal('DryRunOperation')
+            answer = getattr(type(self), f'on_{name}')(self, **how)
+            if error:
+                raise error  # the answer is lost on its way
+            return answer
+        return call
+
+    def on_describe_instance_status(self, InstanceIds: List[str], IncludeAllInstances: bool) -> Any:
+        return {'InstanceStatuses': [
+            {'InstanceId': i, 'InstanceState': {'Name': self.state[i]}, 'InstanceStatus': {'Status': self.checks[i]},
+             'SystemStatus': {'Status': self.checks[i]}} for i in InstanceIds if i in self.state]}
+
+    def on_describe_instances(self, Filters: Any) -> Any:
+        return {'Reservations': [{'Instances': [
+            {'InstanceId': i, 'PrivateIpAddress': PEERS_ADDRESS, 'Tags': self.tags.get(i, [])}]} for i in self.state]}
+
+    def on_describe_route_tables(self, Filters: Any) -> Any:
+        return {'RouteTables': [{'RouteTableId': table, 'Routes': [
+            {'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': i, 'State': 'active'}] if i else []}
+            for table, i in self.routes.items()]}
+
+    def on_describe_addresses(self, Filters: Any) -> Any:
+        held = {'InstanceId': self.owner, 'AssociationId': 'eipassoc-1'} if self.owner else {}
+        return {'Addresses': [{'PublicIp': ADDRESS, 'AllocationId': 'eipalloc-1', **held}] if self.allocated else []}
+
+    def on_replace_route(self, RouteTableId: str, InstanceId: str, **_: Any) -> None:
+        self.routes[RouteTableId] = InstanceId
+
+    def on_associate_address(self, AllocationId: str, InstanceId: str, AllowReassociation: bool) -> None:
+        self.owner = InstanceId
+
+    def on_stop_instances(self, InstanceIds: List[str], **_: Any) -> None:
+        self.state[InstanceIds[0]] = 'stopping'
+
+    def on_start_instances(self, InstanceIds: List[str]) -> None:
+        self.state[InstanceIds[0]] = 'running'
+
+
+class Scene(logging.Handler):
+    """All doors of one monitor; a scripted `outcome` tells by the time what becomes of a ping."""
+
+    def __init__(self, primary: bool = False, holder: str = PRIMARY, tables: Tuple[str, ...] = (TABLE,),
+                 **settings: Any) -> None:
+        super().__init__()
+        self.now = START
+        self.lines: List[Tuple[str, str]] = []
+        self.settings = Settings(PRIMARY, SECONDARY, tables, **{'elastic_ip': ADDRESS, **settings})
+        self.own_id, self.peer_id = (PRIMARY, SECONDARY) if primary else (SECONDARY, PRIMARY)
+        self.cloud = Cloud(self, holder)
+        self.latency = 0.1
+        self.lasts: List[float] = []            # what calls of the present go say that they take
+        self.pings: List[float] = []
+        self.outcome: Callable[[float], Any] = lambda now: True
+        self.probes: List[Tuple[float, bool]] = []  # when, through the peer or not
+        self.probed: Callable[[float, bool], Any] = lambda now, through: True
+        self.metadata: Dict[str, Any] = {'instance-id': self.own_id, 'placement/region': 'eu-west-1'}
+        self.fault, self.until = '', float('inf')
+        self.jitter: List[Tuple[float, float]] = []
+        self.connections: List[Any] = []        # what to raise instead of a client
+        self.made = 0
+        log = logging.Logger('test', logging.INFO)
+        log.addHandler(self)
+        self.monitor = Monitor(
+            self.settings, clock=self, ping=self.ping, metadata=types.SimpleNamespace(get=self.tell), log=log,
+            connect=self.connect, run_together=self.run_together, nat_fault=lambda: self.fault, probe=self.probe,
+            chance=self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((record.levelname, record.getMessage()))
+
+    def said(self, words: str) -> int:
+        return sum(words in message for _, message in self.lines)
 
     def monotonic(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0.0
+        self.now += seconds
+        if self.now >= self.until:
+            raise Ending
 
-def refusal() -> ClientError:
-    return ClientError({'Error': {'Code': 'RequestLimitExceeded', 'Message': ''}}, 'ReplaceRoute')
+    def uniform(self, low: float, high: float) -> float:
+        self.jitter.append((low, high))
+        return (low + high) / 2
 
+    def tell(self, item: str) -> str:
+        return self.connect_or_raise(self.metadata[item])
 
-class Ec2:
-    """The door to EC2, and its client: answers by the name of a call, in order, then with {}."""
+    def connect(self, region: str) -> Any:
+        assert region == 'eu-west-1'
+        self.made += 1
+        return self.connect_or_raise(self.connections.pop(0) if self.connections else self.cloud)
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.takes = clock, 0.0
-        self.calls: List[str] = []
-        self.closed_after: List[str] = []
-        self.answers: Dict[str, List[Any]] = {}
+    def connect_or_raise(self, what: Any) -> Any:
+        if isinstance(what, list):
+            what = what.pop(0)
+        if isinstance(what, Exception):
+            raise what
+        return what
 
-    def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float, meanwhile: Any = None
-                     ) -> Dict[str, Any]:
-        self.calls.extend(calls)
-        self.clock.now += self.takes
-        return {name: self.answers[name].pop(0) if self.answers.get(name) else {} for name in calls}
-
-    def close(self) -> None:
-        self.closed_after = list(self.calls)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ec2(clock: Clock) -> Ec2:
-    return Ec2(clock)
-
-
-@pytest.fixture
-def monitor(clock: Clock, ec2: Ec2) -> Monitor:
-    """Return the monitor of a secondary that knows its peer."""
-    monitor = Monitor(Settings(PEER_ID, OWN, (TABLE,)), clock=clock, run_together=ec2.run_together)
-    monitor.client = ec2
-    monitor.own_id, monitor.peer_id, monitor.peer_address = OWN, PEER_ID, '10.0.0.11'
-    monitor.judge_at = math.inf
-    return monitor
-
-
-def script(*outcomes: Any) -> Any:
-    """Return a ping with these outcomes: an answer, a miss, or what it raises."""
-    left = iter(outcomes)
-
-    def ping(address: str) -> bool:
-        outcome = next(left)
+    def ping(self, address: str) -> bool:
+        assert address == PEERS_ADDRESS
+        self.pings.append(self.now)
+        outcome = self.outcome(self.now)
         if isinstance(outcome, Exception):
             raise outcome
-        return bool(outcome)
-    return ping
+        self.now += 0.001 if outcome is True else outcome or self.settings.ping_timeout
+        return outcome is True
+
+    def probe(self, target: str, through: Optional[str] = None) -> Probed:
+        assert target == TARGET and through in (None, PEERS_ADDRESS)
+        self.probes.append((self.now, bool(through)))
+        outcome = self.probed(self.now, bool(through))
+        if isinstance(outcome, Exception):
+            raise outcome
+        self.lasts.append(0.01 if outcome else self.settings.ping_timeout)
+        return Probed(0.01 if outcome else None)
+
+    def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
+                     meanwhile: Optional[Callable[[], float]] = None) -> Dict[str, Any]:
+        results: Dict[str, Any] = {}
+        self.lasts.clear()
+        for name, call in calls.items():
+            try:
+                results[name] = call()
+            except Exception as error:
+                results[name] = error
+        takes = max(self.lasts, default=self.latency)
+        until = self.now + min(takes, timeout)
+        while True:
+            pause = meanwhile() if meanwhile else float('inf')
+            if self.now >= until:
+                break
+            self.now = min(until, self.now + pause)
+        return dict.fromkeys(calls, NoAnswer('no answer in time')) if takes > timeout else results
+
+    def run(self, seconds: float) -> Scene:
+        """Let the monitor live for so long, from its start on."""
+        until = self.now + seconds
+        if not self.monitor.own_id:
+            self.monitor.identify()
+        while self.now < until:
+            before = self.now
+            self.monitor.turn()
+            assert self.now > before or self.settings.probe_address, 'the loop spins'
+        return self
+
+    def silence(self, after: float = 0.0, lasts: float = 1e9) -> float:
+        """Let the peer be silent from then on; return when the first ping of it will be missed."""
+        begins = self.now + after
+        self.outcome = lambda now: not begins <= now < begins + lasts
+        return begins
+
+    def times(self, *names: str, since: float = 0.0, dry: bool = False) -> List[float]:
+        return [each.at for each in self.cloud.calls
+                if each.name in names and each.at >= since and bool(each.how.get('DryRun')) is dry]
+
+    def questions(self, since: float = 0.0) -> List[float]:
+        return self.times('describe_instance_status', since=since)
+
+    def claims(self, since: float = 0.0) -> List[float]:
+        return self.times(*CLAIMS, since=since)
+
+    def steps(self) -> List[str]:
+        return [f'{each.name}{" by force" * each.how.get("Force", False)}' for each in self.cloud.calls
+                if each.name in ('stop_instances', 'start_instances') and not each.how.get('DryRun')]
+
+
+def at_rest(primary: bool = False, holder: str = PRIMARY, **settings: Any) -> Scene:
+    """Return a scene in which all has been well for a while, and EC2 is not to be asked soon."""
+    scene = Scene(primary, holder, **settings).run(100.0)
+    scene.monitor.look_now()
+    scene.run(20.0)
+    scene.lines.clear()
+    scene.cloud.calls.clear()
+    scene.pings.clear()
+    return scene
 
 
-def test_a_silence_that_a_fault_of_our_own_interrupts_ends_with_the_next_answer(monitor: Monitor) -> None:
-    monitor.ping = script(False, False, False, OwnFault('no buffer space'), True)
-    monitor.known.taking_over = True
+def test_while_all_is_well_it_pings_asks_now_and_then_and_says_who_holds() -> None:
+    scene = Scene().run(400.0)
 
-    for _ in range(5):
-        monitor.ping_once()
+    assert [round(later - earlier, 3) for earlier, later in zip(scene.pings[10:], scene.pings[11:20])] == [0.251] * 9
+    assert [round(b - a) for a, b in zip(scene.questions(), scene.questions()[1:])] == [120, 120, 120]
+    assert [message for _, message in scene.lines] == [f'{PRIMARY} holds tables and address', f'{PRIMARY} answers']
+    assert not scene.claims() and not scene.steps()
 
-    assert (monitor.misses, monitor.silence, monitor.known.taking_over) == (0, 0, False)
 
+# Silence and judgement
 
-def test_an_answer_discards_what_ec2_has_told_before(monitor: Monitor) -> None:
-    monitor.note_states({OWN: ('running', 'ok'), PEER_ID: ('running', 'ok')}, asked_at=monitor.clock.monotonic())
-    assert monitor.is_fresh()
-    monitor.ping = script(True)
+@pytest.mark.parametrize('latency', [0.1, 1.4, 4.0])
+def test_the_ping_that_decides_is_sent_after_ec2_has_answered(latency: float) -> None:
+    scene = at_rest()
+    scene.latency, begins = latency, scene.silence()
 
-    monitor.ping_once()
+    scene.run(15.0)
 
-    assert not monitor.is_fresh()
+    claimed = scene.claims()[0]
+    decisive = max(sent for sent in scene.pings if sent < claimed)
+    answered = max(asked + latency for asked in scene.questions() if asked + latency <= claimed)
+    assert decisive >= answered - 1e-6
+    assert claimed - begins < 0.3 + 2.0 + max(1.0, latency) + 0.1
+    assert scene.said(f'{PRIMARY} missed 3 pings in a row') == 1
 
 
-def test_a_suspension_during_a_ping_ends_a_take_over(monitor: Monitor, clock: Clock) -> None:
-    def suspended(address: str) -> bool:
-        clock.now += 60.0
-        return False
-    monitor.ping, monitor.misses, monitor.known.taking_over = suspended, 5, True
+@pytest.mark.parametrize('error', [LOST, NoAnswer('a page of a proxy')])
+def test_who_is_cut_off_from_ec2_decides_nothing(error: Exception) -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['*'] = error
 
-    monitor.ping_once()
+    scene.run(100.0)
 
-    assert (monitor.replied, monitor.misses, monitor.known.taking_over) == (None, 0, False)
+    assert not scene.claims() and not scene.steps()
+    assert scene.said('EC2 does not answer this monitor') == 2
+    assert (1.0, 3.0) in scene.jitter
+    assert max(b - a for a, b in zip(scene.questions(), scene.questions()[1:])) < 3.5
 
 
-def test_results_that_a_suspension_has_delayed_are_no_answers(monitor: Monitor, ec2: Ec2) -> None:
-    ec2.takes, monitor.known.taking_over = 60.0, True
+@pytest.mark.parametrize('primary, misses', [(False, 3), (True, 6)])
+def test_the_primary_waits_for_twice_as_many_misses(primary: bool, misses: int) -> None:
+    scene = at_rest(primary, SECONDARY if primary else PRIMARY, fail_back=False)
+    begins = scene.silence()
 
-    result = monitor.call({'tables': lambda client: {}})['tables']
+    scene.run(20.0)
 
-    assert isinstance(result, NoAnswer)
-    assert not monitor.known.taking_over
+    assert misses - 0.1 < scene.claims()[0] - begins < misses + 0.4
+    assert scene.said(f'missed {misses} pings in a row') == 1
 
 
-@pytest.mark.parametrize('age, starts', [(5.0, True), (30.0, False)])
-def test_a_start_that_a_suspension_has_delayed_is_not_made(
-        monitor: Monitor, clock: Clock, ec2: Ec2, age: float, starts: bool) -> None:
-    monitor.known.asked_at = clock.now - age
+@pytest.mark.parametrize('num_pings, asked', [(3, [1]), (4, [1]), (12, [1, 7, 11])])
+def test_ec2_is_asked_at_the_first_miss_and_before_the_last_but_not_twice_within_seconds(
+        num_pings: int, asked: List[int]) -> None:
+    scene = at_rest(num_pings=num_pings)
+    begins = scene.silence()
 
-    monitor.start()
+    scene.run(num_pings + 0.3)
 
-    assert ec2.calls == [TABLE] + ['started'] * starts
+    assert [round(at - begins) for at in scene.questions()] == asked
 
 
-def test_a_stop_that_is_forced_counts_as_no_further_one(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    monitor.stop(force=False)
-    clock.now += 60.0
-    monitor.stop(force=True)
+def test_ec2_is_asked_once_in_three_seconds_though_half_of_all_pings_are_lost() -> None:
+    scene = at_rest()
+    lost = {'next': False}
 
-    assert (monitor.known.stops, monitor.known.stopping_at) == ([clock.now - 60.0], clock.now)
+    def every_other(now: float) -> bool:
+        lost['next'] = not lost['next']
+        return lost['next']
+    scene.outcome = every_other
 
+    scene.run(60.0)
 
-def taking_over(monitor: Monitor) -> None:
-    """Let the monitor have decided to take over the table and the address, and know their holder."""
-    monitor.settings = Settings(PEER_ID, OWN, (TABLE,), ADDRESS)
-    monitor.allocation_id, monitor.known.heard = 'eipalloc-0123456789abcdef0', True
-    monitor.known.taking_over, monitor.known.holders = True, {TABLE: PEER, ADDRESS: PEER}
+    assert 15 <= len(scene.questions()) <= 20
+    assert not scene.claims()
 
 
-@pytest.mark.parametrize('tables, calls', [
-    ([{}], [TABLE, ADDRESS]),
-    ([refusal(), {}], [TABLE, TABLE, ADDRESS]),
-    ([refusal(), refusal()], [TABLE, TABLE]),  # alone the address would part from the route
-    ([NoAnswer('no answer')], [TABLE]),  # where it is must be asked first, and so must whether the peer is dead
-])
-def test_what_ec2_refuses_is_tried_again_at_once_and_without_an_answer_nothing_is(
-        monitor: Monitor, ec2: Ec2, tables: List[Any], calls: List[str]) -> None:
-    taking_over(monitor)
-    ec2.answers[TABLE] = tables
+def test_an_observation_from_before_the_silence_judges_nobody() -> None:
+    """One that is in flight when the path is cut tells of before."""
+    scene = at_rest()
+    scene.silence(0.5)
+    scene.cloud.errors['describe_instance_status'] = [None] + [LOST] * 9
+    scene.latency = 1.0
+    scene.monitor.look_now()
 
-    monitor.go_on()
+    scene.run(12.0)
 
-    assert ec2.calls == calls
-    assert monitor.known.taking_over is (calls != [TABLE])
+    assert not scene.claims()
 
 
-@pytest.mark.parametrize('begun, calls', [(True, [OTHER_TABLE, ADDRESS]), (False, [OTHER_TABLE])])
-def test_the_address_comes_without_a_route_that_is_refused_only_in_a_take_over_that_has_moved_another(
-        monitor: Monitor, ec2: Ec2, begun: bool, calls: List[str]) -> None:
-    """Two that live would take it from each other for as long as the route is refused to both."""
-    taking_over(monitor)
-    monitor.known.taking_over, monitor.known.holders = begun, {TABLE: SELF, OTHER_TABLE: PEER, ADDRESS: PEER}
-    ec2.answers[OTHER_TABLE] = [refusal()]
+def test_an_observation_serves_once() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['replace_route'] = refusal('UnauthorizedOperation')
 
-    monitor.claim([OTHER_TABLE, ADDRESS])
+    scene.run(60.0)
 
-    assert ec2.calls == calls
+    claims, questions = scene.times('replace_route'), scene.questions()
+    assert len(claims) > 5
+    assert all(any(before <= asked < after for asked in questions) for before, after in zip(claims, claims[1:]))
 
 
-def test_no_address_is_moved_while_ec2_does_not_answer(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
-    monitor.known.holders = {TABLE: SELF, OTHER_TABLE: PEER, ADDRESS: PEER}
-    ec2.answers[OTHER_TABLE] = [NoAnswer('no answer')]
+def test_an_observation_that_is_too_old_judges_nobody() -> None:
+    scene = at_rest(num_pings=10)
+    scene.silence()
+    scene.cloud.errors['describe_instance_status'] = [None] + [LOST] * 4
 
-    monitor.claim([OTHER_TABLE, ADDRESS])
+    scene.run(13.0)
+    assert not scene.claims()
 
-    assert ec2.calls == [OTHER_TABLE]
+    scene.run(20.0)
+    assert scene.claims()
 
 
-def test_a_table_whose_answer_was_lost_is_not_tried_again_at_once(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
-    monitor.settings = Settings(PEER_ID, OWN, (TABLE, OTHER_TABLE), ADDRESS)
-    monitor.known.holders = {TABLE: PEER, OTHER_TABLE: PEER, ADDRESS: PEER}
-    ec2.answers.update({TABLE: [refusal()], OTHER_TABLE: [NoAnswer('no answer')]})
+@pytest.mark.parametrize('between', [OwnFault('no buffer space'), 60.0])
+def test_a_ping_that_could_not_leave_or_a_suspension_starts_the_run_of_misses_anew(between: Any) -> None:
+    scene = at_rest()
+    outcomes = [False, False, between, False, False]
+    scene.outcome = lambda now: outcomes.pop(0) if outcomes else True
 
-    monitor.go_on()
+    scene.run(70.0)
 
-    assert ec2.calls == [TABLE, OTHER_TABLE, TABLE, ADDRESS]
+    assert not scene.said('missed') and not scene.claims()
+    assert scene.said('could not leave this host (no buffer space): trying again') == isinstance(between, OwnFault)
 
 
-@pytest.mark.parametrize('table, since', [(OTHER, 0.0), (PEER, 0.0), (SELF, math.inf)])
-def test_the_peer_serves_since_it_was_first_seen_with_a_table_or_with_all_there_is(
-        monitor: Monitor, clock: Clock, ec2: Ec2, table: str, since: float) -> None:
-    taking_over(monitor)
-    ec2.answers.update(tables=[{TABLE: table}], address=[(PEER, '')])
+def test_a_ping_that_could_not_leave_is_tried_again_a_second_later() -> None:
+    scene = at_rest()
+    scene.outcome = lambda now: OwnFault('no route')
 
-    monitor.ask(states=False)
+    scene.run(125.0)
 
-    assert monitor.known.kept_at == clock.now + since
+    assert 100 < len(scene.pings) < 127
+    assert scene.said('no route') == 3  # once a minute
+    scene.outcome = lambda now: True
+    scene.run(2.0)
+    assert scene.said('over after 12') == 1
 
 
-def test_an_answer_ends_standing_aside(monitor: Monitor) -> None:
-    monitor.aside, monitor.ping = True, script(True)
+def test_a_suspension_between_two_pings_does_so_too() -> None:
+    scene = at_rest(num_pings=6)
+    scene.silence(lasts=62.0)
+    scene.run(3.5)
 
-    monitor.ping_once()
+    scene.now += 55.0
+    scene.run(10.0)
 
-    assert not monitor.aside
+    assert not scene.said('missed') and not scene.claims()
+    assert len(scene.pings) > 20
 
 
-def test_the_log_tells_when_the_parts_are_together_again(
-        monitor: Monitor, clock: Clock, ec2: Ec2, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level('INFO')
-    ec2.answers.update(tables=[{TABLE: NOBODY}] * 2 + [{TABLE: SELF}], states=[{OWN: ('running', 'ok')}] * 2)
-    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
-    monitor.look()
+def test_the_end_of_a_silence_is_told_and_that_the_peer_is_back() -> None:
+    scene = at_rest(primary=True)
+    scene.silence(lasts=4.0)
 
-    clock.now += LOOK_AFTER_CHANGE
-    monitor.look()
+    scene.run(20.0)
 
-    assert f'over after 15 s: {TABLE} not at {OWN}, unlike the rest, or nowhere' in caplog.text
+    assert scene.said(f'{SECONDARY} answers again after 4 missed pings') == 1
+    scene.silence(lasts=1.0)
+    scene.run(20.0)
+    assert scene.said('answers again') == 1
 
 
-def test_who_held_before_a_silence_is_not_forgotten_in_it(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    """A primary whose take-over was taken back stands aside next, though it has begun to count misses anew."""
-    ec2.answers['tables'] = [{TABLE: PEER}]
-    monitor.known = Situation(primary=True, own_state='running', peer_state='running', heard=True, taking_over=True,
-                              moved={TABLE}, holders={TABLE: PEER}, seen_at=clock.now)
-    monitor.misses = monitor.silence = 6
-    monitor.judge()
-    assert not monitor.known.taking_over
-    monitor.look_at = clock.now
+# Claims
 
-    monitor.look()
+def test_a_claim_moves_tables_and_address_at_the_same_moment() -> None:
+    scene = at_rest(tables=(TABLE, SECOND))
+    scene.silence()
 
-    assert monitor.known.remembered == SELF
+    scene.run(10.0)
 
+    assert len(scene.claims()) == 3 and len(set(scene.claims())) == 1
+    assert (scene.cloud.routes, scene.cloud.owner) == (dict.fromkeys((TABLE, SECOND), SECONDARY), SECONDARY)
+    assert [scene.said(f'{part} is at {SECONDARY} now') for part in (TABLE, SECOND, ADDRESS)] == [1, 1, 1]
+    assert any(at > scene.claims()[0] for at in scene.cloud.closed)
+    assert scene.said(f'taking over {TABLE} and {SECOND} and {ADDRESS}') == 1
 
-def test_what_ec2_goes_on_to_refuse_is_tried_again_with_the_next_judgement_only(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers[TABLE] = [refusal()] * 9
-    monitor.go_on()
-    ec2.calls.clear()
 
-    monitor.go_on()
+def test_the_address_waits_for_a_table_that_was_refused() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['replace_route'] = [refusal('RequestLimitExceeded')] * 4
+    scene.cloud.errors['associate_address'] = [refusal('RequestLimitExceeded')]
 
-    assert ec2.calls == [TABLE]
+    scene.run(60.0)
 
+    tables, addresses = scene.times('replace_route'), scene.times('associate_address')
+    assert addresses[0] == tables[0]
+    assert len(tables) == 5 and addresses[1] > tables[4]
+    assert scene.cloud.owner == SECONDARY
+    assert scene.said(f'{TABLE} could not be moved to {SECONDARY} (RequestLimitExceeded: said EC2): trying again') == 1
 
-@pytest.mark.parametrize('state, step', [('running', 'stopped'), ('stopped', 'started')])
-def test_a_refused_step_of_a_restart_holds_up_no_claim(
-        monitor: Monitor, clock: Clock, ec2: Ec2, state: str, step: str) -> None:
-    taking_over(monitor)
-    monitor.known = dataclasses.replace(monitor.known, primary=True, own_state='running', peer_state=state, checks='ok',
-                                        holders={TABLE: SELF, ADDRESS: PEER}, moved={TABLE},
-                                        claimed_at=clock.now - 10.0)
-    known = monitor.known
-    ec2.answers.update({step: [refusal()] * 9, ADDRESS: [refusal()] * 9})
-    known.asked_at = known.seen_at = clock.now
-    monitor.judge()
-    assert ec2.calls == [step]
-    assert monitor.judge_at == clock.now + SOON
 
-    clock.now = known.asked_at = known.seen_at = monitor.judge_at
-    monitor.chance = random.Random(1)
-    monitor.judge()
-    assert set(ec2.calls[1:]) == {ADDRESS}
-    assert monitor.judge_at <= clock.now + SOON
+def test_the_address_does_not_come_alone_where_the_peer_keeps_the_route() -> None:
+    scene = at_rest(primary=True, holder=SECONDARY, fail_back=False)
+    scene.cloud.routes[TABLE] = OUTSIDE
+    scene.run(130.0)
+    assert scene.said(f'{TABLE} is at something outside the pair') == 1
+    scene.silence()
 
-    clock.now = known.asked_at = known.seen_at = monitor.step_at
-    monitor.judge()
-    assert ec2.calls[-1] == step
+    scene.run(20.0)
 
+    assert scene.cloud.owner == PRIMARY and scene.cloud.routes[TABLE] == OUTSIDE
 
-def test_a_refused_stop_is_not_asked_about_before_it_is_tried_again(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    monitor.known = Situation(own_state='running', peer_state='running', checks='ok', heard=True, taking_over=True,
-                              holders={TABLE: SELF}, seen_at=clock.now)
-    ec2.answers['stopped'] = [refusal()]
 
-    monitor.judge()
+def test_a_claim_without_an_answer_is_asked_about_at_once() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['associate_address'] = [LOST]
 
-    assert ec2.calls == ['stopped']
-    assert monitor.judge_at == monitor.step_at >= clock.now + SOON
+    scene.run(10.0)
 
+    claimed = scene.claims()[0]
+    assert scene.questions(since=claimed)[0] - claimed < 1.1
+    assert scene.said(f'{ADDRESS}: the answer to its move to {SECONDARY} did not come') == 1
+    assert scene.cloud.owner == SECONDARY
 
-def test_a_table_that_does_not_exist_is_not_claimed_before_a_start(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    taking_over(monitor)
-    monitor.known.holders, monitor.known.asked_at = {TABLE: ABSENT, ADDRESS: SELF}, clock.now
 
-    monitor.start()
+def test_a_claim_that_was_answered_is_looked_after_three_seconds_later() -> None:
+    scene = at_rest()
+    scene.silence()
 
-    assert ec2.calls == [ADDRESS, 'started']
+    scene.run(10.0)
 
+    claimed = scene.claims()[0]
+    assert 2.5 < scene.questions(since=claimed)[0] - claimed < 4.1
 
-def test_connections_are_dropped_after_the_address_has_moved(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
 
-    monitor.go_on()
+@pytest.mark.parametrize('call, deadline', [('associate_address', 1.5), ('replace_route', CALL_DEADLINE)])
+def test_the_answer_to_a_move_of_the_address_is_not_awaited_for_long(call: str, deadline: float) -> None:
+    scene = at_rest(ping_timeout=0.1, elastic_ip=ADDRESS if deadline == 1.5 else None)
+    scene.silence()
+    scene.cloud.slow[call] = 9.0
 
-    assert ec2.closed_after == ec2.calls == [TABLE, ADDRESS]
+    scene.run(10.0)
 
+    claimed = scene.claims()[0]
+    assert scene.questions(since=claimed)[0] - claimed == pytest.approx(deadline, abs=0.2)
+    assert bool(scene.said('EC2 does not answer this monitor')) is (deadline == CALL_DEADLINE)
 
-@pytest.mark.parametrize('changed', [
-    {'own_state': 'stopping'}, {'heard': False, 'checks': 'ok'}, {'heard': False, 'checks': 'insufficient-data'}])
-def test_a_take_over_is_over_where_nothing_may_be_done(monitor: Monitor, changed: Any) -> None:
-    monitor.known = Situation(**{'own_state': 'running', 'peer_state': 'running', 'heard': True, 'taking_over': True,
-                                 'holders': {TABLE: SELF}, **changed})
 
-    monitor.judge()
+def refused_for_long(code: str) -> List[float]:
+    """Return the pauses between the claims of a table that EC2 refuses with this code."""
+    scene = at_rest(elastic_ip=None, ping_timeout=0.4)
+    scene.silence()
+    scene.cloud.state[PRIMARY] = 'pending'
+    scene.cloud.errors['replace_route'] = refusal(code)
+    scene.run(2500.0)
+    assert (2.0, 5.0) in scene.jitter
+    return [later - earlier for earlier, later in zip(scene.claims(), scene.claims()[1:])]
 
-    assert not monitor.known.taking_over
 
+def test_claims_that_are_refused_slow_down() -> None:
+    pauses = refused_for_long('UnauthorizedOperation')
 
-@pytest.mark.parametrize('holder, again', [(SELF, LOOK_AFTER_CHANGE), (PEER, SOON)])
-@pytest.mark.parametrize('changed', [
-    {'judge_at': 995.1}, {'asked_at': 999.0, 'replied': False}, {'troubles': {'EC2': ()}}])
-def test_a_look_during_a_take_over_asks_nothing_as_each_judgement_does(
-        monitor: Monitor, clock: Clock, ec2: Ec2, changed: Dict[str, Any], holder: str, again: float) -> None:
-    monitor.known.taking_over, monitor.known.holders, monitor.judge_at = True, {TABLE: holder}, 0.0
-    for name, value in changed.items():
-        setattr(monitor.known if name == 'asked_at' else monitor, name, value)
+    assert pauses[0] < 1.3
+    assert all(2.0 < pause < 8.0 for pause in pauses[1:19])
+    assert all(60.0 <= pause < 67.0 for pause in pauses[20:30])
+    assert all(300.0 <= pause < 307.0 for pause in pauses[30:]) and len(pauses) > 32
 
-    monitor.look()
 
-    assert ec2.calls == []
-    assert monitor.look_at == clock.now + again
+def test_claims_do_not_slow_down_where_ec2_is_only_busy() -> None:
+    assert max(refused_for_long('RequestLimitExceeded')) < 9.0
 
 
-@pytest.mark.parametrize('misses, moved, claims', [(3, set(), True), (0, {ADDRESS}, True), (0, set(), False)])
-def test_a_look_goes_on_with_a_take_over_when_no_judgement_comes(
-        monitor: Monitor, clock: Clock, ec2: Ec2, misses: int, moved: Any, claims: bool) -> None:
-    """EC2 does not tell the states, or no ping can leave this host; then who has begun only finishes."""
-    taking_over(monitor)
-    ec2.answers.update(tables=[{TABLE: PEER}], address=[(SELF if moved else PEER, '')])
-    monitor.judge_at, monitor.misses, monitor.known.moved = clock.now - SOON, misses, moved
+def test_an_accepted_claim_ends_the_count_of_refusals() -> None:
+    scene = at_rest(ping_timeout=0.1)
+    scene.silence()
+    scene.cloud.errors['replace_route'] = [refusal('RequestLimitExceeded')] * 3
+    scene.run(40.0)
+    scene.cloud.routes[TABLE], since = None, scene.now
+    scene.cloud.errors['replace_route'] = [refusal('RequestLimitExceeded')] * 2
 
-    monitor.look()
+    scene.run(30.0)
 
-    assert (TABLE in ec2.calls) is claims
+    first, second = scene.times('replace_route', since=since)[:2]
+    assert second - first < 0.6
 
 
-def test_a_look_gives_up_no_less_than_a_judgement(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers.update(tables=[{TABLE: PEER}], address=[(PEER, '')])
-    monitor.judge_at, monitor.misses, monitor.known.moved = clock.now - SOON, 3, {TABLE}
-    monitor.known.claimed_at = clock.now - 10.0
+# Restart
 
-    monitor.look()
+def test_a_peer_that_stays_silent_is_stopped_started_and_awaited() -> None:
+    scene = at_rest()
+    begins = scene.silence()
+    scene.run(50.0)
+    assert not scene.steps() and not scene.monitor.left_stopped
 
-    assert TABLE not in ec2.calls
+    scene.run(25.0)
+    assert scene.steps() == ['stop_instances']
+    assert scene.times('stop_instances')[0] - begins >= 60.0
+    assert scene.monitor.left_stopped
+    assert scene.said(f'{PRIMARY} is being stopped: starting it once it is stopped') == 1
 
+    scene.run(65.0)
+    assert scene.steps() == ['stop_instances', 'stop_instances by force']
+    assert scene.cloud.calls[-1].how.get('SkipOsShutdown', True)
+    assert scene.said(f'{PRIMARY} is being forced: starting it once it is stopped') == 1
 
-def test_a_take_over_that_has_moved_nothing_is_over_when_the_peer_answers(monitor: Monitor, clock: Clock) -> None:
-    taking_over(monitor)
-    monitor.ping, monitor.look_at = script(True), clock.now + 15.0
+    scene.cloud.state[PRIMARY] = 'stopped'
+    scene.run(7.0)
+    assert scene.steps()[2:] == ['start_instances']
+    assert scene.said(f'{PRIMARY} is being started: waiting for its answer') == 1
+    assert scene.monitor.left_stopped
 
-    monitor.ping_once()
+    scene.outcome = lambda now: True
+    scene.run(3.0)
+    assert not scene.monitor.left_stopped
+    assert scene.lines[-1] == ('INFO', f'{PRIMARY} answers')
 
-    assert not monitor.known.taking_over and not monitor.split_seen
-    assert monitor.look_at == clock.now + 15.0
 
+def test_a_step_that_is_refused_is_asked_for_again_later_and_later() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['stop_instances'] = refusal('UnauthorizedOperation')
 
-def test_a_take_over_that_is_half_done_when_the_peer_answers_is_finished_at_once(
-        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers.update(tables=[{TABLE: SELF}] * 2, address=[(PEER, '')] * 2, states=[{OWN: ('running', 'ok')}])
-    monitor.known.moved, monitor.known.holders = {TABLE}, {TABLE: SELF, ADDRESS: PEER}
-    monitor.forwards, monitor.ping, monitor.look_at = lambda: True, script(True), clock.now + 15.0
-    monitor.ping_once()
-    assert not monitor.known.taking_over
-    assert monitor.look_at == clock.now
+    scene.run(300.0)
 
-    monitor.look()
+    asked = scene.times('stop_instances')
+    assert [round((later - earlier) / 60.0) for earlier, later in zip(asked, asked[1:])] == [1, 2]
+    assert scene.said(f'{PRIMARY} could not be stopped: UnauthorizedOperation') >= 1
+    assert not scene.monitor.left_stopped and not scene.said('is being stopped')
 
-    assert ec2.calls[-1] == ADDRESS
 
+def test_a_step_without_an_answer_may_have_been_taken() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['stop_instances'] = [LOST]
 
-def test_what_a_look_could_not_claim_is_tried_again_soon(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    ec2.answers.update({TABLE: [refusal()], 'tables': [{TABLE: NOBODY}] * 4, 'states': [{OWN: ('running', 'ok')}] * 2})
-    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
+    scene.run(75.0)
 
-    monitor.look()
-    assert monitor.look_at == clock.now + SOON
+    assert scene.monitor.left_stopped
+    assert len(scene.steps()) == 1
 
-    monitor.look()
-    assert ec2.calls.count(TABLE) == 2
 
+# Observing
 
-def test_the_end_of_a_silence_ends_a_long_wait_for_the_next_judgement(monitor: Monitor, clock: Clock) -> None:
-    monitor.left_stopped, monitor.silence, monitor.judge_at = True, 3, clock.now + 60.0
-    monitor.ping = script(True)
+def test_sighup_asks_ec2_at_once() -> None:
+    scene = at_rest()
 
-    monitor.ping_once()
+    scene.monitor.look_now()
+    scene.run(0.5)
 
-    assert monitor.judge_at < clock.now
+    assert len(scene.questions()) == 1
 
 
-def test_a_take_over_takes_the_place_of_the_claim_at_the_start(monitor: Monitor, ec2: Ec2) -> None:
-    """That claim takes from whoever has a part, and what it has taken is not this one's."""
-    taking_over(monitor)
-    monitor.known = Situation(primary=True, starting=True, own_state='running', peer_state='stopping', remembered=PEER,
-                              holders={TABLE: OTHER, ADDRESS: PEER}, foreign={TABLE}, heard=True)
-    monitor.forwards = lambda: True
+def test_a_question_that_ec2_does_not_answer_is_asked_again_after_a_while() -> None:
+    scene = at_rest()
+    scene.cloud.errors['*'] = LOST
+    scene.monitor.look_now()
 
-    monitor.judge()
+    scene.run(46.0)
 
-    assert ec2.calls == [ADDRESS]
+    assert [round(b - a) for a, b in zip(scene.questions(), scene.questions()[1:])] == [15, 15, 15]
+    assert scene.said('EC2 does not answer this monitor') == 1
 
 
-def test_a_claim_at_the_start_that_ec2_refuses_is_tried_again_at_once_the_first_time(
-        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    ec2.answers.update({TABLE: [refusal()] * 2, 'tables': [{TABLE: PEER}] * 9,
-                        'states': [{OWN: ('running', 'ok')}] * 9})
-    monitor.known, monitor.forwards = Situation(primary=True, starting=True), lambda: True
+def test_each_question_has_a_connection_of_its_own() -> None:
+    scene = at_rest()
+    scene.cloud.closed.clear()
 
-    monitor.look()
-    assert monitor.look_at == clock.now
+    scene.run(250.0)
 
-    monitor.chance = random.Random(1)
-    monitor.look()
-    assert clock.now < monitor.look_at < clock.now + SOON
+    assert scene.cloud.closed == scene.questions() and len(scene.questions()) == 2
 
 
-@pytest.mark.parametrize('moved, warns', [({TABLE}, True), (set(), False)])
-def test_a_primary_that_still_claims_warns_only_of_what_it_will_not_claim(
-        monitor: Monitor, ec2: Ec2, caplog: pytest.LogCaptureFixture, moved: Any, warns: bool) -> None:
-    ec2.answers['tables'] = [{TABLE: OTHER}]
-    monitor.known = Situation(primary=True, starting=True, moved=moved)
+def test_a_client_without_credentials_is_made_anew_and_one_that_cannot_be_made_is_told() -> None:
+    scene = at_rest()
+    scene.cloud.errors['describe_instance_status'] = [refusal('AuthFailure')]
+    scene.connections = [OSError('no memory')]
 
-    monitor.ask(states=False)
+    scene.run(250.0)
 
-    assert ('outside the pair' in caplog.text) is warns
-    assert monitor.known.foreign == {TABLE}
+    assert scene.made == 3
+    assert scene.said('no EC2 client could be made (client: OSError: no memory): trying again') == 1
+    assert scene.said('EC2 does not tell states: AuthFailure: said EC2: asking again') == 1
 
 
-@pytest.mark.parametrize('starting, again', [(False, LOOK_AFTER_CHANGE), (True, SOON)])
-@pytest.mark.parametrize('forwards, states', [(False, {OWN: ('running', 'ok')}), (True, NoAnswer('no answer'))])
-def test_what_may_not_be_claimed_now_is_looked_at_again_soon(
-        monitor: Monitor, clock: Clock, ec2: Ec2, forwards: bool, states: Any, starting: bool, again: float) -> None:
-    ec2.answers.update(tables=[{TABLE: NOBODY}] * 2, states=[states] * 2)
-    monitor.forwards, monitor.known.primary, monitor.known.starting = lambda: forwards, True, starting
-    monitor.look_at = clock.now
+def test_what_ec2_does_not_know_is_told_and_looked_for_soon() -> None:
+    scene = at_rest()
+    scene.cloud.allocated = False
+    del scene.cloud.state[PRIMARY]
+    scene.monitor.look_now()
 
-    monitor.look()
+    scene.run(40.0)
 
-    assert again <= monitor.look_at - clock.now <= 2 * again
-    assert TABLE not in ec2.calls
+    assert scene.said(f'EC2 does not know {ADDRESS} and {PRIMARY}: looking for it again') == 1
+    assert scene.said(f'{PRIMARY} missed 3 pings in a row') == 1
+    assert scene.cloud.routes[TABLE] == SECONDARY
 
 
-def test_the_secondary_claims_what_lies_apart_if_a_second_look_agrees(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    ec2.answers.update(tables=[{TABLE: NOBODY}] * 3, states=[{OWN: ('running', 'ok')}] * 3)
-    monitor.forwards, monitor.look_at = lambda: True, clock.now
+def test_an_absent_address_is_looked_for_every_fifteen_seconds() -> None:
+    scene = at_rest()
+    scene.cloud.allocated = False
+    scene.monitor.look_now()
 
-    monitor.look()
-    assert TABLE not in ec2.calls
+    scene.run(61.0)
 
-    monitor.look()
-    assert TABLE in ec2.calls
+    assert len(scene.questions()) == 5
 
 
-def test_what_the_peer_has_is_claimed_only_if_a_part_is_here(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    """Two that live, and may not move the address that nobody has, would take the table from each other for ever."""
-    taking_over(monitor)
-    monitor.known = Situation(own_state='running')
-    ec2.answers.update({'tables': [{TABLE: PEER}] * 4, 'address': [(NOBODY, '')] * 2 + [(SELF, '')] * 2,
-                        'states': [{OWN: ('running', 'ok')}] * 2})
-    monitor.forwards, monitor.split_seen, monitor.look_at = lambda: True, True, clock.now
+def test_a_host_that_cannot_nat_says_so_and_claims_nothing() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.fault = 'net.ipv4.ip_forward is 0'
 
-    monitor.look()
-    assert ec2.calls[-1] == ADDRESS and TABLE not in ec2.calls
-    assert monitor.look_at == clock.now + SOON
+    scene.run(20.0)
+    assert scene.said(f'{SECONDARY} cannot NAT (net.ipv4.ip_forward is 0): it claims nothing until then') == 1
+    assert not scene.claims()
 
-    clock.now += SOON
-    monitor.look()
-    assert ec2.calls[-1] == TABLE
+    scene.fault = ''
+    scene.run(20.0)
+    assert scene.claims()
 
 
-@pytest.mark.parametrize('aside', [True, False])
-def test_a_primary_that_stands_aside_claims_nothing_by_a_look_either(
-        monitor: Monitor, clock: Clock, ec2: Ec2, aside: bool) -> None:
-    taking_over(monitor)
-    monitor.known = Situation(primary=True, heard=True, remembered=SELF, own_state='running', peer_state='running',
-                              holders={TABLE: PEER, ADDRESS: SELF}, kept_at=clock.now)
-    monitor.forwards = lambda: True
-    if aside:
-        monitor.judge()
-    ec2.answers.update(tables=[{TABLE: PEER}] * 2, address=[(SELF, '')] * 2, states=[{OWN: ('running', 'ok')}])
-    monitor.look_at = clock.now
+def test_a_part_outside_the_pair_is_told_unless_this_start_claims_it() -> None:
+    scene = Scene(primary=True, holder=OUTSIDE).run(60.0)
 
-    monitor.look()
+    assert not scene.said('outside the pair') and scene.cloud.owner == PRIMARY
+    scene = Scene(holder=OUTSIDE).run(300.0)
+    assert scene.said(f'{TABLE} is at something outside the pair') == 1
 
-    assert (TABLE in ec2.calls) is not aside
 
+def test_who_this_is_is_asked_for_as_long_as_it_takes() -> None:
+    scene = Scene()
+    scene.metadata['instance-id'] = [OSError('no route'), OSError('no route'), SECONDARY]
+    scene.until = START + 30.0
 
-def test_a_claim_at_the_start_is_given_up_when_the_peer_has_taken_back(
-        monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers.update(tables=[{TABLE: PEER}], address=[(PEER, '')], states=[{OWN: ('running', 'ok')}])
-    monitor.known = Situation(primary=True, starting=True, moved={TABLE}, claimed_at=clock.now - 10.0)
-    monitor.forwards, monitor.look_at = lambda: True, clock.now
+    with pytest.raises(Ending):
+        scene.monitor.run()
 
-    monitor.look()
+    assert scene.said('the metadata service does not tell instance-id: OSError: no route: asking again') == 1
+    assert scene.jitter[:2] == [(0.5, 3.0)] * 2
+    assert scene.said('over after ') == 1
+    assert scene.said(f'watching {PRIMARY} from {SECONDARY}, the secondary') == 1
 
-    assert (monitor.known.starting, monitor.known.remembered) == (False, PEER)
-    assert not {TABLE, ADDRESS} & set(ec2.calls)
 
+def test_what_is_unforeseen_is_logged_with_its_traceback_and_the_loop_goes_on() -> None:
+    scene = Scene()
+    outcomes: List[Any] = [True, RuntimeError('odd'), True]
+    scene.outcome = lambda now: outcomes.pop(0) if outcomes else True
+    scene.until = START + 30.0
 
-def test_the_first_look_of_a_primary_claims_whatever_it_sees(monitor: Monitor, ec2: Ec2) -> None:
-    """A read may lag behind the take-over that the peer has just made."""
-    ec2.answers.update(tables=[{TABLE: SELF}], states=[{OWN: ('running', 'ok')}])
-    monitor.known = Situation(primary=True, starting=True)
-    monitor.forwards = lambda: True
+    with pytest.raises(Ending):
+        scene.monitor.run()
 
-    monitor.look()
+    errors = [message for level, message in scene.lines if level == 'ERROR']
+    assert errors[0].startswith('Traceback') and 'RuntimeError: odd' in errors[-1]
+    assert scene.pings[2] - scene.pings[1] == pytest.approx(5.0, abs=0.01)
+    assert len(scene.pings) > 50
 
-    assert TABLE in ec2.calls
 
+# Rehearsals
 
-def test_a_claim_of_long_ago_does_not_count_as_this_one(monitor: Monitor, clock: Clock, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers.update({TABLE: [refusal()], 'tables': [{TABLE: PEER}], 'address': [(NOBODY, '')]})
-    monitor.known = Situation(primary=True, moved={TABLE, ADDRESS}, claimed_at=clock.now - 1000.0, remembered=PEER,
-                              own_state='running', asked_at=clock.now)
-    monitor.forwards, monitor.look_at = lambda: True, clock.now
+def test_all_calls_of_a_failover_are_rehearsed_ten_at_a_time_and_once() -> None:
+    scene = Scene(tables=tuple(f'rtb-0000000{n}' for n in range(6))).run(600.0)
 
-    monitor.look()
+    rehearsed = [(each.at, each.name) for each in scene.cloud.calls if each.how.get('DryRun')]
+    first = rehearsed[0][0]
+    assert [at for at, _ in rehearsed[:10]] == [first] * 10 and len(rehearsed) == 15
+    assert 15.0 <= rehearsed[10][0] - first < 16.0
+    assert {name for _, name in rehearsed} == {*CLAIMS, 'stop_instances', 'start_instances'}
 
-    assert (monitor.known.moved, monitor.known.remembered) == ({ADDRESS}, PEER)
 
+@pytest.mark.parametrize('code, every', [('UnauthorizedOperation', 120.0), ('RequestLimitExceeded', 15.0)])
+def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str, every: float) -> None:
+    scene = Scene()
+    scene.cloud.errors['start_instances'] = refusal(code)
+    scene.run(300.0)
+    denied = code == 'UnauthorizedOperation'
 
-def test_what_a_take_over_needs_is_learned_though_another_question_fails(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
-    monitor.allocation_id = ''
-    ec2.answers.update(tables=[refusal()], address=[(PEER, 'eipalloc-1')])
+    asked = scene.times('start_instances', dry=True)
+    assert [b - a for a, b in zip(asked, asked[1:])] == pytest.approx([every] * (len(asked) - 1), abs=1.0)
+    assert len(asked) > 2
+    assert len(scene.times('stop_instances', dry=True)) == 1
+    told = [(level, message) for level, message in scene.lines if 'does not allow' in message]
+    assert told[:1] == denied * [('ERROR', (
+        f'the role of {SECONDARY} does not allow StartInstances on {PRIMARY}: a failover would fail; attach the '
+        'policy in iam_policy.json'))]
 
-    monitor.ask(states=False)
+    del scene.cloud.errors['start_instances']
+    scene.run(140.0)
+    rehearsed = len(scene.times('start_instances', dry=True))
+    scene.run(300.0)
+    assert len(scene.times('start_instances', dry=True)) == rehearsed
+    assert scene.said('over after') == denied
 
-    assert (monitor.known.holders, monitor.allocation_id) == (None, 'eipalloc-1')
 
+# Probes
 
-def test_a_part_whose_answer_was_lost_counts_as_moved_when_it_is_seen_here(monitor: Monitor, ec2: Ec2) -> None:
-    taking_over(monitor)
-    ec2.answers.update({TABLE: [NoAnswer('no answer')], 'tables': [{TABLE: SELF}], 'address': [(PEER, '')]})
-    monitor.go_on()
-    assert monitor.known.moved == set()
+def probing(**settings: Any) -> Scene:
+    scene = at_rest(probe_address=TARGET, **settings)
+    scene.probes.clear()
+    return scene
 
-    monitor.ask(states=False)
 
-    assert monitor.known.moved == {TABLE}
+def gaps(scene: Scene) -> List[float]:
+    return [round(later[0] - earlier[0], 1) for earlier, later in zip(scene.probes, scene.probes[1:])]
+
+
+def test_who_does_not_hold_probes_the_peer_every_five_seconds_and_delays_no_ping() -> None:
+    scene = probing().run(60.0)
+
+    assert {through for _, through in scene.probes} == {True}
+    assert len(scene.probes) in (11, 12, 13) and all(4.9 <= gap <= 5.3 for gap in gaps(scene))
+    assert all(b - a < 0.27 for a, b in zip(scene.pings, scene.pings[1:]) if a not in scene.questions())
+
+
+@pytest.mark.parametrize('scene', [probing(primary=True), at_rest()], ids=['holder', 'no address'])
+def test_who_holds_sends_no_probe(scene: Scene) -> None:
+    assert scene.run(60.0).probes == []
+
+
+def test_nobody_is_probed_who_misses_pings() -> None:
+    scene = probing(primary=True, holder=SECONDARY, fail_back=False)
+    begins = scene.silence(lasts=5.0)
+
+    scene.run(6.0)
+
+    assert not [at for at, _ in scene.probes if begins + 1.0 < at < begins + 5.0]
+
+
+def test_a_peer_that_forwards_no_more_is_relieved_after_probes_beside_it_and_ec2s_answer() -> None:
+    scene = probing()
+    broke = scene.now
+    scene.probed = lambda now, through: not through
+
+    scene.run(20.0)
+
+    claimed = scene.claims()[0]
+    through = [at for at, peer in scene.probes if peer and broke <= at <= claimed]
+    beside = [at for at, peer in scene.probes if not peer and broke <= at <= claimed]
+    assert len(through) == 3 and beside == through[1:]             # at once after a miss, one beside each further one
+    assert through[1] - through[0] == pytest.approx(1.0, abs=0.3)
+    asked = max(at for at in scene.questions() if at < claimed)
+    assert through[1] < asked and asked + scene.latency <= through[2] + 1e-6
+    assert (scene.cloud.routes[TABLE], scene.cloud.owner) == (SECONDARY, SECONDARY)
+    assert scene.said(f'{PRIMARY} answers pings, but lost 3 probes in a row') == 1
+    assert scene.said(f'a packet through {PRIMARY} to {TARGET} did not come back: probing again') == 1
+    assert not scene.steps() and max(b - a for a, b in zip(scene.pings, scene.pings[1:])) < 0.27
+
+
+@pytest.mark.parametrize('own_way', [False, OwnFault('no route')])
+def test_a_probe_that_gets_nowhere_by_the_own_route_either_says_nothing_of_the_peer(own_way: Any) -> None:
+    scene = probing()
+    scene.probed = lambda now, through: False if through else own_way
+
+    scene.run(120.0)
+
+    assert not scene.claims()
+
+
+@pytest.mark.parametrize('outcome', [OwnFault('no buffer'), NoNeighbour('not in this subnet')])
+def test_a_probe_that_could_not_be_sent_is_no_miss(outcome: Exception) -> None:
+    scene = probing()
+    scene.probed = lambda now, through: outcome if through else True
+
+    scene.run(120.0)
+
+    assert not scene.claims()
+    assert scene.said(str(outcome)) == 1
+
+
+def test_misses_count_only_once_a_probe_was_answered() -> None:
+    scene = Scene(probe_address=TARGET)
+    scene.probed = lambda now, through: not through
+
+    scene.run(300.0)
+
+    assert not scene.claims()
+    assert scene.said(f'{PRIMARY} cannot be probed (so far): nothing is decided by it') == 1

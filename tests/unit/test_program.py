@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import pathlib
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any, Iterator, List, Optional, Sequence
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import pytest
 from botocore.exceptions import ClientError
@@ -102,7 +104,7 @@ def test_an_error_without_a_code_is_put_in_words_all_the_same(answer: Any) -> No
     error = ClientError(answer, 'StopInstances')
 
     assert nat_monitor.code_of(error) == ''
-    assert re.fullmatch(r'ClientError: .*StopInstances.*', nat_monitor.in_words(error))
+    assert nat_monitor.in_words(error) == 'HTTP error without an error code'
 
 
 def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +117,7 @@ def test_an_unknown_argument_is_named(tmp_path: pathlib.Path) -> None:
     done = run(tmp_path, GOOD, arguments=['--chekc'])
 
     assert done.returncode == 2
-    assert "the arguments are '--chekc', but must be none, --check or --help" in done.stdout
+    assert "the arguments are '--chekc', but must be none, --check, --status or --help" in done.stdout
 
 
 def fill(pipe: int) -> None:
@@ -237,11 +239,11 @@ def test_a_frozen_file_system_under_the_log_holds_up_nobody(tmp_path: pathlib.Pa
 
 
 STUB = '''
-import os, sys, time
+import os, sys, time, types
 import nat_monitor
 class Monitor:
     left_stopped = False
-    def __init__(self, settings):
+    def __init__(self, settings, publish):
         pass
     def run(self):
         nat_monitor.log.info('watching')
@@ -256,7 +258,8 @@ class Check:
         print('checked', file=sys.stderr, flush=True)
         return 0
 os.geteuid = lambda: 0
-nat_monitor.Monitor, nat_monitor.Check, nat_monitor.read_settings = Monitor, Check, lambda: None
+nat_monitor.Monitor, nat_monitor.Check = Monitor, Check
+nat_monitor.read_settings = lambda: types.SimpleNamespace(notify_command=None)
 nat_monitor.take_lock = lambda: os.open('/dev/null', os.O_RDONLY)
 sys.exit(nat_monitor.main(sys.argv[1:]))
 '''
@@ -398,3 +401,288 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: pathlib.Path) -> N
         nat_monitor.take_lock(str(tmp_path / 'lock'))
 
     assert (tmp_path / 'elsewhere').read_text() == 'precious'
+
+
+Log = Callable[[], List[str]]
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Iterator[Log]:
+    """Start the log; return what returns its lines so far."""
+    handler = nat_monitor.start_log('%(levelname)s %(message)s')
+    found: List[str] = []
+
+    def lines() -> List[str]:
+        handler.flush(10)
+        found.extend(capfd.readouterr().out.splitlines())
+        return found
+
+    yield lines
+    handler.flush(10)
+    nat_monitor.log.handlers = []
+
+
+def notify(folder: pathlib.Path, script: str) -> nat_monitor.Notifier:
+    """Let the log run a shell script in that folder for its lines, with one argument of its own before theirs."""
+    command = folder / 'notify'
+    command.write_text(f'#!/bin/sh\ncd {folder}\n{script}\n')
+    command.chmod(0o755)
+    notifier = nat_monitor.Notifier([str(command), 'own'], nat_monitor.log.handlers[0].formatter)
+    nat_monitor.log.addHandler(notifier)
+    return notifier
+
+
+def until(is_so: Callable[[], Any]) -> None:
+    """Wait until something is so, ten seconds at most."""
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def words_in(file: pathlib.Path) -> List[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_a_command_is_told_of_warnings_errors_and_their_end(tmp_path: pathlib.Path, log: Log) -> None:
+    notify(tmp_path, 'echo "$#:$1:$2:$3" >> told; test ! -t 0 && test -z "$(cat)" && echo no; echo no >&2')
+
+    nat_monitor.log.info('i-1 answers')
+    nat_monitor.log.warning('$(touch odd) "two" lines')
+    nat_monitor.log.error('bad')
+    nat_monitor.log.info('over after 5 s: bad')
+
+    until(lambda: len(words_in(tmp_path / 'told')) == 3)
+    assert words_in(tmp_path / 'told') == [
+        '3:own:WARNING:WARNING $(touch odd) "two" lines', '3:own:ERROR:ERROR bad',
+        '3:own:INFO:INFO over after 5 s: bad']
+    assert len(log()) == 4 and not (tmp_path / 'odd').exists()
+
+
+@pytest.mark.parametrize('script, said', [
+    ('exit 3', 'ended with exit code 3'), ('kill -9 $$', 'ended with exit code -9')])
+def test_a_command_that_fails_is_one_line_of_which_it_is_not_told(
+        tmp_path: pathlib.Path, log: Log, script: str, said: str) -> None:
+    notify(tmp_path, f'echo told >> told; {script}')
+
+    nat_monitor.log.warning('bad')
+
+    until(lambda: len(log()) > 1)
+    time.sleep(0.3)
+    assert log() == ['WARNING bad', f'WARNING {tmp_path}/notify {said}']
+    assert words_in(tmp_path / 'told') == ['told']
+
+
+@pytest.mark.parametrize('line', ['bad', 'b\0d', '\ud800', 'x' * 3_000_000])
+def test_a_command_that_cannot_be_run_ends_nothing(tmp_path: pathlib.Path, log: Log, line: str) -> None:
+    notifier = notify(tmp_path, 'echo told >> told')
+    if line == 'bad':
+        os.rename(tmp_path / 'notify', tmp_path / 'later')
+
+    nat_monitor.log.warning(line)
+    until(lambda: 'could not be run' in log()[-1])
+    if line == 'bad':
+        os.rename(tmp_path / 'later', tmp_path / 'notify')
+    nat_monitor.log.warning('bad')
+
+    until(lambda: words_in(tmp_path / 'told') == ['told'])
+    assert notifier.dropped == 0
+
+
+def test_a_command_that_hangs_holds_up_nobody_and_is_killed_with_its_children(
+        tmp_path: pathlib.Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nat_monitor, 'NOTIFY_TIMEOUT', 1.0)
+    monkeypatch.setattr(nat_monitor, 'NOTICES_KEPT', 2)
+    notify(tmp_path, 'echo "$3" >> told; case "$3" in *hangs) sleep 1000 & echo $! > child; trap "" TERM; wait; esac')
+    started_at = time.monotonic()
+
+    nat_monitor.log.warning('hangs')
+    until((tmp_path / 'child').exists)
+    for number in range(10):
+        nat_monitor.log.warning(f'{number}')
+
+    assert time.monotonic() - started_at < 1.0
+    lost = f'WARNING lines of which {tmp_path}/notify was not told: 8'
+    until(lambda: lost in words_in(tmp_path / 'told'))
+    assert words_in(tmp_path / 'told') == ['WARNING hangs', 'WARNING 0', 'WARNING 1', lost]
+    assert log()[-2:] == [f'WARNING {tmp_path}/notify was killed after 1 s', lost]
+    child = (tmp_path / 'child').read_text().strip()
+    until(lambda: not os.path.exists(f'/proc/{child}') or ' Z ' in pathlib.Path(f'/proc/{child}/stat').read_text())
+
+
+def test_one_command_runs_at_a_time(tmp_path: pathlib.Path, log: Log) -> None:
+    notify(tmp_path, 'mkdir running || echo two >> told; sleep 0.05; rmdir running; echo one >> told')
+
+    for _ in range(5):
+        nat_monitor.log.warning('bad')
+
+    until(lambda: len(words_in(tmp_path / 'told')) >= 5)
+    assert words_in(tmp_path / 'told') == ['one'] * 5
+
+
+def test_a_command_is_not_spared_when_memory_runs_out_as_the_monitor_is(tmp_path: pathlib.Path) -> None:
+    code = f"""import nat_monitor, pathlib
+nat_monitor.write_proc('/proc/self/oom_score_adj', '500')
+notifier = nat_monitor.Notifier([{str(tmp_path / 'notify')!r}], None)
+assert notifier.run('WARNING', 'bad') == ''
+print(pathlib.Path('/proc/self/oom_score_adj').read_text().strip())"""
+    (tmp_path / 'notify').write_text(f'#!/bin/sh\nsleep 0.3; cat /proc/self/oom_score_adj > {tmp_path}/told\n')
+    (tmp_path / 'notify').chmod(0o755)
+
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+
+    assert done.stdout == '500\n'
+    assert words_in(tmp_path / 'told') == ['0']
+
+
+OWN, PEER = 'i-0123456789abcdef0', 'i-0fedcba9876543210'
+CALM: Dict[str, Any] = {
+    'role': 'primary', 'own_id': OWN, 'peer_id': PEER, 'holders': {'rtb-1': OWN, '198.51.100.7': OWN},
+    'peer_answers': True, 'last_answer_age': 0.2, 'last_observation_age': 100.0, 'decision': '', 'troubles': []}
+
+
+def test_the_status_is_replaced_at_once_and_everybody_may_read_it(tmp_path: pathlib.Path) -> None:
+    path, before = tmp_path / 'status', os.umask(0o077)
+    try:
+        nat_monitor.write_status(CALM, str(path))
+        with open(path) as first:
+            nat_monitor.write_status({**CALM, 'role': 'secondary'}, str(path))
+            assert json.load(first)['role'] == 'primary'
+    finally:
+        os.umask(before)
+
+    told = json.loads(path.read_text())
+    assert told == {**CALM, 'role': 'secondary', 'version': nat_monitor.VERSION, 'time': told['time']}
+    assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', told['time'])
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(tmp_path) == ['status']
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: pathlib.Path) -> None:
+    nat_monitor.write_status(CALM, str(tmp_path / 'nowhere/status'))
+    (tmp_path / 'status.new').symlink_to('/dev/full')
+    nat_monitor.write_status(CALM, str(tmp_path / 'status'))
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_status_is_written_once_a_minute_though_ec2_tells_nothing() -> None:
+    clock, written = Clock(), []
+
+    def answers_nothing(calls: Any, *_: Any, **__: Any) -> Dict[str, Any]:
+        return {name: nat_monitor.NoAnswer('none') for name in calls}
+
+    def publish(status: Dict[str, Any]) -> None:
+        written.append((clock.now, json.loads(json.dumps(status, allow_nan=False))))
+
+    monitor = nat_monitor.Monitor(nat_monitor.Settings(OWN, PEER, ('rtb-1',), wait_between_pings=600), clock=clock,
+                                  run_together=answers_nothing, publish=publish)
+    monitor.own_id, monitor.peer_id = OWN, PEER
+    while clock.now < 1600:
+        monitor.turn()
+
+    assert [at for at, _ in written] == pytest.approx([1000 + 60 * number for number in range(len(written))], abs=1)
+    assert len(written) >= 10
+    assert written[0][1]['last_answer_age'] is None and not written[0][1]['peer_answers']
+    assert any('no EC2 client could be made' in words for words in written[0][1]['troubles'])
+
+
+@contextlib.contextmanager
+def locked(root: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a host with that root directory."""
+    for name in ('run', 'proc'):
+        (root / name).mkdir()
+    lock = nat_monitor.take_lock(str(root / 'run/nat_monitor.lock'))
+    (root / 'proc/locks').symlink_to('/proc/locks')
+    yield
+    os.close(lock)
+
+
+def told(root: pathlib.Path, log: Log) -> Any:
+    """Return the exit code of --status on that host, and its lines."""
+    code = nat_monitor.Check(root=str(root)).status()
+    return code, [' '.join(line.split()[1:]) for line in log()]
+
+
+def test_the_status_of_a_calm_pair_is_told_in_words(tmp_path: pathlib.Path, log: Log) -> None:
+    with locked(tmp_path):
+        nat_monitor.write_status(CALM, str(tmp_path / 'run/nat_monitor.status'))
+
+        code, lines = told(tmp_path, log)
+
+    assert code == 0
+    assert lines == [
+        f'ok monitor runs with pid {os.getpid()}', f'ok status {OWN} 0 s old, of version {nat_monitor.VERSION}',
+        f'ok this instance {OWN} is the primary', f'ok EC2 {OWN} told all holders 100 s ago',
+        f'ok default route rtb-1 at {OWN}, this instance', f'ok Elastic IP 198.51.100.7 at {OWN}, this instance',
+        f'ok ping {PEER} answers, last 0 s ago', f'ok decision {OWN} nothing to do']
+
+
+@pytest.mark.parametrize('changed, said', [
+    ({'time': '2026-01-01T00:00:00Z'}, 's old'),
+    ({'time': '2126-01-01T00:00:00Z'}, 's old'),
+    ({'time': 'now'}, 'tells nothing'),
+    ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f'at {PEER}, the peer'),
+    ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, 'at other'),
+    ({'holders': {}, 'last_observation_age': None}, 'told all holders never'),
+    ({'peer_answers': False, 'last_answer_age': None}, 'is not heard, last never'),
+    ({'troubles': ['rtb-1 could not be moved']}, 'trouble'),
+])
+def test_what_is_to_mend_ends_the_status_with_1(
+        tmp_path: pathlib.Path, log: Log, changed: Dict[str, Any], said: str) -> None:
+    with locked(tmp_path):
+        nat_monitor.write_status({**CALM, **changed}, str(tmp_path / 'run/nat_monitor.status'))
+
+        code, lines = told(tmp_path, log)
+
+    assert code == 1
+    assert any(line.startswith('FAIL') and said in line for line in lines), lines
+    assert all(line.endswith('; run: nat_monitor.py --check') for line in lines if line.startswith('FAIL'))
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{}', 'null'])
+def test_a_status_that_tells_nothing_is_to_mend(tmp_path: pathlib.Path, log: Log, text: str) -> None:
+    with locked(tmp_path):
+        (tmp_path / 'run/nat_monitor.status').write_text(text)
+
+        code, lines = told(tmp_path, log)
+
+    assert code == 1 and 'tells nothing' in lines[-1]
+
+
+def test_what_is_under_way_is_told_and_is_no_fault(tmp_path: pathlib.Path, log: Log) -> None:
+    with locked(tmp_path):
+        nat_monitor.write_status({**CALM, 'decision': f'{OWN} is under maintenance'},
+                                 str(tmp_path / 'run/nat_monitor.status'))
+
+        code, lines = told(tmp_path, log)
+
+    assert code == 0 and lines[-1].startswith(f'warn decision {OWN} {OWN} is under maintenance')
+
+
+def test_the_status_ends_with_2_where_no_monitor_runs(tmp_path: pathlib.Path, log: Log) -> None:
+    with locked(tmp_path):
+        nat_monitor.write_status(CALM, str(tmp_path / 'run/nat_monitor.status'))
+
+    code, lines = told(tmp_path, log)
+
+    assert code == 2 and len(lines) == 1 and 'does not run' in lines[0]
+
+
+def test_any_user_may_ask_for_the_status() -> None:
+    prefix = ['unshare', '--user'] if os.geteuid() == 0 else []
+    done = subprocess.run([*prefix, sys.executable, str(ROOT / 'nat_monitor.py'), '--status'], text=True, timeout=30,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    assert (done.returncode, done.stderr) == (2, '')
+    assert 'does not run' in done.stdout

@@ -1,8 +1,9 @@
 """The settings: what is allowed, and what is said about everything else."""
 from __future__ import annotations
 
+import os
 import pathlib
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import pytest
 
@@ -28,13 +29,14 @@ def faults(**changed: Any) -> str:
 REMOVED = object()
 
 
-def test_the_defaults_are_those_of_the_reference() -> None:
+def test_the_defaults_are_those_of_the_reference_but_for_the_wait_between_pings() -> None:
     settings = nat_monitor.check_settings(dict(GOOD), 'nat_config.py')
 
     assert settings == nat_monitor.Settings(
         primary_instance_id='i-0123456789abcdef0', secondary_instance_id='i-0fedcba9876543210',
         route_table_ids=('rtb-0123456789abcdef0', 'rtb-0123abcd'), elastic_ip=None, num_pings=3, ping_timeout=1,
-        wait_between_pings=2, wait_for_instance_stop=60, wait_for_instance_start=300)
+        wait_between_pings=0.25, wait_for_instance_stop=60, wait_for_instance_start=300, fail_back=True,
+        probe_address=None)
 
 
 def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_message() -> None:
@@ -81,6 +83,20 @@ def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_messag
     ('WAIT_FOR_INSTANCE_START', 29, 'from 30 to 7200'),
     ('WAIT_FOR_INSTANCE_START', 7201, 'from 30 to 7200'),
     ('WAIT_FOR_INSTANCE_START', None, 'a number of seconds'),
+    ('FAIL_BACK', 0, 'True or False'),
+    ('FAIL_BACK', None, 'True or False'),
+    ('PROBE_ADDRESS', '10.0.0.7', 'a public IPv4 address that answers pings'),
+    ('PROBE_ADDRESS', '', 'a public IPv4 address that answers pings'),
+    ('NOTIFY_COMMAND', '/usr/bin/env', 'a list such as'),
+    ('NOTIFY_COMMAND', [], 'a list such as'),
+    ('NOTIFY_COMMAND', [7], 'a list such as'),
+    ('NOTIFY_COMMAND', [b'/usr/bin/env'], 'a list such as'),
+    ('NOTIFY_COMMAND', ['/usr/bin/env', None], 'a list such as'),
+    ('NOTIFY_COMMAND', ['/usr/bin/env', '\0'], 'a list such as'),
+    ('NOTIFY_COMMAND', ['env'], 'a program that root owns and nobody else can write'),
+    ('NOTIFY_COMMAND', ['/usr/bin'], 'a program that root owns and nobody else can write'),
+    ('NOTIFY_COMMAND', ['/nowhere/notify'], 'a program that root owns and nobody else can write'),
+    ('NOTIFY_COMMAND', ['/etc/passwd'], 'a program that root owns and nobody else can write'),
 ])
 def test_a_wrong_value_is_named_with_the_value_and_what_is_allowed(name: str, value: Any, allowed: str) -> None:
     said = faults(**{name: value})
@@ -94,6 +110,8 @@ def test_a_wrong_value_is_named_with_the_value_and_what_is_allowed(name: str, va
     ('WAIT_BETWEEN_PINGS', 0.05), ('WAIT_BETWEEN_PINGS', 600),
     ('WAIT_FOR_INSTANCE_STOP', 20), ('WAIT_FOR_INSTANCE_STOP', 3600),
     ('WAIT_FOR_INSTANCE_START', 30), ('WAIT_FOR_INSTANCE_START', 7200),
+    ('FAIL_BACK', False), ('PROBE_ADDRESS', '198.51.100.9'), ('PROBE_ADDRESS', None),
+    ('NOTIFY_COMMAND', None), ('NOTIFY_COMMAND', ['/usr/bin/env']), ('NOTIFY_COMMAND', ('/usr/bin/env', '-i', '')),
     ('ELASTIC_IP', '3.120.4.5'),
     ('ELASTIC_IP', '192.0.2.1'), ('ELASTIC_IP', '198.51.100.7'), ('ELASTIC_IP', '203.0.113.9'),
 ])
@@ -108,6 +126,31 @@ def test_what_is_allowed_is_taken_up_to_its_bounds(name: str, value: Any) -> Non
     '239.1.2.3', '240.0.0.1', '255.255.255.255', '0.0.0.0'])
 def test_an_address_that_cannot_be_an_elastic_ip_is_refused(address: str) -> None:
     assert f'ELASTIC_IP is {address!r}, but must be a public IPv4 address' in faults(ELASTIC_IP=address)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can make files of root')
+@pytest.mark.parametrize('spoil', [
+    lambda folder: os.chmod(folder / 'sbin/notify', 0o775),
+    lambda folder: os.chmod(folder / 'sbin/notify', 0o757),
+    lambda folder: os.chmod(folder / 'sbin/notify', 0o644),
+    lambda folder: os.chown(folder / 'sbin/notify', 65534, 0),
+    lambda folder: os.chmod(folder / 'sbin', 0o1777),
+    lambda folder: os.chmod(folder, 0o777),
+    lambda folder: os.chown(folder, 65534, 0),
+    lambda folder: os.chmod(folder / 'elsewhere', 0o777)])
+def test_a_command_that_another_user_can_change_or_replace_is_refused(
+        tmp_path: pathlib.Path, spoil: Callable[[pathlib.Path], None]) -> None:
+    for name in ('sbin', 'elsewhere'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'elsewhere/notify').symlink_to(tmp_path / 'sbin/notify')
+    (tmp_path / 'sbin/notify').write_text('#!/bin/sh\n')
+    (tmp_path / 'sbin/notify').chmod(0o755)
+    command = [f'{tmp_path}/elsewhere/notify']
+    assert nat_monitor.check_settings({**GOOD, 'NOTIFY_COMMAND': command}, 'nat_config.py').notify_command == command
+
+    spoil(tmp_path)
+
+    assert f'NOTIFY_COMMAND is {command}, but must be a list such as' in faults(NOTIFY_COMMAND=command)
 
 
 class Surprise(BaseException):
