@@ -31,22 +31,23 @@ What is modelled
 What must hold (invariants.py)
 
   1. Never are both instances stopping or stopped through the monitors' doing.
-  2. Nobody takes over from, or begins to stop, a peer that has just answered, or missed too few pings.  Exempt are claims
-     of the primary's start, those that make a split whole, and those that relieve a peer which is under maintenance or
-     does not forward (8 and 9 say when).  Nobody stops a peer that keeps all tables before it had the time to be heard,
-     nor one that is up, or whose checks do not fail, before it was unreachable for WAIT_FOR_INSTANCE_STOP; who holds
-     nothing never stops one that holds everything and works.  A peer that was never heard and whose checks pass is left
-     alone, unless EC2 has not told so for WAIT_FOR_INSTANCE_START.
+  2. Nobody takes over from, or begins to stop, a peer that has just answered, or missed too few pings.  Exempt are
+     claims of the primary's start, those that make a split whole, and those that relieve a peer which is under
+     maintenance or does not forward (8 and 9 say when).  Nobody stops a peer that keeps all tables before it had the
+     time to be heard, nor one that is up, or whose checks do not fail, before it was unreachable for
+     WAIT_FOR_INSTANCE_STOP; who holds nothing never stops one that holds everything and works.  A peer that was never
+     heard and whose checks pass is left alone, unless EC2 has not told so for WAIT_FOR_INSTANCE_START.
   3. Who is not answered by EC2, cannot send, or is not running in EC2's eyes, decides nothing.
   4. While a monitor is able to serve, route and address point to an instance that works, within a bound; once the pair
      had settled, within a tight one.  Who knows that it cannot NAT takes nothing.
-  5. Calls are few: nothing but looks in a settled pair, a stated number a minute at most, no busy loop, no contest for a
-     part, steps of a restart a minute apart and stops later and later, no stop for ping loss up to 20 %.  What lies
+  5. Calls are few: nothing but looks in a settled pair, a stated number a minute at most, no busy loop, no contest for
+     a part, steps of a restart a minute apart and stops later and later, no stop for ping loss up to 20 %.  What lies
      outside the pair stays there, and what somebody loses, deletes or adds moves nothing else.
   6. After the last fault the pair settles, everything at the primary where that has started and is to fail back.
+     A peer that is stopped is started soon, also where EC2 refuses every claim.
   7. Nothing unforeseen is raised.
-  8. One that holds, answers pings and does not forward is replaced within a bound, where a probe had come back through it
-     and its peer is able to; at most once an hour, later and later; not for a target that is dead.
+  8. One that holds, answers pings and does not forward is replaced within a bound, where a probe had come back through
+     it and its peer is able to; at most once an hour, later and later; not for a target that is dead.
   9. Nobody stops, starts or forces an instance of which EC2 has told that it is under maintenance; that one hands over
      within a look and claims nothing, unless its peer is silent and dead; nothing moves where both are.
 

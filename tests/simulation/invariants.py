@@ -10,7 +10,7 @@ from nat_monitor import (
     AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LATER, LATEST_EFFECT, LATEST_READ, LOOK_INTERVAL, MOVE_DEADLINE,
     PROBE_INTERVAL, REMEMBERED)
 
-from .cloud import ADDRESS, PATIENCE
+from .cloud import PATIENCE
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -21,7 +21,7 @@ LOOKS = ('describe_instance_status', 'describe_instances', 'describe_route_table
 CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
 CHANGES_OF_A_PART = 8             # of its owner by monitors, in five minutes: more is a contest
-CHANGES_AT_FIRST = 3              # the same where nothing else happens than that two do not hear each other, in ten minutes
+CHANGES_AT_FIRST = 3              # the same of two that live and do not hear each other, in ten minutes
 SERVED = 0.9                      # of the time, while the primary crashes again and again
 TURNS_A_MINUTE = 300              # of the loop of one monitor: more is a busy loop
 LONGEST_CHECK_LAG = 300.0         # s, from the failure of a guest to the status check that tells it
@@ -61,6 +61,7 @@ def at_every_change(world: World) -> None:
     is_served(world)
     is_relieved(world)
     hands_over_for_maintenance(world)
+    is_restarted(world)
 
 
 def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dict[str, Optional[str]]) -> None:
@@ -378,7 +379,7 @@ def is_relieved(world: World) -> None:
 
     What went well before counts: a probe came back through it since the pair was as it is, and the target lives.
     """
-    settings, now = world.settings, world.hub.now
+    now = world.hub.now
     if not world.schedule.probes or world.schedule.bound:
         return
     for one in world.instances:
@@ -393,7 +394,7 @@ def is_relieved(world: World) -> None:
             continue
         world.watch.worst('8: not relieved', lasted)
         if lasted > relieved_within(world):
-            broken(f'8: {peer.name} holds, answers and does not forward, and {one.name} has not taken over in {lasted:.1f} s')
+            broken(f'8: {peer.name} answers and does not forward, and {one.name} does not relieve it in {lasted:.1f} s')
 
 
 def relieved_within(world: World) -> float:
@@ -437,6 +438,23 @@ def hands_over_for_maintenance(world: World) -> None:
         world.watch.worst('9: not relieved for maintenance', lasted)
         if lasted > LOOK_INTERVAL + LATER + world.settings.wait_between_pings:
             broken(f'9: {one.name} is under maintenance and holds for {lasted:.0f} s')
+
+
+def is_restarted(world: World) -> None:
+    """6. A peer that is stopped is started soon, also where EC2 refuses every claim; later and later if that fails."""
+    from .pair import EC2
+    for one in world.instances:
+        peer, record = world.peer(one), world.records.get(one.name)
+        lasted = world.watch.lasts(f'{peer.name} is stopped', (
+            peer.state == 'stopped' and record is not None and one.process is not None and not one.process.suspended
+            and one.state == 'running' and not world.cloud.tagged and not any(
+                world.fault(kind, one) for kind in EC2 + ('cut EC2', 'cut off') if kind != 'forbid')
+            and not world.forbidden(one).startswith(('describe', 'start'))
+            and world.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)), world.hub.now)
+        if record and lasted and world.hub.now - record.steps.get('start_instances', -1e9) > 660.0:
+            world.watch.worst('6: not started', lasted)
+            if lasted > 3 * world.settings.wait_for_instance_stop + LATER:
+                broken(f'6: {peer.name} has been stopped for {lasted:.0f} s, and {one.name} does not start it')
 
 
 def has_failed_back(world: World) -> bool:

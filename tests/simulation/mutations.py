@@ -23,11 +23,14 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('taken = () if seen.own_maintenance else due', 'taken = ()'),)),
     'row 2: relieves a peer under maintenance, being so itself': ('work', (
         ('taken = () if seen.own_maintenance else due', 'taken = due'),)),
-    'row 3: claims while it is under maintenance': ('work', (('if not is_silent and seen.own_maintenance:', 'if False:'),)),
+    'row 3: claims while it is under maintenance': ('work', (
+        ('if not is_silent and seen.own_maintenance:', 'if False:'),)),
     'row 4: never relieves a peer that does not forward': ('unlit', (
         ('and memory.does_not_forward(seen, settings, now):', 'and False:'),)),
-    'row 4: restarts a peer that does not forward': ('unlit', (('SOON, due, relief=True)', 'SOON, step=STOP, relief=True)'),)),
-    'row 4: goes by one lost probe': ('unlit', (('self.unforwarded >= settings.num_pings', 'self.unforwarded >= 1'),)),
+    'row 4: restarts a peer that does not forward': ('unlit', (
+        ('SOON, due, relief=True)', 'SOON, step=STOP, relief=True)'),)),
+    'row 4: goes by one lost probe': ('unlit', (
+        ('self.unforwarded >= settings.num_pings', 'self.unforwarded >= 1'),)),
     'row 4: does not look whether its own probes come back': ('unlit', (
         ('and self.own_way_at > seen.asked_at', ''),)),
     'row 4: its own probe came back before EC2 answered': ('unlit', (
@@ -42,44 +45,51 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)', 'pause = AN_HOUR / 4'),)),
     'row 5: judges a peer that is not silent': ('schedules', (
         ('    if not is_silent:\n        return keep_together', '    if False:\n        return keep_together'),)),
-    'row 6: never stands aside': ('contests', (('if now < memory.aside_until and seen.peer_may_live:', 'if False:'),)),
-    'row 6: stands aside for one that is dead': ('schedules', (
+    'row 6: never stands aside': ('contests', (
+        ('if now < memory.aside_until and seen.peer_may_live:', 'if False:'),)),
+    'row 6: stands aside for one that is dead': ('deaf_and_dead', (
         ('if now < memory.aside_until and seen.peer_may_live:', 'if now < memory.aside_until:'),)),
     'row 7: blocked pings are taken for a dead peer': ('schedules', (
         ('if not memory.is_heard and seen.peer_may_live and is_protected:', 'if False:'),)),
     'row 7: checks that tell nothing protect for ever': ('silent_checks', (
         ("seen.peer_checks == 'ok' or unheard < wait_start", 'True'),)),
-    'row 7: an error of EC2 protects nobody': ('contests', (('is_protected = not seen.peer_state or', 'is_protected ='),)),
-    'row 7: checks that pass protect nobody': ('contests', (("or seen.peer_checks == 'ok' or unheard", 'or unheard'),)),
-    'row 8: never takes over': ('schedules', (('if left and memory.refusals < wait_stop / CLAIM_RETRY:', 'if False:'),)),
+    'row 7: an error of EC2 protects nobody': ('contests', (
+        ('is_protected = not seen.peer_state or', 'is_protected ='),)),
+    'row 7: checks that pass protect nobody': ('contests', (
+        ("or seen.peer_checks == 'ok' or unheard", 'or unheard'),)),
+    'row 8: never takes over': ('schedules', (('if seen.nat_fault or hopeless else memory.left(seen)', ''),)),
     'row 8: claims for ever what EC2 refuses': ('denied', (
         ('if left and memory.refusals < wait_stop / CLAIM_RETRY:', 'if left:'),)),
-    'row 8: claims without a pause': ('schedules', (("+ ' and '.join(left), CLAIM_RETRY, due)", "+ ' and '.join(left), 0.0, left)"),)),
+    'row 8: claims without a pause': ('denied', (
+        ("+ ' and '.join(left), CLAIM_RETRY, due)", "+ ' and '.join(left), 0.0, left)"),)),
     'row 8: claims while it cannot NAT': ('schedules', (('if seen.nat_fault or hopeless else', 'if hopeless else'),)),
-    'row 9: goes on though EC2 does not tell the states': ('schedules', (
+    'row 9: goes on though EC2 does not tell the states': ('silent_checks', (
         ('if not seen.peer_state or not seen.own_state:', 'if False:'),)),
     'row 10: never starts the peer': ('schedules', (("starting it', step=START)", "starting it')"),)),
-    'row 10: starts it again at once': ('schedules', (('if now < memory.step_due_at(START, memory.answered_at):', 'if False:'),)),
+    'row 10: starts it again at once': ('schedules', (
+        ('if now < memory.step_due_at(START, memory.answered_at):', 'if False:'),)),
     'row 11: never forces a stop': ('schedules', (("forcing it', step=FORCE)", "forcing it')"),)),
     'row 11: forces a stop at once': ('schedules', (('max(memory.state_at + wait_stop,', 'max(NEVER,'),)),
     'row 12: starts a peer that is starting': ('schedules', (
         ("waiting for its answer', claims=due)\n    # 13", "waiting for its answer', step=START)\n    # 13"),)),
     'row 13: stops a peer that is gone': ('schedules', (("'alone', LATER, due)", "'alone', LATER, step=STOP)"),)),
-    'row 14: stops a peer that it has not heard yet': ('schedules', (
+    'row 14: stops a peer that it has not heard yet': ('stillborn', (
         ("if not memory.is_heard and (unheard < wait_start or seen.peer_checks != 'impaired'):", 'if False:'),)),
-    'row 14: stops an unheard peer before it had the time to start': ('schedules', (
+    'row 14: stops an unheard peer before it had the time to start': ('stillborn', (
         ("(unheard < wait_start or seen.peer_checks != 'impaired')", "(seen.peer_checks != 'impaired')"),)),
     'row 15: stops without spacing': ('schedules', (('if now < memory.stop_due_at(settings):', 'if False:'),)),
     'row 15: not later and later': ('crash_loops', (('2.0 ** (len(stops) - 1))', '1.0)'),)),
     'row 15: a refused stop is tried at once again': ('denied', (
         ('return max(refused_at, stops[-1] + spacing)', 'return stops[-1] + spacing'),
-        ('        if not stops:\n            return refused_at', '        if not stops:\n            return NEVER'),)),
-    'row 16: stops though the observation is not complete': ('schedules', (('if not seen.is_complete or silence', 'if silence'),)),
+        ('        if not stops:\n            return refused_at', '        if not stops:\n            return NEVER'))),
+    'row 16: stops though the observation is not complete': ('schedules', (
+        ('if not seen.is_complete or silence', 'if silence'),)),
     'row 16: stops for a hiccup': ('hiccups', (('silence < wait_stop or', ''),)),
     'row 16: ignores that what it sees has not settled': ('hardest', (('or watched < settings.settling:', ':'),)),
     'row 16: settles for as long as a call takes': ('hardest', (
         ('return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout', 'return CALL_DEADLINE'),)),
-    'row 17: who holds nothing stops its peer': ('contests', (('    if SELF not in memory.holders.values() and (', '    if False and ('),)),
+    'row 17: who holds nothing stops its peer': ('contests', (
+        ('    if SELF not in memory.holders.values() and (', '    if False and ('),)),
     'row 17: who holds nothing stops a peer whose checks do not fail': ('contests', (
         ("seen.peer_checks != 'impaired' or silence < UNARBITRATED", 'silence < UNARBITRATED'),)),
     'row 17: checks that fail arbitrate at once': ('schedules', (
@@ -87,95 +97,153 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 18: never stops the peer': ('schedules', (("'stopping it', step=STOP)", "'stopping it')"),)),
     # Keeping together
     'together: the start claims nothing': ('schedules', (('if part in memory.owed and', 'if False and'),)),
-    'together: the start claims from who is silent': ('schedules', (('else (ABSENT, PEER, UNKNOWN)', 'else (ABSENT,)'),)),
+    'together: the start claims from who is silent': ('schedules', (
+        ('else (ABSENT, PEER, UNKNOWN)', 'else (ABSENT,)'),)),
     'together: the start leaves what was given to something outside the pair': ('schedules', (
         ('spared = (ABSENT,) if', 'spared = (ABSENT, OTHER) if'),)),
-    'together: leaves apart what is apart': ('schedules', (('    if apart and seen.is_complete', '    if False and seen.is_complete'),)),
-    'together: claims by answers that are not complete': ('schedules', (('if apart and seen.is_complete and', 'if apart and'),)),
-    'together: who has nothing claims all when a part is lost': ('lost', (('or holder == PEER and has_part)', 'or holder == PEER)'),)),
-    'together: the other one is as quick as the heir': ('schedules', (('LAG if memory.heir == SELF else PATIENCE', 'LAG'),)),
+    'together: leaves apart what is apart': ('schedules', (
+        ('    if apart and seen.is_complete', '    if False and seen.is_complete'),)),
+    'together: claims by answers that are not complete': ('schedules', (
+        ('if apart and seen.is_complete and', 'if apart and'),)),
+    'together: who has nothing claims all when a part is lost': ('lost', (
+        ('or holder == PEER and has_part)', 'or holder == PEER)'),)),
+    'together: the other one is as quick as the heir': ('schedules', (
+        ('LAG if memory.heir == SELF else PATIENCE', 'LAG'),)),
     'together: nobody waits': ('schedules', (('seen.asked_at - memory.changed_at >= patience', 'True'),)),
     'together: claims though EC2 contradicts': ('schedules', (('and memory.left(seen) and (', 'and ('),)),
-    'together: claims while it cannot NAT': ('schedules', (('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
-    'together: claims without a pause': ('denied', (('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.nat_fault:'),)),
+    'together: claims while it cannot NAT': ('schedules', (
+        ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
+    'together: claims without a pause': ('denied', (
+        ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.nat_fault:'),)),
     # The fields of Memory
     'primary: both are': ('schedules', (('self.memory = Memory(primary)', 'self.memory = Memory(True)'),)),
     'primary: neither is': ('contests', (('self.memory = Memory(primary)', 'self.memory = Memory(False)'),)),
     'primary: as hasty as the secondary': ('schedules', (('(2 if self.memory.primary else 1)', '1'),)),
-    'owed: though it is not to fail back': ('schedules', ((' if self.primary and settings.fail_back else set()', ' if self.primary else set()'),)),
-    'owed: by the secondary, too': ('schedules', ((' if self.primary and settings.fail_back else set()', ' if settings.fail_back else set()'),)),
-    'owed: for ever': ('schedules', (('            if holder == SELF:\n                self.owed.discard(part)\n', '            if holder == SELF:\n'),
-                                     ('        self.owed.discard(part)\n        self.here_at[part] = now', '        self.here_at[part] = now'))),
+    'owed: though it is not to fail back': ('schedules', (
+        (' if self.primary and settings.fail_back else set()', ' if self.primary else set()'),)),
+    'owed: by the secondary, too': ('schedules', (
+        (' if self.primary and settings.fail_back else set()', ' if settings.fail_back else set()'),)),
+    'owed: for ever': ('schedules', (
+        ('            if holder == SELF:\n                self.owed.discard(part)\n',
+         '            if holder == SELF:\n'),
+        ('        self.owed.discard(part)\n        self.here_at[part] = now', '        self.here_at[part] = now'))),
     'owed: also when the peer has taken it since': ('denied', (('        self.owed.clear()\n', ''),)),
-    'owed: nothing after maintenance': ('work', (('            self.owe(settings)  # as after a start', '            pass'),)),
-    'in_maintenance: for ever': ('work', (('        self.in_maintenance = seen.own_maintenance', '        self.in_maintenance |= seen.own_maintenance'),)),
-    'answered_at: never': ('schedules', (('self.answered_at, self.silent_at = now, math.inf', 'self.silent_at = math.inf'),)),
-    'silent_at: an answer does not end a silence': ('schedules', (('self.answered_at, self.silent_at = now, math.inf', 'self.answered_at = now'),)),
+    'owed: nothing after maintenance': ('work', (
+        ('            self.owe(settings)  # as after a start', '            pass'),)),
+    'in_maintenance: for ever': ('work', (
+        ('        self.in_maintenance = seen.own_maintenance',
+         '        self.in_maintenance |= seen.own_maintenance'),)),
+    'answered_at: never': ('schedules', (
+        ('self.answered_at, self.silent_at = now, math.inf', 'self.silent_at = math.inf'),)),
+    'silent_at: an answer does not end a silence': ('schedules', (
+        ('self.answered_at, self.silent_at = now, math.inf', 'self.answered_at = now'),)),
     'silent_at: an observation from before the silence decides': ('schedules', (
-        ('self.misses >= self.threshold and seen.asked_at > self.memory.silent_at', 'self.misses >= self.threshold'),)),
+        ('self.misses >= self.threshold and seen.asked_at > self.memory.silent_at',
+         'self.misses >= self.threshold'),)),
     'unheard_at: not set by what EC2 tells': ('schedules', (
-        ("if seen.peer_state not in ('running', ''):\n            self.unheard_at", "if False:\n            self.unheard_at"),)),
+        ("if seen.peer_state not in ('running', ''):\n            self.unheard_at",
+         'if False:\n            self.unheard_at'),)),
     'unheard_at: not set by steps': ('schedules', (('if accepted and step.name in (STOP, START):', 'if False:'),)),
-    'state_at: since ever': ('schedules', (('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
+    'state_at: since ever': ('schedules', (
+        ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
     'peer_state: never noted, so it has changed each time': ('schedules', (
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.state_at = seen.asked_at'),)),
-    'holders: the heir is always the primary': ('schedules', (('for found in (tables, set(self.holders.values())):', 'for found in ():'),)),
-    'holders: the heir is who has the address': ('schedules', (('for found in (tables, set(self.holders.values())):', 'for found in (set(self.holders.values()),):'),)),
-    'holders: the heir is oneself': ('contests', (('            for who in pair:\n', '            for who in (SELF, PEER):\n'),)),
-    'here_at: what came a moment ago is not believed to be here': ('schedules', (('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if False:'),)),
-    'here_at: what has come is believed for ever': ('schedules', (('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
-    'here_at: claims again what came in this silence': ('schedules', (('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
-    'changed_at: never': ('hardest', (('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
+    'holders: the heir is always the primary': ('schedules', (
+        ('for found in (tables, set(self.holders.values())):', 'for found in ():'),)),
+    'holders: the heir is who has the address': ('schedules', (
+        ('for found in (tables, set(self.holders.values())):', 'for found in (set(self.holders.values()),):'),)),
+    'holders: the heir is oneself': ('contests', (
+        ('            for who in pair:\n', '            for who in (SELF, PEER):\n'),)),
+    'here_at: what came a moment ago is not believed to be here': ('schedules', (
+        ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if False:'),)),
+    'here_at: what has come is believed for ever': ('schedules', (
+        ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
+    'here_at: claims again what came in this silence': ('schedules', (
+        ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
+    'changed_at: never': ('hardest', (
+        ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
     'changed_at: not by its own claims': ('hardest', (('            self.changed_at = now\n', ''),)),
-    'seen_at: gaps are ignored': ('schedules', (('if not seen.is_complete or seen.asked_at - self.seen_at > GAP', 'if not seen.is_complete or 0.0 > GAP'),)),
-    'watched_at: what is not complete is watched, too': ('schedules', (('if not seen.is_complete or seen.asked_at - self.seen_at', 'if seen.asked_at - self.seen_at'),)),
-    'aside_until: a minute only': ('contests', (('patience = (AN_HOUR if came_at > self.silent_at else', 'patience = (settings.wait_for_instance_stop if came_at > self.silent_at else'),)),
-    'aside_until: for a peer that has been down meanwhile': ('schedules', (('        if self.unheard_at < came_at:\n', '        if True:\n'),)),
-    'aside_until: an answer does not end it': ('schedules', (('        self.aside_until = min(self.aside_until, now + settings.wait_for_instance_stop)\n', ''),)),
+    'seen_at: gaps are ignored': ('schedules', (
+        ('if not seen.is_complete or seen.asked_at - self.seen_at > GAP', 'if not seen.is_complete or 0.0 > GAP'),)),
+    'watched_at: what is not complete is watched, too': ('schedules', (
+        ('if not seen.is_complete or seen.asked_at - self.seen_at', 'if seen.asked_at - self.seen_at'),)),
+    'aside_until: a minute only': ('contests', (
+        ('patience = (AN_HOUR if came_at > self.silent_at else',
+         'patience = (settings.wait_for_instance_stop if came_at > self.silent_at else'),)),
+    'aside_until: for a peer that has been down meanwhile': ('schedules', (
+        ('        if self.unheard_at < came_at:\n', '        if True:\n'),)),
+    'aside_until: an answer does not end it': ('schedules', (
+        ('        self.aside_until = min(self.aside_until, now + settings.wait_for_instance_stop)\n', ''),)),
     'forwarded_at: never': ('unlit', (('self.forwarded_at, self.unforwarded = sent_at, 0', 'self.unforwarded = 0'),)),
-    'unforwarded: an answer does not end the misses': ('unlit', (('self.forwarded_at, self.unforwarded = sent_at, 0', 'self.forwarded_at = sent_at'),)),
+    'unforwarded: an answer does not end the misses': ('unlit', (
+        ('self.forwarded_at, self.unforwarded = sent_at, 0', 'self.forwarded_at = sent_at'),)),
     'own_way_at: never': ('unlit', (('            self.own_way_at = sent_at\n', '            pass\n'),)),
-    'refusals: a silence inherits them': ('denied', (('self.silent_at, self.claim_at, self.refusals = since, NEVER, 0', 'self.silent_at, self.claim_at = since, NEVER'),)),
-    'claim_at: a silence inherits it': ('denied', (('self.silent_at, self.claim_at, self.refusals = since, NEVER, 0', 'self.silent_at, self.refusals = since, 0'),)),
+    'refusals: a silence inherits them': ('denied', (
+        ('self.silent_at, self.claim_at, self.refusals = since, NEVER, 0',
+         'self.silent_at, self.claim_at = since, NEVER'),)),
+    'claim_at: a silence inherits it': ('denied', (
+        ('self.silent_at, self.claim_at, self.refusals = since, NEVER, 0',
+         'self.silent_at, self.refusals = since, 0'),)),
     'reliefs: never noted': ('flapping', (('            self.memory.reliefs.append(now)\n', '            pass\n'),)),
-    'steps: never noted': ('schedules', (('if step.at - one.at < REMEMBERED] + [step]', 'if step.at - one.at < REMEMBERED]'),)),
-    'steps: only the last one is remembered': ('crash_loops', (('if step.at - one.at < REMEMBERED] + [step]', 'if False] + [step]'),)),
+    'steps: never noted': ('schedules', (
+        ('if step.at - one.at < REMEMBERED] + [step]', 'if step.at - one.at < REMEMBERED]'),)),
+    'steps: only the last one is remembered': ('crash_loops', (
+        ('if step.at - one.at < REMEMBERED] + [step]', 'if False] + [step]'),)),
     # A take-over
     'left: claims though EC2 contradicts': ('contests', (
-        ("        if any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)", "        if any(False and holder"),)),
+        ('        if any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)',
+         '        if any(False and holder'),)),
     'left: claims what was given to something outside the pair': ('schedules', (
         ('if holder in (PEER, NOBODY))', 'if holder in (PEER, NOBODY, OTHER))'),)),
     'left: claims what was given to something outside, as far as is known': ('schedules', (
         ('if holder not in (OTHER, ABSENT)\n', 'if holder != ABSENT\n'),)),
-    'claim: the address alone, wherever the heir is': ('schedules', (('not memory.refusals if calls else memory.address_may_come', 'True'),)),
+    'claim: the address alone, wherever the heir is': ('schedules', (
+        ('not memory.refusals if calls else memory.address_may_come', 'True'),)),
     'claim: does not ask what has become of a lost answer': ('schedules', (
-        ('            if len(results) < len(parts) or not all(map(has_answered, results.values())):\n                self.ask_at = NEVER\n', ''),)),
-    'claim: waits for the answer to the move of the address': ('schedules', (('MOVE_DEADLINE if address in calls else CALL_DEADLINE', 'CALL_DEADLINE'),)),
-    'pause: none': ('denied', (('return float(self.chance.uniform(2.0, SOON))', 'return 0.0'), ('return 60.0 if count < 30 else 300.0', 'return 0.0'))),
+        ('            if len(results) < len(parts) or not all(map(has_answered, results.values())):\n'
+         '                self.ask_at = NEVER\n',
+         ''),)),
+    'claim: waits for the answer to the move of the address': ('schedules', (
+        ('MOVE_DEADLINE if address in calls else CALL_DEADLINE', 'CALL_DEADLINE'),)),
+    'pause: none': ('denied', (
+        ('return float(self.chance.uniform(2.0, SOON))', 'return 0.0'),
+        ('return 60.0 if count < 30 else 300.0', 'return 0.0'))),
     # The loop
     'loop: decides though EC2 does not answer': ('schedules', (
         ('        if not has_answered(states):\n            return None\n', ''),)),
     'loop: the ping that decides does not wait for EC2': ('schedules', (
         ('if self.misses == self.threshold - 1 or self.peer_address is None:', 'if self.peer_address is None:'),
         ('return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)', 'return max(0.0, pause)'))),
-    'loop: one ping too few': ('schedules', (('return self.settings.num_pings * (2', 'return -1 + self.settings.num_pings * (2'),)),
+    'loop: one ping too few': ('schedules', (
+        ('return self.settings.num_pings * (2', 'return -1 + self.settings.num_pings * (2'),)),
     'loop: a suspension keeps the misses': ('schedules', (
         ('            self.start_over()  # nothing takes so long: this process was suspended', '            pass'),
         ('            answered = None  # suspended, too', '            pass'))),
-    'loop: a suspension within a ping keeps the misses': ('schedules', (('            answered = None  # suspended, too', '            pass'),)),
+    'loop: a suspension within a ping keeps the misses': ('schedules', (
+        ('            answered = None  # suspended, too', '            pass'),)),
     'loop: a fault of its own keeps the misses': ('schedules', (
         ('        elif answered is None:\n            self.start_over()\n', '        elif answered is None:\n'),)),
-    'loop: a fault of its own is a miss': ('schedules', (('            failure = str(fault)\n', '            failure, answered = str(fault), False\n'),)),
-    'loop: an old observation decides': ('schedules', (('if self.clock.monotonic() - seen.asked_at > lifetime:', 'if False:'),)),
-    'loop: judges between the first miss and silence': ('schedules', (('        return not self.misses or (\n', '        return self.misses < self.threshold or (\n'),)),
-    'loop: no question at the first miss': ('schedules', (('if self.misses in (1, self.threshold - 1):', 'if self.misses == self.threshold - 1:'),)),
-    'loop: EC2 is asked one ping later': ('schedules', (('if self.misses in (1, self.threshold - 1):', 'if self.misses == self.threshold:'),)),
+    'loop: a fault of its own is a miss': ('schedules', (
+        ('            failure = str(fault)\n', '            failure, answered = str(fault), False\n'),)),
+    'loop: an old observation decides': ('schedules', (
+        ('if self.clock.monotonic() - seen.asked_at > lifetime:', 'if False:'),)),
+    'loop: judges between the first miss and silence': ('schedules', (
+        ('        return not self.misses or (\n', '        return self.misses < self.threshold or (\n'),)),
+    'loop: no question at the first miss': ('schedules', (
+        ('if self.misses in (1, self.threshold - 1):', 'if self.misses == self.threshold - 1:'),)),
+    'loop: EC2 is asked one ping later': ('schedules', (
+        ('if self.misses in (1, self.threshold - 1):', 'if self.misses == self.threshold:'),)),
     'loop: never looks': ('schedules', (('LOOK_INTERVAL = 120.0 ', 'LOOK_INTERVAL = 1e9 '),)),
-    'loop: an observation serves more than once': ('schedules', (('        self.observation = None\n        self.ask_at = now + decision.again', '        self.ask_at = now + decision.again'),)),
-    'EC2: keeps a client that has no credentials': ('schedules', (('self.client = None  # a new one', 'pass  # a new one'),)),
+    'loop: an observation serves more than once': ('schedules', (
+        ('        self.observation = None\n        self.ask_at = now + decision.again',
+         '        self.ask_at = now + decision.again'),)),
+    'EC2: keeps a client that has no credentials': ('schedules', (
+        ('self.client = None  # a new one', 'pass  # a new one'),)),
     'EC2: keeps connections that a move of the address has killed': ('schedules', (
         ('        self.close_connections()  # an older one may have died without a FIN', '        pass'),)),
-    'EC2: keeps the old private address of the peer': ('schedules', (('            self.facts = results[\'instances\']', "            self.facts = self.facts or results['instances']"),)),
+    'EC2: keeps the old private address of the peer': ('schedules', (
+        ("            self.facts = results['instances']",
+         "            self.facts = self.facts or results['instances']"),)),
 }
 
 

@@ -44,6 +44,10 @@ class Fault(NamedTuple):
     how: int = 0
 
 
+def what_is_forbidden(fault: Fault) -> str:
+    return ACTIONS[fault.how % len(ACTIONS)]
+
+
 class Pace(NamedTuple):
     """The settings of both monitors that say how quick they are."""
 
@@ -250,6 +254,7 @@ class World:
 
     def die_again(self, one: Instance) -> None:
         """Let the primary crash, in a loop of crashes."""
+        assert self.watch.deaths_left
         self.watch.deaths_left -= 1
         self.note('FAULT', f'{one.name} crashes')
         self.cloud.crash(one)
@@ -308,7 +313,8 @@ class World:
                 calls, timeout, meanwhile, self.module.NoAnswer('no answer in time')))
 
         one.monitor = self.module.Monitor(
-            self.settings_of[one.name], clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
+            self.settings_of[one.name],
+            clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address: self.ping(one, address), metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
             nat_fault=lambda: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
@@ -448,17 +454,22 @@ class World:
             self.note(one.name, f'-> {name} {"dry" if "DryRun" in how else ""}')
         invariants.at_every_call(self, one, name, how)
 
+    def forbidden(self, one: Instance) -> str:
+        """Return the call that one may not make, if there is one."""
+        fault = self.fault('forbid', one)
+        return what_is_forbidden(fault) if fault else ''
+
     def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
         """A call takes effect at EC2."""
-        forbidden, lag = self.fault('forbid', one), self.chance.uniform(0.0, self.schedule.conditions.read_lag)
+        lag = self.chance.uniform(0.0, self.schedule.conditions.read_lag)
         try:
             if self.fault('garbage', one) and self.chance.random() < 0.5:
-                raise ClientError({'ResponseMetadata': {'HTTPStatusCode': 502}}, name)
+                raise ClientError({}, name)
             if self.fault('EC2 down', one):
                 raise refusal('Unavailable', 'The service is unavailable. Please try again shortly.')
             if self.cloud.throttled(name, bool(self.fault('throttle'))):
                 raise refusal('RequestLimitExceeded')
-            if forbidden and ACTIONS[forbidden.how % len(ACTIONS)] == name:
+            if self.forbidden(one) == name:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
@@ -479,7 +490,8 @@ class World:
         record = self.records[one.name]
         if self.timeline is not None and isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
-        if name == 'describe_instance_status' and not (isinstance(result, ClientError) and not result.response.get('Error')):
+        if name == 'describe_instance_status' and not (
+                isinstance(result, ClientError) and not result.response.get('Error')):
             record.status_at, record.own_state = self.hub.now, 'not known'
             if not isinstance(result, Exception):
                 for found in result['InstanceStatuses']:
@@ -491,7 +503,8 @@ class World:
                     if {found[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')} == {'ok'}:
                         record.checks_at = self.hub.now
         elif name == 'describe_instances' and not isinstance(result, Exception):
-            tags = {found['InstanceId']: bool(found['Tags']) for some in result['Reservations'] for found in some['Instances']}
+            tags = {found['InstanceId']: bool(found['Tags'])
+                    for some in result['Reservations'] for found in some['Instances']}
             before, record.tagged = record.tagged, [tags.get(i.id, False) for i in (one, self.peer(one))]
             if before[0] and not record.tagged[0]:
                 self.owe(one)  # as after a start
@@ -517,7 +530,7 @@ class World:
         return memory.is_heard and not (monitor.misses or memory.owed or monitor.observation)
 
     def skip(self, horizon: float) -> None:
-        """Leave out the pings and probes of a stretch in which both are answered and nothing falls due before the horizon."""
+        """Leave out pings and probes of a stretch in which all are answered and nothing falls due."""
         naps = []
         left_out = ('next_ping_at', *(['probe_at'] if all(map(self.goes_through, self.instances)) else []))
         for one in self.instances:
@@ -552,11 +565,16 @@ class World:
     def works(self, one: Instance) -> bool:
         return one.up and self.forwards(one) and one.state in ('running', 'stopping') and not self.fault('cut off', one)
 
+    def hinders(self, fault: Optional[Fault]) -> bool:
+        """Tell whether a fault of EC2 keeps monitors from a take-over, for however long it lasts."""
+        return fault is not None and fault.kind not in ('no data', 'no capacity') and not (
+            fault.kind == 'forbid' and what_is_forbidden(fault) in ('stop_instances', 'start_instances'))
+
     def is_able(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to take over."""
         return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
-                and not (self.active and any(self.fault(kind, one) for kind in EC2 + ('cut EC2',)))
+                and not (self.active and any(self.hinders(self.fault(kind, one)) for kind in EC2 + ('cut EC2',)))
                 and not (one.id in self.cloud.tagged and (self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
 
     def is_settled(self) -> bool:

@@ -40,7 +40,8 @@ conditions = st.builds(
     st.integers(0, 3), st.sampled_from((60, 150, 300)), st.integers(5, 90), st.integers(15, 60), st.integers(1, 30),
     st.sampled_from((0, 20, 150)), st.sampled_from((0, 0, 0, 0, 1, 2)))
 greatest_lags = conditions.map(lambda one: one._replace(read_lag=LATEST_READ, effect_lag=3, check_lag=300))
-some_paces = st.sampled_from((Pace(),) * 6 + (Pace(3, 0.2, 0.2), Pace(3, 0.1, 0.1), Pace(2, 1.0, 0.25), Pace(6, 1.0, 2.0)))
+some_paces = st.sampled_from((Pace(),) * 6 + (
+    Pace(3, 0.2, 0.2), Pace(3, 0.1, 0.1), Pace(2, 1.0, 0.25), Pace(6, 1.0, 2.0)))
 limits = st.sampled_from((Pace(50, 0.2, 0.25), Pace(2, 0.05, 0.05), Pace(3, 30.0, 0.25), Pace(3, 1.0, 600.0)))
 trouble = st.one_of(faults(*MONITOR), faults(*EC2), faults('cut EC2'))
 any_fault = st.one_of(*(faults(*group) for group in (GUEST, BOOT, MONITOR, NETWORK, EC2, SOMEBODY, FORWARDING, TAG)))
@@ -63,8 +64,8 @@ long_ones = st.lists(st.one_of(faults('cut peer', 'block ping', 'no data', 'forb
                                       lasts=an_hour), any_fault), min_size=1, max_size=3)
 lost = st.lists(faults('delete route', 'release address', 'add table', lasts=st.integers(1, 200)),
                 min_size=1, max_size=2)
-unlit = after(faults('forwarding lost', lasts=st.integers(10, 400)),  # forwarding is lost, and something else
-              st.one_of(faults(*FORWARDING), any_fault), st.integers(0, 300))
+unlit = after(faults('forwarding lost', lasts=st.integers(10, 800)),  # forwarding is lost, and something else
+              st.one_of(faults(*FORWARDING), faults('crash', 'reboot', 'kill'), any_fault), st.integers(0, 300))
 work = after(faults(*TAG, lasts=st.integers(10, 600)),  # somebody works on one or both, and something else happens
              st.one_of(faults(*TAG), faults('crash', 'stop', 'reboot', 'kill'), any_fault), st.integers(0, 300))
 silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing for long
@@ -72,21 +73,31 @@ silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing
     st.builds(Fault, st.integers(0, 150), st.sampled_from(('no data', 'left out')), st.sampled_from(WHO),
               st.just(3600)),
     st.lists(faults('crash', 'kill', 'hang', 'reboot'), min_size=1, max_size=3))
+deaf_and_dead = st.builds(  # two that live and may not stop each other, and one dies
+    lambda *found: list(found), st.builds(Fault, st.just(200), st.sampled_from(('cut peer', 'block ping')),
+                                          st.sampled_from(WHO), st.just(3600)),
+    st.builds(Fault, st.just(190), st.just('forbid'), st.just(BOTH), st.just(3700), st.just(6)),
+    st.builds(Fault, st.integers(205, 2000), st.sampled_from(('crash', 'stop')), st.sampled_from(WHO[:2])))
+stillborn = st.builds(  # one is restarted, and dies again before its peer can hear it
+    lambda who, cut, dies: [Fault(100, 'crash', who), Fault(cut, 'cut peer', lasts=900),
+                            *(Fault(cut + later, 'crash', who) for later in dies)],
+    st.sampled_from(WHO[:2]), st.integers(150, 400), st.lists(st.integers(5, 200), min_size=1, max_size=3))
 flapping = st.builds(  # now one does not forward, now the other
     lambda first, period, count, odd: [
         Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
         for n in range(count)],
     st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
-                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks)
+                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks,
+                       deaf_and_dead, stillborn)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
-no_bound, fail_backs, probes = st.just(''), st.sampled_from((True, True, True, False)), st.booleans()
+fail_backs = st.sampled_from((True, True, True, False))
 
 
-def drawn(found: Any, conditions: Any = conditions, paces: Any = some_paces) -> Any:
+def drawn(found: Any, conditions: Any = conditions, paces: Any = some_paces, probes: Any = st.booleans()) -> Any:
     """Draw schedules with such faults."""
-    return st.builds(Schedule, found.map(tuple), conditions, st.integers(0, 1 << 16), paces, phases, no_bound, fail_backs,
-                     probes)
+    return st.builds(Schedule, found.map(tuple), conditions, st.integers(0, 1 << 16), paces, phases, st.just(''),
+                     fail_backs, probes)
 
 
 usual = drawn(any_faults)
@@ -96,14 +107,14 @@ schedules = st.one_of(*[usual] * 8, *[hardest] * 4, extreme)
 
 # Two that live and do not hear each other, for three hours, whatever is forbidden to whom.
 contests = st.builds(
-    lambda mute, forbidden, first, *rest: Schedule(
+    lambda mute, forbidden, first, conditions, seed, phase: Schedule(
         (mute, *forbidden, *(fault._replace(at=200 + fault.at % 40, lasts=min(fault.lasts, 60)) for fault in first)),
-        *rest, 'contest'),
+        conditions, seed, Pace(), phase, 'contest'),
     st.builds(Fault, st.just(200), st.sampled_from(('cut peer', 'block ping')), st.sampled_from(WHO),
               st.just(10800)),
     st.lists(st.builds(Fault, st.just(190), st.just('forbid'), st.sampled_from(WHO), st.just(11000),
                        st.integers(0, 8)), max_size=3),
-    st.lists(faults(*EC2, 'cut EC2'), max_size=1), conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+    st.lists(faults(*EC2, 'cut EC2'), max_size=1), conditions, st.integers(0, 1 << 16), phases)
 # Two that answer pings and do not forward, or only now and then, for three hours.
 darkness = st.builds(
     lambda whole, parts, conditions, seed, phase: Schedule(
@@ -113,14 +124,18 @@ darkness = st.builds(
     st.sampled_from(WHO), st.lists(faults('forwarding lost', 'target dead', lasts=st.integers(10, 3000)), max_size=6),
     conditions, st.integers(0, 1 << 16), phases)
 crash_loops = st.builds(
-    lambda *how: Schedule((Fault(100, 'crash loop', lasts=90000, how=20),), *how, 'crash loop'),
-    conditions, st.integers(0, 1 << 16), st.just(Pace()), phases)
+    lambda conditions, seed, phase: Schedule(
+        (Fault(100, 'crash loop', lasts=90000, how=20),), conditions, seed, Pace(), phase, 'crash loop'),
+    conditions, st.integers(0, 1 << 16), phases)
 
 GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 'darkness': darkness,
               'crash_loops': crash_loops,
               **{name: drawn(found) for name, found in (
-                  ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('unlit', unlit), ('flapping', flapping), ('work', work),
-                  ('silent_checks', silent_checks))}}
+                  ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
+                  ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn))},
+              **{name: drawn(found, conditions.map(lambda one: one._replace(frames=0)),
+                             st.sampled_from((Pace(), Pace(6, 1.0, 0.25))), st.just(True))
+                 for name, found in (('unlit', unlit), ('flapping', flapping))}}
 
 
 class Findings(NamedTuple):

@@ -161,7 +161,8 @@ def test_nobody_is_stopped_for_a_hiccup(schedule: Schedule) -> None:
     Schedule((DEAF, Fault(190, 'forbid', 'both', 11000, 0)), bound='contest'),
     Schedule((DEAF, Fault(190, 'forbid', 'both', 11000, 6), Fault(195, 'forbid', 'secondary', 11000, 5)),
              Conditions(tables=2), bound='contest'),
-    Schedule((Fault(200, 'block ping', 'secondary', 10800), Fault(210, 'EC2 down', 'both', 40)), LAGS, bound='contest')],
+    Schedule((Fault(200, 'block ping', 'secondary', 10800), Fault(210, 'EC2 down', 'both', 40)), LAGS,
+             bound='contest')],
     ids=['all is allowed', 'no StopInstances', 'no DescribeInstanceStatus', 'nor an address', 'one is deaf, no EC2'])
 def test_two_that_live_and_cannot_hear_each_other_settle_for_hours(schedule: Schedule) -> None:
     """Who has lost what it took in a silence stands aside for an hour: without that they pass the table to and fro."""
