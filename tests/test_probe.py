@@ -64,7 +64,7 @@ def test_a_holder_that_answers_pings_and_forwards_nothing_is_replaced_and_not_re
         lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
         serves(lab, lab.secondary)
         assert lab.traffic.outage(since) < RELIEVED
-        lab.stays(lambda: lab.holds(lab.secondary) and nobody_was_stopped(lab), 4, 'it stays so')
+        lab.stays(lambda: lab.holds(lab.secondary) and nobody_was_stopped(lab), 2, 'it stays so')
         assert called(lab, lab.primary, since) == []
         assert lab.secondary.log.count('restarting nobody') == 1
 
