@@ -86,7 +86,7 @@ def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_c
         lab.ec2.stop('primary')
 
         lab.wait_until(lambda: lab.primary.state == 'stopped', 20, 'it is stopped')
-        lab.stays(lambda: restarted_nobody(lab), 8, 'nobody starts it')
+        lab.stays(lambda: restarted_nobody(lab), 6, 'nobody starts it')
         before = len(lab.primary.log)
         lab.ec2.start('primary')
         lab.wait_until(lambda: 'it claims nothing' in lab.primary.log[before:], 20, 'it boots')
@@ -109,7 +109,7 @@ def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python:
 
         serves(lab, lab.secondary)
         lab.wait_until(lambda: 'under maintenance' in lab.secondary.log, 10, 'the secondary says why')
-        lab.stays(lambda: restarted_nobody(lab), 12, 'nobody stops it')
+        lab.stays(lambda: restarted_nobody(lab), 5, 'nobody stops it')
         assert lab.traffic.outage(since) < 0.4 + 3 * 0.4 + 2.0
         assert 'to be stopped' not in lab.secondary.log and lab.secondary.log.count('under maintenance') == 1
 
@@ -122,7 +122,7 @@ def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> 
         lab.secondary.crash()
 
         lab.wait_until(lambda: 'under maintenance' in lab.primary.log, 15, 'the primary says so')
-        lab.stays(lambda: lab.holds(lab.primary) and restarted_nobody(lab), 8, 'nothing moves')
+        lab.stays(lambda: lab.holds(lab.primary) and restarted_nobody(lab), 5, 'nothing moves')
         assert called(lab, lab.primary, since) == []
         assert lab.primary.log.count('under maintenance') == 1
         assert lab.traffic.lost(since) == 0
@@ -153,7 +153,7 @@ def test_with_both_under_maintenance_nothing_moves_and_nobody_is_restarted(pytho
         lab.primary.crash()
 
         lab.wait_until(lambda: 'missed' in lab.secondary.log, 10, 'the secondary notices')
-        lab.stays(lambda: lab.holds(lab.primary) and restarted_nobody(lab), 8, 'nothing moves')
+        lab.stays(lambda: lab.holds(lab.primary) and restarted_nobody(lab), 5, 'nothing moves')
         assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
 
 
