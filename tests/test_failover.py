@@ -27,7 +27,9 @@ QUICK_PINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2}
 SHIPPED: Dict[str, Any] = {'PING_TIMEOUT': 1.0, 'WAIT_BETWEEN_PINGS': 0.25,
                            'WAIT_FOR_INSTANCE_STOP': 60, 'WAIT_FOR_INSTANCE_START': 300}
 SETTLING = 27 + 2 * 0.4  # s for which a monitor watches the pair before it stops its peer
-MUTATING = ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances')
+LOOK = ['DescribeAddresses', 'DescribeInstanceStatus', 'DescribeInstances', 'DescribeRouteTables']
+CLAIMS = ('ReplaceRoute', 'CreateRoute', 'AssociateAddress')
+MUTATING = (*CLAIMS, 'StopInstances', 'StartInstances')
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def serving_pair(python: str, **how: Any) -> Iterator[Lab]:
     settings = {**SETTINGS, **how.pop('settings', {})}
     with Lab(settings, python=python, holder=None, **how) as lab:
         serves(lab, lab.primary)
-        lab.wait_until(lambda: f'{ELASTIC_IP} is at' in lab.primary.log, 10, 'the primary knows that it serves')
+        for part in (*lab.ec2.tables, ELASTIC_IP):
+            lab.wait_until(lambda: f'{part} is at' in lab.primary.log, 10, 'the primary knows that it serves')
         for instance in (lab.primary, lab.secondary):
             lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
         yield lab
@@ -69,6 +72,12 @@ def looks_of_the_start_are_over(lab: Lab) -> None:
         lab.wait_until(lambda: lab.ec2.calls('StartInstances', instance.name, dry_run=True), 20, 'it has rehearsed')
         asked = len(lab.ec2.calls(instance=instance.name, dry_run=None))
         lab.stays(lambda: len(lab.ec2.calls(instance=instance.name, dry_run=None)) == asked, 0.5, 'it is at rest')
+
+
+def claims_are_believed(lab: Lab) -> None:
+    """Wait until the claims of the start are old enough: what came less than 10 s ago is here, whatever EC2 says."""
+    newest = max(call.at for call in lab.ec2.calls() if call.action in CLAIMS)
+    lab.wait_until(lambda: time.monotonic() - newest > 11, 12, 'the claims are old enough')
 
 
 def start_both(lab: Lab) -> None:
@@ -105,9 +114,9 @@ def side_by_side(case: Callable[..., None], cases: List[Any]) -> None:
     """Run a case with each of these arguments at once: labs that mostly wait, each in a process of its own."""
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(len(cases), spawn, initializer=os.nice, initargs=(5,)) as pool:
-        running = {pool.submit(case, *arguments): arguments for arguments in cases}
-        failed = {running[one]: one.exception() for one in concurrent.futures.as_completed(running)}
-    assert not any(failed.values()), {arguments: error for arguments, error in failed.items() if error}
+        running = [(pool.submit(case, *arguments), arguments) for arguments in cases]
+        failed = [f'{arguments}: {one.exception()}' for one, arguments in running if one.exception()]
+    assert not failed, '\n'.join(failed)
 
 
 def failed_over(lab: Lab) -> None:
@@ -174,16 +183,18 @@ def test_a_crashed_secondary_is_restarted_and_the_network_is_not_touched(python:
 # 3, 4
 
 def test_blocked_ping_between_healthy_instances_never_stops_both(python: str) -> None:
-    with serving_pair(python, settings={'WAIT_FOR_INSTANCE_START': 30}) as lab:
+    with serving_pair(python) as lab:
         since = time.monotonic()
 
         lab.primary.block_ping()
 
         lab.wait_until(lambda: lab.ec2.calls('StartInstances'), 90, 'one is restarted')
-        lab.wait_until(lambda: lab.primary.state == 'running' and lab.holds(lab.primary), 60, 'it claims again')
-        lab.stays(lambda: len(lab.ec2.calls('StopInstances')) == 1, 25, 'no second stop')
+        restarted(lab, lab.primary)
+        for instance in lab.instances.values():
+            lab.wait_until(lambda: 'security groups' in instance.log, 20, 'the log says what to look at')
+        lab.stays(lambda: lab.holds(lab.secondary), 10, 'whoever has the route serves on')
+        assert [call.instance for call in lab.ec2.calls('StopInstances')] == ['secondary']
         assert lab.traffic.outage(since) < 4.0
-        assert {call.instance for call in lab.ec2.calls('StopInstances')} == {'secondary'}
 
 
 def test_ping_blocked_from_the_start_moves_and_stops_nobody_and_says_what_to_look_at(python: str) -> None:
@@ -207,15 +218,16 @@ def test_a_secondary_that_was_cut_off_does_nothing_and_takes_over_later(python: 
         pid = lab.secondary.monitor_pid
         begin, end = (lab.secondary.cut_off, lab.secondary.reconnect) if how == 'packets vanish' else (
             lab.secondary.interface_down, lab.secondary.interface_up)
-        with lab.ec2.injected('OperationNotPermitted', 'StopInstances'):  # so that it comes back with what it thought
-            with during(begin, end):
-                lab.stays(lambda: lab.holds(lab.primary), 20, 'the primary serves')
-            lab.wait_until(lambda: lab.primary.log.rstrip().endswith('primary)'), 20, 'the primary hears it again')
-            lab.stays(lambda: lab.holds(lab.primary), 8, 'the primary still serves')
+        with during(begin, end):  # not for so long that it would be stopped: it comes back with what it thought
+            lab.stays(lambda: lab.holds(lab.primary), 20, 'the primary serves')
+        lab.wait_until(lambda: 'answers again' in lab.primary.log, 20, 'the primary hears it again')
+        lab.stays(lambda: lab.holds(lab.primary), 8, 'the primary still serves')
         assert lab.secondary.monitor_pid == pid
         assert called(lab, lab.secondary) == []
 
-        failed_over(lab)
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
 
 
 def test_a_primary_that_is_cut_off_is_replaced_and_restarted(python: str) -> None:
@@ -304,7 +316,9 @@ def test_both_boot_at_once_and_the_slower_primary_serves_in_the_end(python: str)
 @pytest.mark.core
 def test_a_missing_default_route_is_created(python: str) -> None:
     with serving_pair(python) as lab:
-        assert called(lab, lab.primary) == ['ReplaceRoute', 'CreateRoute', 'AssociateAddress']
+        # Where the address comes before it is known that there is no route, that answer is lost with the connection.
+        assert set(called(lab, lab.primary)) == {'ReplaceRoute', 'CreateRoute', 'AssociateAddress'}
+        assert len(lab.ec2.calls('CreateRoute')) == len(lab.ec2.calls('AssociateAddress')) == 1
 
 
 @pytest.mark.core
@@ -319,7 +333,7 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         lab.metadata['primary'].status = None
         lab.wait_until(lambda: 'NoCredentials' in lab.primary.log, 15, 'credentials are missing')
         lab.metadata['primary'].has_credentials = True
-        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 15, 'EC2 is asked')
+        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 25, 'EC2 is asked')
         lab.stays(lambda: lab.primary.monitor_pid, since + 12 - time.monotonic(), 'it waits')
 
         api.remove()
@@ -337,11 +351,9 @@ def test_one_lost_ping_is_no_event(python: str) -> None:
         lab.wait_until(lambda: lab.network.lost_requests() == 8, 10, 'all four requests of a ping each way are lost')
 
         lab.stays(lambda: [instance.log for instance in lab.instances.values()] == logs, 5, 'no line is logged')
-        assert lab.ec2.calls(instance='primary', since=since, dry_run=None) == []
-        asked = [call.action for call in lab.ec2.calls(instance='secondary', since=since, dry_run=None)]
-        # The second miss in a row could be followed by the deciding ping, which EC2's answer must precede.
-        assert len(asked) == len(set(asked))
-        assert set(asked) <= {'DescribeInstanceStatus', 'DescribeRouteTables', 'DescribeAddresses'}
+        for name in lab.instances:  # EC2 is asked at the first miss, as its answer must precede the ping that decides
+            asked = [call.action for call in lab.ec2.calls(instance=name, since=since, dry_run=None)]
+            assert sorted(asked) == LOOK
 
 
 def test_lost_packets_do_not_look_like_a_dead_peer(python: str) -> None:
@@ -381,11 +393,8 @@ TAKE_OVER = [('secondary', '', 'DescribeInstanceStatus', BEFORE),
              ('secondary', 'AssociateAddress', 'DescribeAddresses', BEFORE)]
 STOP = [('secondary', 'AssociateAddress', 'DescribeInstanceStatus', BEFORE),
         ('secondary', '', 'StopInstances', BEFORE), ('secondary', '', 'StopInstances', AFTER),
-        ('secondary', 'StopInstances', 'DescribeInstanceStatus', BEFORE),
-        ('secondary', 'StopInstances', 'ReplaceRoute', BEFORE), ('secondary', 'StopInstances', 'ReplaceRoute', AFTER)]
-START = [('secondary', 'StopInstances', 'AssociateAddress', BEFORE),
-         ('secondary', 'StopInstances', 'AssociateAddress', AFTER),
-         ('secondary', '', 'StartInstances', BEFORE), ('secondary', '', 'StartInstances', AFTER),
+        ('secondary', 'StopInstances', 'DescribeInstanceStatus', BEFORE)]
+START = [('secondary', '', 'StartInstances', BEFORE), ('secondary', '', 'StartInstances', AFTER),
          ('secondary', 'StartInstances', 'DescribeInstanceStatus', BEFORE)]
 BY_PRIMARY = [('primary', '', 'DescribeInstanceStatus', BEFORE),
               ('primary', '', 'StopInstances', BEFORE), ('primary', '', 'StopInstances', AFTER),
@@ -467,7 +476,9 @@ def test_an_instance_without_a_public_address_is_blind_says_so_and_decides_nothi
         lab.stays(lambda: called(lab, lab.secondary) == [], 5, 'it still decides nothing')
         assert lab.secondary.monitor_pid == pid
 
-        failed_over(lab)
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
 
 
 @pytest.mark.core
@@ -490,33 +501,31 @@ def test_a_role_without_a_permission_is_said_at_the_start_by_both(python: str) -
 
         start_both(lab)
 
-        for instance in (lab.primary, lab.secondary):
-            lab.wait_until(lambda: f'does not allow AssociateAddress on {ELASTIC_IP}' in instance.log, 20, 'it is said')
+        said = f'does not allow AssociateAddress on {ELASTIC_IP}'  # as it has rehearsed
+        lab.wait_until(lambda: said in lab.secondary.log, 20, 'the secondary says it')
+        said = f'{ELASTIC_IP} could not be moved to {lab.primary.id} (UnauthorizedOperation'  # as it has tried
+        lab.wait_until(lambda: said in lab.primary.log, 20, 'the primary says it')
         assert ' ERROR ' in lab.secondary.log
 
 
 def test_an_address_moved_by_hand_is_back_after_a_look(python: str) -> None:
     with serving_pair(python) as lab:
+        claims_are_believed(lab)
         lab.ec2.set_address('secondary')
+        lab.wait_until(lambda: lab.primary.link.public, 5, 'the primary reaches EC2')
 
-        serves(lab, lab.primary, 20)
+        look(lab, lab.secondary, lab.primary)
 
-
-def test_the_secondary_brings_together_what_lies_apart_if_nobody_else_does(python: str) -> None:
-    with serving_pair(python) as lab:
-        lab.primary.kill_monitor(signal.SIGTERM)
-        lab.ec2.set_address('secondary')
-
-        serves(lab, lab.secondary, 40)
-
-        assert called(lab, lab.secondary) == ['ReplaceRoute']
+        serves(lab, lab.primary, 40)
+        assert called(lab, lab.secondary) == []
 
 
 def test_a_secondary_killed_between_table_and_address_leaves_nothing_apart(python: str) -> None:
     with serving_pair(python) as lab:
-        lab.ec2.inject('slow', 'AssociateAddress', 'secondary', extra=3)
+        lab.ec2.inject('silent', 'AssociateAddress', 'secondary', times=1)
         with during(lab.primary.hang, lab.primary.thaw):
             lab.wait_until(lambda: lab.ec2.route_target() == 'secondary', 20, 'the table is moved')
+            lab.wait_until(lambda: lab.ec2.calls('AssociateAddress', 'secondary'), 5, 'the address is not')
             lab.secondary.kill_monitor(signal.SIGKILL)
         lab.secondary.start_monitor()
 
@@ -525,19 +534,25 @@ def test_a_secondary_killed_between_table_and_address_leaves_nothing_apart(pytho
 
 def test_a_route_to_something_outside_the_pair_is_left_alone_and_warned_about(python: str) -> None:
     with serving_pair(python) as lab:
+        claims_are_believed(lab)
         gateway = lab.ec2.set_route_to_nat_gateway()
+
+        look(lab)
 
         for instance in lab.instances.values():
             lab.wait_until(lambda: 'outside the pair' in instance.log, 30, f'the {instance.name} warns')
-
         lab.stays(lambda: lab.ec2.route_target() == gateway, 5, 'it is left alone')
 
 
 def test_a_deleted_route_is_back_after_a_look(python: str) -> None:
     with serving_pair(python) as lab:
+        claims_are_believed(lab)
         lab.ec2.set_route(None)
 
-        lab.wait_until(lambda: lab.ec2.route_target() in ('primary', 'secondary'), 40, 'it is back')
+        look(lab, lab.secondary, lab.primary)
+
+        serves(lab, lab.primary, 40)
+        assert called(lab, lab.secondary) == []
 
 
 # The path between two that are well is cut for a moment
@@ -611,7 +626,7 @@ def test_a_secondary_that_does_not_forward_takes_nothing_in_a_hiccup(python: str
 @pytest.mark.parametrize('what', ['the address is released', 'one of two routes is deleted'])
 def test_a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else(python: str, what: str) -> None:
     with serving_pair(python, tables=2, new_public_address=0.1) as lab:
-        looks_of_the_start_are_over(lab)
+        claims_are_believed(lab)
         since = time.monotonic()
 
         if what == 'the address is released':
@@ -670,7 +685,21 @@ def test_connections_on_which_the_private_host_sends_survive_a_crash(python: str
         lab.wait_until(lambda: connections.alive(since) == 20, 20, 'all connections are alive again')
 
 
-# What EC2 refuses for long
+# What is in no hurry, or no use
+
+def nobody_else_brings_together_what_lies_apart(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.primary.kill_monitor(signal.SIGTERM)
+        lab.ec2.set_address('secondary')
+        since = time.monotonic()
+        look(lab, lab.secondary)
+
+        serves(lab, lab.secondary, 180)
+
+        [claim] = lab.ec2.calls('ReplaceRoute', 'secondary')
+        assert claim.at - since >= 150.0  # the primary could have looked, and done it
+        assert called(lab, lab.secondary) == ['ReplaceRoute']
+
 
 def a_start_fails(python: str) -> None:
     with serving_pair(python) as lab:
@@ -715,8 +744,9 @@ def the_clock_is_off(python: str) -> None:
         assert nobody_was_stopped(lab)
 
 
-def test_what_ec2_refuses_for_long_is_asked_for_more_and_more_seldom(python: str) -> None:
-    side_by_side(one_of, [(case, python) for case in (a_start_fails, an_address_is_refused, the_clock_is_off)])
+def test_what_is_in_no_hurry_or_refused_for_long_is_done_after_minutes(python: str) -> None:
+    side_by_side(one_of, [(case, python) for case in (
+        nobody_else_brings_together_what_lies_apart, a_start_fails, an_address_is_refused, the_clock_is_off)])
 
 
 def one_of(case: Callable[..., None], *arguments: Any) -> None:

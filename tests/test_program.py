@@ -94,7 +94,7 @@ def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
     with serving_pair(python) as lab:
         lab.ec2.times.stop = 20.0
         lab.primary.crash()
-        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 40, 'the primary is being stopped')
+        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 60, 'the primary is being stopped')
 
         lab.secondary.kill_monitor(signal.SIGTERM)
 
@@ -210,7 +210,7 @@ def lines_about(instance: Instance) -> List[str]:
     return [line for line in instance.log.splitlines() if line]
 
 
-def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
+def test_no_line_and_no_call_while_all_is_well(python: str) -> None:
     with serving_pair(python) as lab:
         looks_of_the_start_are_over(lab)
         since, lines = time.monotonic(), [lines_about(i) for i in lab.instances.values()]
@@ -218,5 +218,4 @@ def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
         lab.stays(lambda: lab.holds(lab.primary), 20, 'all is well')
 
         assert [lines_about(i) for i in lab.instances.values()] == lines
-        assert {c.action for c in lab.ec2.calls(since=since)} <= {'DescribeRouteTables', 'DescribeAddresses'}
-        assert len(lab.ec2.calls(since=since)) <= 4
+        assert lab.ec2.calls(since=since, dry_run=None) == []

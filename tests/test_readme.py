@@ -214,7 +214,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     primary.crash()
     lab.wait_until(lambda: lab.holds(secondary), 15, 'the secondary takes over')
     lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served again')
-    lab.wait_until(lambda: lab.holds(primary), 60, 'the primary is restarted and claims')
+    lab.wait_until(lambda: lab.holds(primary), 120, 'the primary is restarted and claims')
     lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 5, 'the private host is served by the primary')
 
 

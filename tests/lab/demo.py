@@ -15,6 +15,8 @@ WIDTH = 100  # columns
 DOTS = 40  # of the row that shows one second of packets
 LATE = 0.2  # s; here a datagram without an answer counts as lost after this
 LONGEST = 58.0  # s, for all of it
+SETTINGS = {'WAIT_FOR_INSTANCE_STOP': 20}  # the shortest: the primary is stopped half a minute after its death
+TIMES = {'pending': 0.5, 'boot': 1.5, 'stop': 1.0}  # s, so that its restart takes less than that
 COLOURS = {'primary': '36', 'secondary': '33', 'EC2': '35', 'call': '2', 'packets': '32', 'demo': '1'}
 
 
@@ -103,7 +105,7 @@ class Demo:
             instance.start_monitor()
         self.until(lambda: all(' answers' in instance.log for instance in lab.instances.values())
                    and lab.holds(lab.primary) and lab.traffic.egress() == ELASTIC_IP, 'the primary serves')
-        self.pause(2.5)
+        self.pause(1.5)
 
         screen.show('demo', 'THE KERNEL OF THE PRIMARY DIES')
         crashed_at = lab.primary.crash()
@@ -111,7 +113,7 @@ class Demo:
         taken_over_at = time.monotonic()
         egress_at = next(at for at, address in reversed(lab.traffic.egresses(crashed_at)) if address == ELASTIC_IP)
         self.until(lambda: lab.holds(lab.primary) and lab.traffic.egress() == ELASTIC_IP, 'the primary serves again')
-        self.pause(2.5)
+        self.pause(1.5)
 
         back = lab.traffic.outage(taken_over_at)
         print()
@@ -125,7 +127,7 @@ class Demo:
 def main() -> int:
     """Run the demonstration; return the exit code."""
     try:
-        with Lab(start=False, python=sys.executable, pending=1.0, boot=3.0, stop=3.0) as lab:
+        with Lab(SETTINGS, start=False, python=sys.executable, **TIMES) as lab:
             demo = Demo(lab, Screen())
             try:
                 demo.run()
