@@ -745,7 +745,8 @@ def the_clock_is_off(python: str) -> None:
         start_both(lab)
 
         for instance in lab.instances.values():
-            lab.wait_until(lambda: re.search(r'off by -(599|600|601) s, .* see to chrony', instance.log), 20, 'it is said')
+            lab.wait_until(lambda: re.search('off by -(599|600|601) s, .* see to chrony', instance.log), 20,
+                           'it is said')
         lab.wait_until(lambda: len(lab.ec2.calls('ReplaceRoute')) >= 7, 60, 'a claim is tried, soon at first')
         lab.stays(lambda: len(lab.ec2.calls('ReplaceRoute')) <= 9, 65, 'then once a minute')
         assert nobody_was_stopped(lab)

@@ -1,8 +1,8 @@
 """The private host's traffic: a datagram every 10 ms to an echo server on the internet, and TCP connections to it.
 
 The echo server returns each datagram with the address that it came from, so that every answer tells through whom the
-private host reached the internet; over TCP it returns what it gets. All ends are processes of their own (this file, run as a program): what the lab
-does meanwhile does not delay them.
+private host reached the internet; over TCP it returns what it gets. All ends are processes of their own (this file,
+run as a program): what the lab does meanwhile does not delay them.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 INTERVAL = 0.01  # s
 PORT = 7  # the echo service
@@ -38,7 +38,7 @@ def echo(address: str) -> None:
 
 def echo_connections(listening: socket.socket) -> None:
     """Return what comes over TCP."""
-    connections = []
+    connections: List[socket.socket] = []
     while True:
         for ready in select.select([listening, *connections], [], [])[0]:
             if ready is listening:
@@ -129,7 +129,8 @@ class Packet:
 
 
 if __name__ == '__main__':
-    {'echo': echo, 'probe': probe, 'converse': converse}[sys.argv[1]](*sys.argv[2:])
+    programs: Dict[str, Callable[..., None]] = {'echo': echo, 'probe': probe, 'converse': converse}
+    programs[sys.argv[1]](*sys.argv[2:])
     sys.exit()
 
 
