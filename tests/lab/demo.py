@@ -15,9 +15,9 @@ WIDTH = 100  # columns
 DOTS = 40  # of the row that shows one second of packets
 LATE = 0.2  # s; here a datagram without an answer counts as lost after this
 LONGEST = 58.0  # s, for all of it
-# The primary is stopped half a minute after its death.
+# So that all of it takes less than a minute: the primary is stopped half a minute after its death.
 SETTINGS = {'PING_TIMEOUT': 0.3, 'WAIT_FOR_INSTANCE_STOP': 20}
-TIMES: Dict[str, Any] = {'pending': 0.5, 'boot': 1.0, 'job_delay': 0.2, 'stop': 1.0}  # s, so that all of it takes less than a minute
+TIMES: Dict[str, Any] = {'pending': 0.5, 'boot': 1.0, 'job_delay': 0.2, 'stop': 1.0}
 COLOURS = {'primary': '36', 'secondary': '33', 'EC2': '35', 'call': '2', 'packets': '32', 'demo': '1'}
 
 
