@@ -118,13 +118,18 @@ def restarted(lab: Lab, instance: Instance, timeout: float = 90.0) -> None:
                    f'the monitor of the {instance.name} runs again')
 
 
-def side_by_side(case: Callable[..., None], cases: List[Any]) -> None:
-    """Run a case with each of these arguments at once: labs that mostly wait, each in a process of its own."""
+def side_by_side(function: Callable[..., None], cases: List[Any]) -> None:
+    """Run a function with each of these arguments at once: labs that mostly wait, each in a process of its own."""
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(len(cases), spawn, initializer=os.nice, initargs=(5,)) as pool:
-        running = [(pool.submit(case, *arguments), arguments) for arguments in cases]
-        failed = [f'{arguments}: {one.exception()}' for one, arguments in running if one.exception()]
+        running = [(pool.submit(function, *arguments), arguments) for arguments in cases]
+        failed = [f'{arguments}: {one.exception()!r}' for one, arguments in running if one.exception()]
     assert not failed, '\n'.join(failed)
+
+
+def case(function: Callable[..., None], *arguments: Any) -> None:
+    """Run one of several different cases that wait side by side."""
+    function(*arguments)
 
 
 def failed_over(lab: Lab) -> None:
@@ -238,7 +243,7 @@ def test_a_secondary_that_was_cut_off_does_nothing_and_takes_over_later(python: 
         serves(lab, lab.secondary)
 
 
-def test_a_primary_that_is_cut_off_is_replaced_and_restarted(python: str) -> None:
+def a_primary_that_is_cut_off_is_replaced_and_restarted(python: str) -> None:
     with serving_pair(python) as lab:
         with during(lab.primary.cut_off, lab.primary.reconnect):
             lab.stays(lambda: lab.secondary.state == 'running', 60, 'nobody stops the one that serves')
@@ -280,7 +285,7 @@ def test_a_lost_answer_to_the_move_of_the_address_costs_no_second_move(python: s
 
 # 9, 10, 11
 
-def test_a_dead_primary_that_ignores_a_graceful_stop_is_forced(python: str) -> None:
+def a_dead_primary_that_ignores_a_graceful_stop_is_forced(python: str) -> None:
     with serving_pair(python) as lab:
         since = time.monotonic()
 
@@ -442,7 +447,7 @@ def test_a_monitor_killed_at_any_call_finishes_the_work_when_started_again(pytho
 
 # 17
 
-def test_a_table_that_is_missing_holds_up_nothing_and_is_claimed_when_it_is_back(python: str) -> None:
+def a_table_that_is_missing_holds_up_nothing_and_is_claimed_when_it_is_back(python: str) -> None:
     with serving_pair(python, tables=2) as lab:
         restore = lab.ec2.delete_table(1)
 
@@ -457,7 +462,7 @@ def test_a_table_that_is_missing_holds_up_nothing_and_is_claimed_when_it_is_back
 
 # 18, 19, 20
 
-def test_a_second_crash_does_not_wait_for_a_connection_that_died_when_an_address_left(python: str) -> None:
+def a_second_crash_does_not_wait_for_a_connection_that_died_when_an_address_left(python: str) -> None:
     with serving_pair(python, address_lag=0.5) as lab:  # the answer comes before the address leaves
         failed_over(lab)
         lab.wait_until(lambda: ' answers' in lab.primary.log.rpartition('watching i-')[2], 30, 'the primary hears')
@@ -470,6 +475,14 @@ def test_a_second_crash_does_not_wait_for_a_connection_that_died_when_an_address
 
         serves(lab, lab.secondary)
         assert lab.traffic.outage(since) < 3 * 0.4 + 0.4 + 2.0
+
+
+def test_other_restarts_of_a_primary_end_with_both_at_work(python: str) -> None:
+    side_by_side(case, [(function, python) for function in (
+        a_primary_that_is_cut_off_is_replaced_and_restarted,
+        a_dead_primary_that_ignores_a_graceful_stop_is_forced,
+        a_table_that_is_missing_holds_up_nothing_and_is_claimed_when_it_is_back,
+        a_second_crash_does_not_wait_for_a_connection_that_died_when_an_address_left)])
 
 
 def test_an_instance_without_a_public_address_is_blind_says_so_and_decides_nothing(python: str) -> None:
@@ -515,7 +528,7 @@ def test_a_role_without_a_permission_is_said_at_the_start_by_both(python: str) -
         assert ' ERROR ' in lab.secondary.log
 
 
-def test_an_address_moved_by_hand_is_back_after_a_look(python: str) -> None:
+def an_address_moved_by_hand_is_back_after_a_look(python: str) -> None:
     with serving_pair(python) as lab:
         claims_are_believed(lab)
         lab.ec2.set_address('secondary')
@@ -539,7 +552,7 @@ def test_a_secondary_killed_between_table_and_address_leaves_nothing_apart(pytho
         lab.wait_until(lambda: lab.holds(lab.primary) or lab.holds(lab.secondary), 60, 'table and address are together')
 
 
-def test_a_route_to_something_outside_the_pair_is_left_alone_and_warned_about(python: str) -> None:
+def a_route_to_something_outside_the_pair_is_left_alone_and_warned_about(python: str) -> None:
     with serving_pair(python) as lab:
         claims_are_believed(lab)
         gateway = lab.ec2.set_route_to_nat_gateway()
@@ -551,7 +564,7 @@ def test_a_route_to_something_outside_the_pair_is_left_alone_and_warned_about(py
         lab.stays(lambda: lab.ec2.route_target() == gateway, 5, 'it is left alone')
 
 
-def test_a_deleted_route_is_back_after_a_look(python: str) -> None:
+def a_deleted_route_is_back_after_a_look(python: str) -> None:
     with serving_pair(python) as lab:
         claims_are_believed(lab)
         lab.ec2.set_route(None)
@@ -630,8 +643,7 @@ def test_a_secondary_that_does_not_forward_takes_nothing_in_a_hiccup(python: str
 
 # One part of several
 
-@pytest.mark.parametrize('what', ['the address is released', 'one of two routes is deleted'])
-def test_a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else(python: str, what: str) -> None:
+def a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else(python: str, what: str) -> None:
     with serving_pair(python, tables=2, new_public_address=0.1) as lab:
         claims_are_believed(lab)
         since = time.monotonic()
@@ -647,6 +659,14 @@ def test_a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else(pytho
         assert called(lab, lab.secondary) == []
         assert called(lab, lab.primary, since) == (
             ['AssociateAddress'] if what == 'the address is released' else ['ReplaceRoute', 'CreateRoute'])
+
+
+def test_what_somebody_changes_is_mended_or_left_alone_and_moves_nothing_else(python: str) -> None:
+    side_by_side(case, [
+        (a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else, python, 'the address is released'),
+        (a_part_that_somebody_takes_away_comes_back_and_moves_nothing_else, python, 'one of two routes is deleted'),
+        (a_deleted_route_is_back_after_a_look, python), (an_address_moved_by_hand_is_back_after_a_look, python),
+        (a_route_to_something_outside_the_pair_is_left_alone_and_warned_about, python)])
 
 
 @pytest.mark.parametrize('tables', [1, 5])
@@ -753,9 +773,5 @@ def the_clock_is_off(python: str) -> None:
 
 
 def test_what_is_in_no_hurry_or_refused_for_long_is_done_after_minutes(python: str) -> None:
-    side_by_side(one_of, [(case, python) for case in (
+    side_by_side(case, [(function, python) for function in (
         nobody_else_brings_together_what_lies_apart, a_start_fails, an_address_is_refused, the_clock_is_off)])
-
-
-def one_of(case: Callable[..., None], *arguments: Any) -> None:
-    case(*arguments)
