@@ -265,7 +265,7 @@ def test_a_take_over_is_done_soon_after_the_api_returns(python: str, kind: str) 
             with lab.ec2.injected(kind):
                 lab.stays(lambda: lab.holds(lab.primary), 12, 'the API does nothing')
 
-        serves(lab, lab.secondary, 5 + (4 if kind == 'silent' else 0) + 2)  # the table, then the address
+        serves(lab, lab.secondary, 5 + (4 if kind == 'silent' else 0) + 3)  # the table, then the address
 
 
 def test_a_lost_answer_to_the_move_of_the_address_costs_no_second_move(python: str) -> None:
