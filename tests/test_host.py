@@ -82,7 +82,7 @@ def pair() -> Iterator[Lab]:
     """A lab whose instances have everything installed as the README says, and run no monitor yet."""
     need('cron', 'atd', 'at', 'killall', 'logrotate', 'nft')
     environment = packages_of_this_python() if not has_packages('/usr/bin/python3') else {}
-    with Lab({'PING_TIMEOUT': 0.5, 'WAIT_BETWEEN_PINGS': 0.5}, start=False, holder=None, environment=environment,
+    with Lab({'PING_TIMEOUT': 0.5, 'WAIT_FOR_INSTANCE_STOP': 20}, start=False, holder=None, environment=environment,
              **TIMES) as lab:
         for instance in owned(lab).values():
             for name in ('nat_monitor.py', 'nat_config.py', 'nat_monitor.cron'):
@@ -202,4 +202,4 @@ def test_a_pair_fails_over_with_the_distributions_own_python_and_packages(pair: 
     primary.crash()
 
     pair.wait_until(lambda: pair.holds(secondary), 15, 'the secondary takes over')
-    pair.wait_until(lambda: pair.holds(primary), 60, 'the primary is restarted, and claims')
+    pair.wait_until(lambda: pair.holds(primary), 90, 'the primary is restarted, and claims')

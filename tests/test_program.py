@@ -9,7 +9,7 @@ from typing import Any, List
 import pytest
 
 from tests.lab.lab import Instance, Lab
-from tests.test_failover import SETTINGS, during, looks_of_the_start_are_over, serves, serving_pair
+from tests.test_failover import SETTINGS, during, has_rehearsed, looks_of_the_start_are_over, serves, serving_pair
 
 LOG = '/var/log/nat_monitor.log'
 
@@ -31,6 +31,7 @@ def ended(lab: Lab, instance: Instance) -> None:
 @pytest.mark.core
 def test_killall_finds_the_monitor_and_ends_it_without_a_call(python: str) -> None:
     with serving_pair(python) as lab:
+        looks_of_the_start_are_over(lab)
         since = time.monotonic()
 
         done = lab.secondary.run('killall', 'nat_monitor.py')
@@ -58,7 +59,7 @@ def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str, number
 def test_ctrl_c_in_a_terminal_ends_it_with_exit_code_0(python: str) -> None:
     with quiet_lab(python) as lab:
         terminal = lab.primary.terminal(*lab.primary.monitor_command)
-        lab.wait_until(lambda: '198.51.100.7 is at' in terminal.output, 20, 'it has claimed')
+        has_rehearsed(lab, lab.primary)
         since = time.monotonic()
 
         terminal.type('\x03')
@@ -73,7 +74,7 @@ def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
     with quiet_lab(python) as lab:
         terminal = lab.primary.terminal()
         terminal.type(' '.join(lab.primary.monitor_command) + '\n')
-        lab.wait_until(lambda: '198.51.100.7 is at' in terminal.output, 20, 'it has claimed')
+        has_rehearsed(lab, lab.primary)
         terminal.type('\x1a')
         lab.wait_until(lambda: lab.primary.proc('stat').rpartition(')')[2].split()[0] == 'T', 10, 'it is suspended')
         pid = lab.primary.monitor_pid
@@ -94,7 +95,7 @@ def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
     with serving_pair(python) as lab:
         lab.ec2.times.stop = 20.0
         lab.primary.crash()
-        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 40, 'the primary is being stopped')
+        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 60, 'the primary is being stopped')
 
         lab.secondary.kill_monitor(signal.SIGTERM)
 
@@ -210,7 +211,7 @@ def lines_about(instance: Instance) -> List[str]:
     return [line for line in instance.log.splitlines() if line]
 
 
-def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
+def test_no_line_and_no_call_while_all_is_well(python: str) -> None:
     with serving_pair(python) as lab:
         looks_of_the_start_are_over(lab)
         since, lines = time.monotonic(), [lines_about(i) for i in lab.instances.values()]
@@ -218,5 +219,4 @@ def test_no_line_while_all_is_well_and_no_call_but_looks(python: str) -> None:
         lab.stays(lambda: lab.holds(lab.primary), 20, 'all is well')
 
         assert [lines_about(i) for i in lab.instances.values()] == lines
-        assert {c.action for c in lab.ec2.calls(since=since)} <= {'DescribeRouteTables', 'DescribeAddresses'}
-        assert len(lab.ec2.calls(since=since)) <= 4
+        assert lab.ec2.calls(since=since, dry_run=None) == []

@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 import time
-from typing import Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from .lab import Lab
 from .network import ELASTIC_IP
@@ -15,6 +15,9 @@ WIDTH = 100  # columns
 DOTS = 40  # of the row that shows one second of packets
 LATE = 0.2  # s; here a datagram without an answer counts as lost after this
 LONGEST = 58.0  # s, for all of it
+# So that all of it takes less than a minute: the primary is stopped half a minute after its death.
+SETTINGS = {'PING_TIMEOUT': 0.3, 'WAIT_FOR_INSTANCE_STOP': 20}
+TIMES: Dict[str, Any] = {'pending': 0.5, 'boot': 1.0, 'job_delay': 0.2, 'stop': 1.0}
 COLOURS = {'primary': '36', 'secondary': '33', 'EC2': '35', 'call': '2', 'packets': '32', 'demo': '1'}
 
 
@@ -99,11 +102,13 @@ class Demo:
         screen.show('demo', f'the primary is {lab.primary.id}, the secondary {lab.secondary.id}')
         screen.show('demo', f'the private host sends a datagram to the internet every {INTERVAL * 1000:.0f} ms; a row '
                     'shows the second before: | is served, . is lost; then the address that the internet sees')
+        screen.show('demo', 'settings are as shipped, but for ' + ', '.join(
+            f'{name} = {value}' for name, value in SETTINGS.items()))
         for instance in lab.instances.values():
             instance.start_monitor()
         self.until(lambda: all(' answers' in instance.log for instance in lab.instances.values())
                    and lab.holds(lab.primary) and lab.traffic.egress() == ELASTIC_IP, 'the primary serves')
-        self.pause(2.5)
+        self.pause(1.5)
 
         screen.show('demo', 'THE KERNEL OF THE PRIMARY DIES')
         crashed_at = lab.primary.crash()
@@ -111,7 +116,7 @@ class Demo:
         taken_over_at = time.monotonic()
         egress_at = next(at for at, address in reversed(lab.traffic.egresses(crashed_at)) if address == ELASTIC_IP)
         self.until(lambda: lab.holds(lab.primary) and lab.traffic.egress() == ELASTIC_IP, 'the primary serves again')
-        self.pause(2.5)
+        self.pause(1.5)
 
         back = lab.traffic.outage(taken_over_at)
         print()
@@ -125,7 +130,7 @@ class Demo:
 def main() -> int:
     """Run the demonstration; return the exit code."""
     try:
-        with Lab(start=False, python=sys.executable, pending=1.0, boot=3.0, stop=3.0) as lab:
+        with Lab(SETTINGS, start=False, python=sys.executable, **TIMES) as lab:
             demo = Demo(lab, Screen())
             try:
                 demo.run()

@@ -23,7 +23,7 @@ import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.instances import Instance as MotoInstance
-from moto.ec2.models.instances import InstanceState
+from moto.ec2.models.instances import InstanceState, StateReason
 from moto.ec2.models.route_tables import Route as MotoRoute
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.test import Client
@@ -154,6 +154,7 @@ class Life:
     def __init__(self, ec2: 'Ec2', record: Any, machine: Machine) -> None:
         self.ec2, self.record, self.machine = ec2, record, machine
         self.ignores_stop = False  # a graceful stop has no effect, as with a crashed kernel: it has to be forced
+        self.start_fails = False  # a start is accepted, and ends in `stopped` again, as without the key of its disk
         self.force = False  # the parameter of the StopInstances call under way
         self.running_at = time.monotonic() - 3600
         self.automatic: Optional[str] = None  # its public address while it has no Elastic IP
@@ -199,9 +200,13 @@ class Life:
             raise EC2ClientError('IncorrectInstanceState', f"The instance '{self.record.id}' is not in a state from "
                                  'which it can be started.')
         before = self.enter('pending')
-        times = self.ec2.times
-        self.later(times.pending, self._run)
+        self.record.state_reason = StateReason()
+        self.later(self.ec2.times.pending, self._fail_to_start if self.start_fails else self._run)
         return before
+
+    def _fail_to_start(self) -> None:
+        self.record.state_reason = StateReason('Client.InternalError: Client error on launch', 'Client.InternalError')
+        self.enter('stopped')
 
     def _run(self) -> None:
         self.no_public_before = 0.0
@@ -266,6 +271,7 @@ class Ec2:
         self.network, self.times = network, times
         self.lock = threading.RLock()
         self.closing = threading.Event()
+        self.clock_ahead = 0.0  # s, of that of the instances
         self.log: List[Call] = []
         self.faults: List[Fault] = []
         self._note = note
@@ -642,6 +648,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(answer[1])))
         self.end_headers()
         self.wfile.write(answer[1])
+
+    def date_time_string(self, timestamp: Optional[float] = None) -> str:
+        return super().date_time_string(time.time() + self.server.ec2.clock_ahead)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet: calls have a log of their own."""

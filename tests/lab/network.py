@@ -193,16 +193,16 @@ class Network:
                 ip route add default via {address} table {MARKS[name]}
                 ip rule add fwmark {MARKS[name]} lookup {MARKS[name]}''')
         self.router.run('ip', 'route', 'add', '203.0.113.0/24', 'dev', 'internet')
-        # A server on the internet knows nothing of a connection whose client suddenly has another address; what
-        # stands before it answers such packets with silence.
-        self.nodes['internet'].run('nft', '-f', '-', input='''
-            table ip internet {
-                chain input {
+        # A server on the internet knows nothing of a connection whose client suddenly has another address. The echo
+        # server resets it; what stands before EC2 answers such packets with silence.
+        self.nodes['internet'].run('nft', '-f', '-', input=f'''
+            table ip internet {{
+                chain input {{
                     type filter hook input priority 0
-                    ct state invalid drop
-                    ct state new tcp flags & (fin|syn|rst|ack) != syn drop
-                }
-            }''')
+                    ip daddr {ENDPOINT} ct state invalid drop
+                    ip daddr {ENDPOINT} ct state new tcp flags & (fin|syn|rst|ack) != syn drop
+                }}
+            }}''')
         self.apply()
 
     def _add(self, name: str, addresses: List[str], prepare: str = '') -> None:

@@ -1,8 +1,8 @@
-"""The private host's traffic: a datagram every 10 ms to an echo server on the internet.
+"""The private host's traffic: a datagram every 10 ms to an echo server on the internet, and TCP connections to it.
 
 The echo server returns each datagram with the address that it came from, so that every answer tells through whom the
-private host reached the internet. Both ends are processes of their own (this file, run as a program): what the lab
-does meanwhile does not delay them.
+private host reached the internet; over TCP it returns what it gets. All ends are processes of their own (this file,
+run as a program): what the lab does meanwhile does not delay them.
 """
 
 import contextlib
@@ -15,15 +15,18 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 INTERVAL = 0.01  # s
 PORT = 7  # the echo service
+NEVER = -1.0
 LATE = 1.0  # s after which a datagram without an answer counts as lost
 
 
 def echo(address: str) -> None:
-    """Answer each datagram with itself and the address that it came from."""
+    """Answer each datagram with itself and the address that it came from, and what comes over TCP with itself."""
+    listening = socket.create_server((address, PORT), backlog=100)
+    threading.Thread(target=echo_connections, args=(listening,), daemon=True).start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address, PORT))
         print('ready', flush=True)
@@ -31,6 +34,60 @@ def echo(address: str) -> None:
             data, sender = server.recvfrom(64)
             with contextlib.suppress(OSError):
                 server.sendto(data + socket.inet_aton(sender[0]), sender)
+
+
+def echo_connections(listening: socket.socket) -> None:
+    """Return what comes over TCP."""
+    connections: List[socket.socket] = []
+    while True:
+        for ready in select.select([listening, *connections], [], [])[0]:
+            if ready is listening:
+                connections.append(listening.accept()[0])
+                continue
+            data = b''
+            with contextlib.suppress(OSError):
+                data = ready.recv(4096)
+                ready.sendall(data)
+            if not data:
+                connections.remove(ready)
+                ready.close()
+
+
+def converse(source: str, server: str, count: str) -> None:
+    """Send a line on each of so many TCP connections every 0.1 s; write the number of each line that came back.
+
+    What is written is the number of the connection and that of the line, or `lost` where the connection has ended.
+    """
+    connections = [socket.create_connection((server, PORT), 10, (source, 0)) for _ in range(int(count))]
+    for connection in connections:
+        connection.setblocking(False)
+    print('ready', flush=True)
+    threading.Thread(target=talk, args=(connections,), daemon=True).start()
+    numbers = {connection: number for number, connection in enumerate(connections)}
+    received = dict.fromkeys(connections, b'')
+    while received:
+        for connection in select.select(list(received), [], [], 0.1)[0]:
+            try:
+                data = connection.recv(4096)
+            except OSError:
+                data = b''
+            *lines, received[connection] = (received[connection] + data).split(b'\n')
+            for line in lines:
+                print(numbers[connection], line.decode(), flush=True)
+            if not data:
+                print(numbers[connection], 'lost', flush=True)
+                del received[connection]
+
+
+def talk(connections: List[socket.socket]) -> None:
+    """Send the lines, for ever; all that is sent fits into the buffers."""
+    line = 0
+    while True:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.send(f'{line}\n'.encode())
+        line += 1
+        time.sleep(0.1)
 
 
 def probe(source: str, server: str) -> None:
@@ -72,11 +129,27 @@ class Packet:
 
 
 if __name__ == '__main__':
-    echo(*sys.argv[2:]) if sys.argv[1] == 'echo' else probe(*sys.argv[2:])
+    programs: Dict[str, Callable[..., None]] = {'echo': echo, 'probe': probe, 'converse': converse}
+    programs[sys.argv[1]](*sys.argv[2:])
     sys.exit()
 
 
 from .network import ECHO, Network, private_address  # noqa: E402 - not needed by the program
+
+
+def start(network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str]':
+    """Run this file in a node, and wait until it is ready."""
+    process = subprocess.Popen([*network.nodes[node].enter(), sys.executable, '-IS', __file__, *arguments],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout and process.stdout.readline() == 'ready\n'
+    return process
+
+
+def end(process: 'subprocess.Popen[str]') -> None:
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
 
 
 class Traffic:
@@ -85,17 +158,10 @@ class Traffic:
     def __init__(self, network: Network, table: int = 0, serve: bool = True) -> None:
         """Start the probe and, with *serve*, the echo server (one is enough)."""
         self._packets: List[Packet] = []
-        self._processes = [self._start(network, 'internet', 'echo', ECHO)] if serve else []
-        probing = self._start(network, 'private', 'probe', private_address(table), ECHO)
+        self._processes = [start(network, 'internet', 'echo', ECHO)] if serve else []
+        probing = start(network, 'private', 'probe', private_address(table), ECHO)
         self._processes.append(probing)
         threading.Thread(target=self._read, args=(probing,), daemon=True, name='traffic').start()
-
-    def _start(self, network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str]':
-        process = subprocess.Popen([*network.nodes[node].enter(), sys.executable, '-IS', __file__, *arguments],
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   text=True)
-        assert process.stdout and process.stdout.readline() == 'ready\n'
-        return process
 
     def _read(self, probing: 'subprocess.Popen[str]') -> None:
         assert probing.stdout
@@ -165,7 +231,31 @@ class Traffic:
     def close(self) -> None:
         """End the probe."""
         for process in self._processes:
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+            end(process)
+
+
+class Connections:
+    """TCP connections of the private host to the echo server, on which it sends all the time; a context manager."""
+
+    def __init__(self, network: Network, count: int) -> None:
+        """Open them."""
+        self.heard_at = [NEVER] * count  # when the latest line came back on each (monotonic); never again: it ended
+        self._process = start(network, 'private', 'converse', private_address(0), ECHO, str(count))
+        threading.Thread(target=self._read, daemon=True, name='connections').start()
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with contextlib.suppress(ValueError):  # closed
+            for line in self._process.stdout:
+                number, what = line.split()
+                self.heard_at[int(number)] = NEVER if what == 'lost' else time.monotonic()
+
+    def alive(self, since: float) -> int:
+        """Return on how many of them something has come back since then."""
+        return sum(at >= since for at in self.heard_at)
+
+    def __enter__(self) -> 'Connections':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self._process)
