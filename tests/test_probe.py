@@ -160,7 +160,7 @@ def test_a_second_relief_does_not_follow_soon(python: str) -> None:
         lab.primary.forwarding(False)
         lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
         lab.primary.forwarding(True)
-        lab.wait_until(lambda: f'{lab.secondary.id} holds' in lab.secondary.log, 15, 'the secondary knows that it serves')
+        lab.wait_until(lambda: f'{lab.secondary.id} holds' in lab.secondary.log, 15, 'it knows that it serves')
         lab.stays(lambda: lab.holds(lab.secondary), LAG, 'so long it believes that, whatever EC2 answers')
         lab.primary.kill_monitor()
         lab.primary.start_monitor()
