@@ -1463,7 +1463,10 @@ class Memory:
         if self.in_maintenance and not seen.own_maintenance:
             self.owe(settings)  # as after a start
         self.in_maintenance = seen.own_maintenance
-        if not seen.is_complete or seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout:
+        gap = seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout
+        if not seen.is_complete:
+            self.watched_at = math.inf
+        elif gap or self.watched_at == math.inf:
             self.watched_at = seen.asked_at
         self.seen_at = seen.asked_at
         if seen.peer_state != self.peer_state:
@@ -1510,13 +1513,17 @@ class Memory:
         if accepted and step.name in (STOP, START):
             self.unheard_at = step.at
 
+    def is_contradicted(self, seen: Observation) -> bool:
+        """EC2's answer contradicts what is believed to be here."""
+        return any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)
+                   for part, holder in seen.holders.items())
+
     def left(self, seen: Observation) -> Tuple[str, ...]:
         """Return what a take-over has left to claim.
 
         Nothing where EC2 contradicts what is believed to be here, or both may believe to have it.
         """
-        if any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)
-               for part, holder in seen.holders.items()):
+        if self.is_contradicted(seen):
             return ()
         if seen.is_complete:
             return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
@@ -1599,8 +1606,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
                              again=min(LATER, kept.again))
     # 8
     if left and memory.refusals < wait_stop / CLAIM_RETRY:
+        again = CLAIM_RETRY if due else min(CLAIM_RETRY, memory.claim_at - now)
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: taking over '
-                        + ' and '.join(left), CLAIM_RETRY, due)
+                        + ' and '.join(left), again, due)
     # 9
     if not seen.peer_state or not seen.own_state:
         return Decision('{peer} is not restarted for now, as EC2 does not tell the states of both '
@@ -1658,7 +1666,8 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Deci
     has_part = SELF in believed.values()
     apart = tuple(part for part, holder in believed.items()
                   if holder == NOBODY or holder == PEER and has_part)
-    again = SOON if owed or seen.nat_fault else LOOK_AFTER_CHANGE if apart else LOOK_INTERVAL
+    again = SOON if owed or memory.is_contradicted(seen) else (
+        LOOK_AFTER_CHANGE if apart else LOOK_INTERVAL)
     if seen.nat_fault or seen.asked_at < memory.claim_at:
         return Decision('', again)
     if owed:
@@ -1873,7 +1882,8 @@ class Monitor:
         seen = self.ec2.observe(self.settings, self.own_id, self.peer_id, self.asked_at,
                                 self.ping_meanwhile, self.nat_fault)
         pause = SOON if seen else (
-            self.chance.uniform(1.0, CLAIM_RETRY) if self.misses else LOOK_AFTER_CHANGE)
+            self.chance.uniform(1.0, CLAIM_RETRY) if self.misses or self.memory.owed else
+            LOOK_AFTER_CHANGE)
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
         if seen:
             self.note(seen)
@@ -1918,7 +1928,8 @@ class Monitor:
         now = self.clock.monotonic()
         decision = decide(self.memory, seen, self.settings, now)
         self.observation = None
-        self.ask_at = now + decision.again
+        if self.ask_at != NEVER:  # a signal has set it meanwhile
+            self.ask_at = now + decision.again
         if decision.why != self.said:
             self.said = decision.why
             if decision.why:

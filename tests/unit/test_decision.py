@@ -337,18 +337,20 @@ def test_row_7_a_peer_that_never_answered_and_may_be_well_is_left_alone(
     assert words in story.judged().why
 
 
-@pytest.mark.parametrize('told', [{'peer_checks': 'initializing'}, ERROR])
-def test_row_7_checks_that_tell_nothing_do_not_protect_it_for_ever(told: Any) -> None:
+def test_row_7_checks_that_tell_nothing_do_not_protect_it_for_ever_but_an_error_does() -> None:
     story = Story().sees(302.0, PEER)
-    assert story.misses(299.9).sees(0.0, PEER, **told).judged().claims == ()
+    assert story.misses(299.9).sees(0.0, PEER, peer_checks='initializing').judged().claims == ()
     assert story.misses(300.0).judged().claims == BOTH
+    assert story.misses(300.0).sees(0.0, PEER, **ERROR).judged().claims == ()
     assert never_answered(since=301.0 + 600, peer_checks='impaired').judged().claims == BOTH
 
 
 def test_row_7_the_wait_begins_when_the_peer_was_last_down() -> None:
-    story = Story().misses(600.0).sees(299.9, PEER, peer_state='pending').sees(0.0, PEER, **ERROR)
+    story = Story().misses(600.0).sees(299.9, PEER, peer_state='pending').sees(
+        0.0, PEER, peer_checks='initializing')
     assert story.judged().claims == ()
-    story = Story().misses(600.0).sees(300.0, PEER, peer_state='pending').sees(0.0, PEER, **ERROR)
+    story = Story().misses(600.0).sees(300.0, PEER, peer_state='pending').sees(
+        0.0, PEER, peer_checks='initializing')
     assert story.judged().claims == BOTH
 
 
