@@ -212,13 +212,15 @@ def test_row_5_the_heir_brings_together_what_is_apart_and_the_other_one_only_if_
     decision = at_peace(holders, after or 500.0, primary).judged()
     assert ''.join(decision.claims) == claims
     assert (decision.again == LOOK_AFTER_CHANGE) is bool(claims)
+    assert not claims or decision.why == (
+        ' and '.join(decision.claims) + ' not at {self}, unlike the rest, or nowhere: claiming')
 
 
 @pytest.mark.parametrize('story', [
     at_peace((SELF, NOBODY), 500.0, own_checks='ok', nat_fault='net.ipv4.ip_forward is 0'),
     at_peace((SELF, NOBODY), 500.0).is_refused(1, 1.0),
     at_peace((SELF, NOBODY), 500.0).sees(0.0, (UNKNOWN, NOBODY)),
-    at_peace((NOBODY, PEER), 500.0).claims(5.0, TABLE).sees(0.0, PEER),  # EC2 contradicts what has come here
+    at_peace((SELF, NOBODY), 500.0).claims(5.0, TABLE).sees(0.0, (PEER, NOBODY)),  # EC2 contradicts what has come
 ], ids=range(4))
 def test_row_5_nothing_is_claimed_that_should_wait(story: Story) -> None:
     assert story.judged().claims == ()
@@ -236,7 +238,7 @@ def test_row_5_a_primary_that_starts_claims_from_whoever_has_it(holders: Holders
 
     assert (decision.claims, decision.step) == (claims, '')
     assert decision.again == (SOON if claims else LOOK_INTERVAL)
-    assert not claims or 'is the primary and has started' in decision.why
+    assert not claims or f'is the primary and has started: claiming {" and ".join(claims)}' in decision.why
 
 
 def test_row_5_it_claims_each_part_until_that_has_come_here_once() -> None:
@@ -271,7 +273,7 @@ def test_the_heir_has_a_table_else_the_address_else_it_is_the_primary(
 def test_where_both_have_a_table_both_call_the_primary_heir(primary: bool, heir: str) -> None:
     memory = Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER})
 
-    assert memory.heir == heir
+    assert (memory.heir, memory.address_may_come) == (heir, heir == SELF)
 
 
 @pytest.mark.parametrize('holders, may', [
@@ -420,6 +422,12 @@ def test_row_8_what_came_a_moment_ago_is_believed_to_be_here(ago: float, claims:
         assert fell_silent(30.0).claims(ago, *parts).sees(0.0, PEER, peer_state='stopped').judged().claims == claims
 
 
+def test_row_8_what_is_seen_here_for_a_moment_is_believed_too_each_time_that_it_comes() -> None:
+    for ago, claims in ((9.9, ()), (10.0, BOTH)):
+        story = fell_silent(60.0).claims(50.0).sees(30.0, OTHER).sees(ago, SELF)
+        assert story.sees(0.0, PEER, peer_state='stopped').judged().claims == claims
+
+
 def test_row_8_where_ec2_does_not_tell_all_the_part_that_came_in_this_silence_is_here() -> None:
     taking = fell_silent(60.0).claims(30.0, TABLE)
 
@@ -469,6 +477,7 @@ def test_rows_10_and_11_a_step_is_tried_later_and_later_up_to_ten_minutes(
 
 def test_row_10_a_start_that_failed_before_the_peer_last_answered_counts_no_more() -> None:
     assert fell_silent(20.0, SELF, peer_state='stopped').asks_for(START, 21.0).judged().step == START
+    assert fell_silent(90.0, SELF, peer_state='stopped').asks_for(STOP, 1.0).judged().step == START
     assert 'EC2 tells no reason' in fell_silent(90.0, SELF, peer_state='stopped').asks_for(START, 1.0).judged().why
 
 
@@ -515,6 +524,14 @@ def test_row_15_a_refused_stop_is_tried_later_and_later_too(ago: Any, due: bool)
     assert (story.judged().step == STOP) is due
 
 
+@pytest.mark.parametrize('refused, forced, step', [(59.9, 200.0, ''), (60.0, 200.0, STOP), (60.0, 1.0, STOP)])
+def test_row_15_a_stop_waits_for_both_and_one_that_was_forced_is_no_further_one(
+        refused: float, forced: float, step: str) -> None:
+    story = fell_silent(500.0, SELF).asks_for(STOP, 400.0, accepted=False).asks_for(FORCE, forced, accepted=False)
+
+    assert story.asks_for(STOP, refused, accepted=False, refused=True).judged().step == step
+
+
 def test_row_15_a_stop_without_an_answer_may_have_been_taken() -> None:
     story = fell_silent(400.0, SELF).asks_for(STOP, 299.0, accepted=False)
 
@@ -539,10 +556,18 @@ def test_row_16_nobody_is_stopped_before_both_must_have_seen_what_either_does(wa
         assert watching(fell_silent(200.0, SELF, until=100.0), since).watches(since, SELF).judged().step == step
 
 
-def test_row_16_observations_up_to_eighteen_seconds_apart_have_no_gap() -> None:
-    story = fell_silent(200.0, SELF, until=100.0).watches(90.0, SELF, until=38.0).watches(20.0, SELF)
+@pytest.mark.parametrize('ping_timeout, apart', [(1.0, 18.0), (2.0, 21.0)])
+def test_row_16_observations_fifteen_seconds_and_three_pings_apart_have_no_gap(
+        ping_timeout: float, apart: float) -> None:
+    story = fell_silent(200.0, SELF, until=100.0)
+    story.settings = dataclasses.replace(SETTINGS, ping_timeout=ping_timeout)
 
-    assert story.judged().step == STOP
+    assert story.watches(90.0, SELF, until=20.0 + apart).watches(20.0, SELF).judged().step == STOP
+
+
+def test_row_16_a_claim_changes_who_holds_and_one_of_what_is_here_does_not() -> None:
+    assert fell_silent(200.0, PEER).claims(20.0).watches(19.0, SELF).judged().step == ''
+    assert fell_silent(200.0, SELF).claims(20.0).watches(19.0, SELF).judged().step == STOP
 
 
 def test_row_16_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
