@@ -31,7 +31,7 @@ NOT_EXECUTED = {
 def test_every_command_block_has_a_title_and_is_run_or_listed_as_not_run() -> None:
     blocks = command_blocks()
 
-    assert len(blocks) == README.count('[source,')
+    assert len(blocks) == README.count('[source,bash')
     assert all(block.title for block in blocks)
     assert {block.title for block in blocks if not block.run} == set(NOT_EXECUTED)
     assert {block.run for block in blocks} <= {'', 'aws', 'host', 'primary'}
@@ -193,6 +193,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     operator.follow('Fail-back')
     lab.wait_until(lambda: primary.logged(f'{ELASTIC_IP} is at {primary.id} now', before), 15, 'it claims again')
 
+    assert 'FAIL' not in operator.follow('Status')
     operator.follow('Stop')
     lab.wait_until(lambda: primary.monitor_pid is None and secondary.monitor_pid is None, 5, 'no monitor runs')
     for instance in (primary, secondary):

@@ -226,8 +226,8 @@ def test_row_5_nothing_is_claimed_that_should_wait(story: Story) -> None:
     assert story.judged().claims == ()
 
 
-def test_row_5_who_cannot_nat_looks_again_soon() -> None:
-    assert at_peace(PEER, 500.0, nat_fault='net.ipv4.ip_forward is 0').judged().again == SOON
+def test_row_5_who_cannot_nat_looks_again_as_seldom_as_ever() -> None:
+    assert at_peace(PEER, 500.0, nat_fault='net.ipv4.ip_forward is 0').judged().again == LOOK_INTERVAL
 
 
 @pytest.mark.parametrize('holders, claims', [
