@@ -8,7 +8,7 @@ from requests import RequestException
 
 from nat_monitor import (
     AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LATER, LATEST_EFFECT, LATEST_READ, LOOK_INTERVAL, MOVE_DEADLINE,
-    PROBE_INTERVAL, REMEMBERED)
+    PROBE_INTERVAL, REMEMBERED, UNARBITRATED)
 
 from .cloud import PATIENCE
 
@@ -112,6 +112,13 @@ def never_both_stopped(world: World) -> None:
         broken('1: both instances are stopped by the monitors')
 
 
+def passes_its_checks(world: World, one: Instance) -> bool:
+    """Tell whether the peer runs and passes its checks, and EC2 has told so within WAIT_FOR_INSTANCE_START."""
+    peer, record = world.peer(one), world.records[one.name]
+    return (peer.state, peer.checks) == world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and (
+        world.hub.now - record.checks_at < world.settings.wait_for_instance_start)
+
+
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
     """Tell whether a claim belongs to the start of the primary, or may be made though the peer answers pings.
 
@@ -132,9 +139,7 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
         record, peer = world.records[one.name], world.peer(one)
-        if record.answered_at < record.started_at and (peer.state, peer.checks) == ('running', 'ok') and (
-                world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and name in CLAIMS) and (
-                world.hub.now - record.checks_at < world.settings.wait_for_instance_start):
+        if record.answered_at < record.started_at and name in CLAIMS and passes_its_checks(world, one):
             broken(f'2: {one.name} calls {name} against a peer that it never heard, and whose checks pass')
         since, wanted = world.hub.now - record.answered_at, world.settings.num_pings
         if since < silence - 0.001:
@@ -422,8 +427,7 @@ def who_is_worked_on_is_left_alone(world: World, one: Instance, name: str) -> No
             broken(f'9: {one.name} calls {name}, and both are under maintenance')
         if record.misses < world.settings.num_pings and peer.state == 'running':
             broken(f'9: {one.name} calls {name} under maintenance, and its peer is not silent')
-        if record.answered_at < record.started_at and world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and (
-                world.hub.now - record.checks_at < world.settings.wait_for_instance_start):
+        if record.answered_at < record.started_at and passes_its_checks(world, one):
             broken(f'9: {one.name} calls {name} under maintenance, and its peer passes its checks')
 
 
@@ -441,20 +445,19 @@ def hands_over_for_maintenance(world: World) -> None:
 
 
 def is_restarted(world: World) -> None:
-    """6. A peer that is stopped is started soon, also where EC2 refuses every claim; later and later if that fails."""
-    from .pair import EC2
+    """6. A peer that is stopped, or dead for long, is restarted, also where EC2 refuses every claim.
+
+    What was tried before is tried later and later.
+    """
     for one in world.instances:
-        peer, record = world.peer(one), world.records.get(one.name)
-        lasted = world.watch.lasts(f'{peer.name} is stopped', (
-            peer.state == 'stopped' and record is not None and one.process is not None and not one.process.suspended
-            and one.state == 'running' and not world.cloud.tagged and not any(
-                world.fault(kind, one) for kind in EC2 + ('cut EC2', 'cut off') if kind != 'forbid')
-            and not world.forbidden(one).startswith(('describe', 'start'))
-            and world.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)), world.hub.now)
-        if record and lasted and world.hub.now - record.steps.get('start_instances', -1e9) > 660.0:
-            world.watch.worst('6: not started', lasted)
-            if lasted > 3 * world.settings.wait_for_instance_stop + LATER:
-                broken(f'6: {peer.name} has been stopped for {lasted:.0f} s, and {one.name} does not start it')
+        peer, record, now = world.peer(one), world.records.get(one.name), world.hub.now
+        stopped, dead = peer.state == 'stopped', peer.dead and (peer.state, peer.checks) == ('running', 'impaired')
+        lasted = world.watch.lasts(f'{peer.name} is to be restarted', (stopped or dead) and world.may_restart(one), now)
+        if not record or not lasted or now - max([-1e9, *record.steps.values()]) < AN_HOUR:
+            continue
+        world.watch.worst('6: not restarted', lasted)
+        if lasted > world.settings.wait_for_instance_stop * 3 + LATER + (UNARBITRATED if dead else 0.0):
+            broken(f'6: {one.name} does not restart its peer, which is {peer.state}, in {lasted:.0f} s')
 
 
 def has_failed_back(world: World) -> bool:

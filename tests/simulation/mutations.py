@@ -60,8 +60,6 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 8: never takes over': ('schedules', (('if seen.nat_fault or hopeless else memory.left(seen)', ''),)),
     'row 8: claims for ever what EC2 refuses': ('denied', (
         ('if left and memory.refusals < wait_stop / CLAIM_RETRY:', 'if left:'),)),
-    'row 8: claims without a pause': ('denied', (
-        ("+ ' and '.join(left), CLAIM_RETRY, due)", "+ ' and '.join(left), 0.0, left)"),)),
     'row 8: claims while it cannot NAT': ('schedules', (('if seen.nat_fault or hopeless else', 'if hopeless else'),)),
     'row 9: goes on though EC2 does not tell the states': ('silent_checks', (
         ('if not seen.peer_state or not seen.own_state:', 'if False:'),)),

@@ -577,6 +577,13 @@ class World:
                 and not (self.active and any(self.hinders(self.fault(kind, one)) for kind in EC2 + ('cut EC2',)))
                 and not (one.id in self.cloud.tagged and (self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
 
+    def may_restart(self, one: Instance) -> bool:
+        """Tell whether this monitor has all it needs to restart its peer, even if it may not claim."""
+        return (one.process is not None and not one.process.suspended and one.state == 'running'
+                and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at) and not self.cloud.tagged
+                and not any(self.fault(kind, one) for kind in EC2 + ('cut EC2', 'cut off') if kind != 'forbid')
+                and not self.forbidden(one).startswith(('describe', 'stop', 'start')))
+
     def is_settled(self) -> bool:
         """Tell whether both run, one holds everything, and nothing but looks has been called for two minutes."""
         holder = self.holder()
@@ -585,7 +592,8 @@ class World:
         if any(one.state == 'terminated' for one in self.instances):
             return any(one.process for one in self.instances)
         return self.hub.now - self.quiet_at >= 120.0 and invariants.has_failed_back(self) and all(
-            self.is_able(one) and self.records[one.name].answered_at > self.records[one.name].started_at
+            self.is_able(one) and one.checks == 'ok'
+            and self.records[one.name].answered_at > self.records[one.name].started_at
             for one in self.instances)
 
     # A run

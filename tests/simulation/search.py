@@ -51,7 +51,7 @@ deaf = after(faults('cut peer', 'block ping'), trouble, st.integers(0, 40))  # t
 denied = st.builds(  # a role that may not do all, and something else
     lambda forbidden, others: [forbidden, *(other._replace(at=100 + other.at % 200) for other in others)],
     st.builds(Fault, st.integers(0, 200), st.just('forbid'), st.sampled_from(WHO),
-              st.sampled_from((100, 400, 800)), st.integers(0, 8)),
+              st.sampled_from((100, 400, 800, 1600)), st.integers(0, 8)),
     st.lists(st.one_of(any_fault, faults('cut peer', 'block ping', *SOMEBODY)), min_size=1, max_size=3))
 loss = st.lists(faults('loss', how=st.integers(5, 20)), min_size=1, max_size=4)
 heavy_loss = st.lists(faults('loss', how=st.integers(30, 99)), min_size=1, max_size=2)
