@@ -670,8 +670,8 @@ def test_nobody_is_pinged_before_ec2_has_told_its_address() -> None:
 
 def test_a_clock_that_is_wrong_is_told() -> None:
     scene, date = at_rest(), email.utils.formatdate(time.time() + 3600.0)
-    scene.cloud.errors['describe_instance_status'] = [ClientError({'Error': {'Code': 'RequestExpired'}, (
-        'ResponseMetadata'): {'HTTPHeaders': {'date': date}}}, 'Call')]
+    answer: Any = {'Error': {'Code': 'RequestExpired'}, 'ResponseMetadata': {'HTTPHeaders': {'date': date}}}
+    scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
 
     scene.run(250.0)
 
