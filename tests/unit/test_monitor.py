@@ -99,6 +99,7 @@ class Cloud:
         self.routes[RouteTableId] = InstanceId
 
     def on_associate_address(self, AllocationId: str, InstanceId: str, AllowReassociation: bool) -> None:
+        assert AllowReassociation and AllocationId == 'eipalloc-1'
         self.owner = InstanceId
 
     def on_stop_instances(self, InstanceIds: List[str], **_: Any) -> None:
@@ -434,6 +435,7 @@ def test_the_end_of_a_silence_is_told_and_that_the_peer_is_back() -> None:
     scene.silence(lasts=1.5)
     scene.run(20.0)
     assert scene.said('answers again') == 1
+    assert all(message for _, message in scene.lines)
 
 
 # Claims
@@ -450,6 +452,7 @@ def test_a_claim_moves_tables_and_address_at_the_same_moment() -> None:
     claimed = scene.claims()[0]
     assert any(claimed < at < scene.questions(since=claimed)[0] for at in scene.cloud.closed)
     assert scene.said(f'taking over {TABLE} and {SECOND} and {ADDRESS}') == 1
+    assert not scene.said('could not be moved')
 
 
 def test_the_address_waits_for_a_table_that_was_refused() -> None:
@@ -560,6 +563,7 @@ def test_a_peer_that_stays_silent_is_stopped_started_and_awaited() -> None:
     begins = scene.silence()
     scene.run(50.0)
     assert not scene.steps() and not scene.monitor.left_stopped
+    assert scene.said(f'{PRIMARY} is to be stopped if it stays silent') == 1  # a reason is told when it is news
 
     scene.run(25.0)
     assert scene.steps() == ['stop_instances']
@@ -754,7 +758,9 @@ def test_a_part_outside_the_pair_is_told_unless_this_start_claims_it() -> None:
     assert not scene.said('outside the pair') and scene.cloud.owner == PRIMARY
     assert scene.said(f'{TABLE} is at {PRIMARY} now') == 1
     scene = Scene(holder=OUTSIDE).run(300.0)
-    assert scene.said(f'{TABLE} is at something outside the pair') == 1
+    assert scene.said(f'{TABLE} is at something outside the pair') == 1 and not scene.said('holds tables')
+    scene = Scene(primary=True, holder=PRIMARY).run(10.0)
+    assert scene.said(f'{PRIMARY} holds tables and address') == 1
 
 
 def test_who_this_is_is_asked_for_as_long_as_it_takes() -> None:
@@ -822,6 +828,19 @@ def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str,
     assert not code or scene.said('over after') == denied
 
 
+def test_nothing_is_rehearsed_while_the_peer_is_silent() -> None:
+    scene = Scene()
+    scene.cloud.errors['start_instances'] = refusal('UnauthorizedOperation')
+    scene.run(50.0).cloud.calls.clear()
+    scene.silence()
+    scene.cloud.state[PRIMARY] = 'terminated'
+
+    scene.run(200.0)
+
+    assert not [each for each in scene.cloud.calls if each.how.get('DryRun')]
+    assert scene.said('is gone (EC2 calls it terminated)') == 1
+
+
 # Probes
 
 def probing(**settings: Any) -> Scene:
@@ -882,6 +901,21 @@ def test_a_peer_that_forwards_no_more_is_relieved_after_probes_beside_it_and_ec2
     assert scene.said(f'{PRIMARY} answers pings, but lost 3 probes in a row') == 1
     assert scene.said(f'a packet through {PRIMARY} to {TARGET} did not come back: probing again') == 1
     assert not scene.steps() and max(b - a for a, b in zip(scene.pings, scene.pings[1:])) < 0.27
+
+
+def test_a_peer_that_was_given_back_what_it_had_is_not_relieved_again_within_the_hour() -> None:
+    scene = probing()
+    scene.probed = lambda now, through: not through
+    scene.run(20.0)
+    scene.cloud.routes[TABLE] = scene.cloud.owner = PRIMARY
+    scene.monitor.look_now()
+    scene.probed = lambda now, through: True
+    since = scene.run(60.0).now
+    scene.probed = lambda now, through: not through
+
+    scene.run(600.0)
+
+    assert not scene.claims(since) and len(scene.probes) > 100
 
 
 @pytest.mark.parametrize('own_way', [False, OwnFault('no route')])
