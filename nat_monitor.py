@@ -1489,7 +1489,7 @@ class Memory:
         self.owed.clear()
         came_at = self.here_at.get(part, NEVER)
         if self.unheard_at < came_at:
-            patience = (AN_HOUR if came_at > self.silent_at else
+            patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else
                         settings.wait_for_instance_start if self.seen_at > self.silent_at else
                         settings.wait_for_instance_stop)
             self.aside_until = max(self.seen_at, came_at) + patience
@@ -1641,7 +1641,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
                         claims=due)
     # 16
     watched = seen.asked_at - max(memory.watched_at, memory.changed_at)
-    if not seen.is_complete or silence < wait_stop or watched < settings.settling:
+    if silence < wait_stop or watched < settings.settling:
         return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
                         'as this may be a hiccup or a reboot', claims=due)
     # 17

@@ -28,7 +28,7 @@ ENVIRONMENT = {**os.environ, 'PATH': os.environ.get('PATH', '/usr/bin:/bin') + '
 
 # The holder of a node's namespaces is the init process of its PID namespace. It ends with the pipe to the process
 # that made it, and everything in the namespace with it. Ignoring SIGCHLD, it leaves no zombies.
-HOLD = 'trap "" CHLD; echo ready; exec cat >/dev/null'
+HOLD = 'echo ready; exec env --ignore-signal=CHLD cat >/dev/null'
 
 OPEN_SOCKET = '''
 import socket, sys

@@ -162,11 +162,11 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
     'changed_at: not by its own claims': ('hardest', (('            self.changed_at = now\n', ''),)),
     'seen_at: gaps are ignored': ('schedules', (
-        ('if not seen.is_complete or seen.asked_at - self.seen_at > GAP', 'if not seen.is_complete or 0.0 > GAP'),)),
+        ('elif gap or self.watched_at == math.inf:', 'elif self.watched_at == math.inf:'),)),
     'watched_at: what is not complete is watched, too': ('schedules', (
-        ('if not seen.is_complete or seen.asked_at - self.seen_at', 'if seen.asked_at - self.seen_at'),)),
+        ('if not seen.is_complete:\n            self.watched_at = math.inf', 'if False:\n            pass'),)),
     'aside_until: a minute only': ('contests', (
-        ('patience = (AN_HOUR if came_at > self.silent_at else',
+        ('patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else',
          'patience = (settings.wait_for_instance_stop if came_at > self.silent_at else'),)),
     'aside_until: for a peer that has been down meanwhile': ('schedules', (
         ('        if self.unheard_at < came_at:\n', '        if True:\n'),)),
@@ -189,8 +189,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if step.at - one.at < REMEMBERED] + [step]', 'if False] + [step]'),)),
     # A take-over
     'left: claims though EC2 contradicts': ('contests', (
-        ('        if any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)',
-         '        if any(False and holder'),)),
+        ('        if self.is_contradicted(seen):', '        if False:'),)),
     'left: claims what was given to something outside the pair': ('schedules', (
         ('if holder in (PEER, NOBODY))', 'if holder in (PEER, NOBODY, OTHER))'),)),
     'left: claims what was given to something outside, as far as is known': ('schedules', (
@@ -233,8 +232,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if self.misses in (1, self.threshold - 1):', 'if self.misses == self.threshold:'),)),
     'loop: never looks': ('schedules', (('LOOK_INTERVAL = 120.0 ', 'LOOK_INTERVAL = 1e9 '),)),
     'loop: an observation serves more than once': ('schedules', (
-        ('        self.observation = None\n        self.ask_at = now + decision.again',
-         '        self.ask_at = now + decision.again'),)),
+        ('        self.observation = None\n        if self.ask_at != NEVER', '        if self.ask_at != NEVER'),)),
     'EC2: keeps a client that has no credentials': ('schedules', (
         ('self.client = None  # a new one', 'pass  # a new one'),)),
     'EC2: keeps connections that a move of the address has killed': ('schedules', (
