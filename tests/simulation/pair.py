@@ -532,7 +532,7 @@ class World:
     def skip(self, horizon: float) -> None:
         """Leave out pings and probes of a stretch in which all are answered and nothing falls due."""
         naps = []
-        left_out = ('next_ping_at', *(['probe_at'] if all(map(self.goes_through, self.instances)) else []))
+        probes_fail = self.schedule.probes and not all(map(self.goes_through, self.instances))
         for one in self.instances:
             if one.process and not one.process.suspended:
                 if not one.process.nap or not self.hears(one) or self.fault('loss', one):
@@ -540,8 +540,11 @@ class World:
                 if self.fault('cut off', one):
                     return
                 naps.append(one)
-                horizon = min([horizon] + [due for name, due in vars(one.monitor).items() if name.endswith('_at')
-                                           and name not in left_out and due is not None and due > self.hub.now])
+                horizon = min([horizon] + [
+                    due for name, due in vars(one.monitor).items() if name.endswith('_at')
+                    and name not in ('next_ping_at', 'probe_at') and due is not None and due > self.hub.now])
+                if probes_fail:  # one may be overdue, and waits for the next ping
+                    horizon = min(horizon, max(self.hub.now, one.monitor.probe_at))
         for one in naps:
             assert one.process and one.process.nap
             due, thread, ticket = one.process.nap
