@@ -138,7 +138,7 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
     silence = world.settings.num_pings * world.settings.ping_timeout
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
-        record, peer = world.records[one.name], world.peer(one)
+        record = world.records[one.name]
         if record.answered_at < record.started_at and name in CLAIMS and passes_its_checks(world, one):
             broken(f'2: {one.name} calls {name} against a peer that it never heard, and whose checks pass')
         since, wanted = world.hub.now - record.answered_at, world.settings.num_pings

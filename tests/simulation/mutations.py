@@ -80,8 +80,6 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 15: a refused stop is tried at once again': ('denied', (
         ('return max(refused_at, stops[-1] + spacing)', 'return stops[-1] + spacing'),
         ('        if not stops:\n            return refused_at', '        if not stops:\n            return NEVER'))),
-    'row 16: stops though the observation is not complete': ('schedules', (
-        ('if not seen.is_complete or silence', 'if silence'),)),
     'row 16: stops for a hiccup': ('hiccups', (('silence < wait_stop or', ''),)),
     'row 16: ignores that what it sees has not settled': ('hardest', (('or watched < settings.settling:', ':'),)),
     'row 16: settles for as long as a call takes': ('hardest', (

@@ -585,6 +585,7 @@ class World:
         return (one.process is not None and not one.process.suspended and one.state == 'running'
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at) and not self.cloud.tagged
                 and not any(self.fault(kind, one) for kind in EC2 + ('cut EC2', 'cut off') if kind != 'forbid')
+                and not self.fault('left out', self.peer(one))  # EC2 does not tell it of that one
                 and not self.forbidden(one).startswith(('describe', 'stop', 'start')))
 
     def is_settled(self) -> bool:

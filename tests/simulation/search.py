@@ -71,13 +71,14 @@ work = after(faults(*TAG, lasts=st.integers(10, 600)),  # somebody works on one 
 silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing for long
     lambda mute, others: [mute, *(other._replace(at=100 + other.at % 60) for other in others)],
     st.builds(Fault, st.integers(0, 150), st.sampled_from(('no data', 'left out')), st.sampled_from(WHO),
-              st.just(3600)),
+              st.just(3600), st.just(0)),
     st.lists(faults('crash', 'kill', 'hang', 'reboot'), min_size=1, max_size=3))
 deaf_and_dead = st.builds(  # two that live and may not stop each other, and one dies
     lambda *found: list(found), st.builds(Fault, st.just(200), st.sampled_from(('cut peer', 'block ping')),
-                                          st.sampled_from(WHO), st.just(3600)),
+                                          st.sampled_from(WHO), st.just(3600), st.just(0)),
     st.builds(Fault, st.just(190), st.just('forbid'), st.just(BOTH), st.just(3700), st.just(6)),
-    st.builds(Fault, st.integers(205, 2000), st.sampled_from(('crash', 'stop')), st.sampled_from(WHO[:2])))
+    st.builds(Fault, st.integers(205, 2000), st.sampled_from(('crash', 'stop')), st.sampled_from(WHO[:2]),
+              st.just(0), st.just(0)))
 stillborn = st.builds(  # one is restarted, and dies again before its peer can hear it
     lambda who, cut, dies: [Fault(100, 'crash', who), Fault(cut, 'cut peer', lasts=900),
                             *(Fault(cut + later, 'crash', who) for later in dies)],
@@ -111,7 +112,7 @@ contests = st.builds(
         (mute, *forbidden, *(fault._replace(at=200 + fault.at % 40, lasts=min(fault.lasts, 60)) for fault in first)),
         conditions, seed, Pace(), phase, 'contest'),
     st.builds(Fault, st.just(200), st.sampled_from(('cut peer', 'block ping')), st.sampled_from(WHO),
-              st.just(10800)),
+              st.just(10800), st.just(0)),
     st.lists(st.builds(Fault, st.just(190), st.just('forbid'), st.sampled_from(WHO), st.just(11000),
                        st.integers(0, 8)), max_size=3),
     st.lists(faults(*EC2, 'cut EC2'), max_size=1), conditions, st.integers(0, 1 << 16), phases)
