@@ -5,8 +5,6 @@ import struct
 import threading
 from typing import Any, Iterator, List, Optional
 
-import pytest
-
 from .lab import ENDPOINT, Lab
 from .lab.lab import Instance
 from .lab.network import NAME_SERVER
@@ -31,11 +29,6 @@ results = monitor.run_together({'stop': lambda: client.stop_instances(InstanceId
 print(round(time.monotonic() - started_at, 1), monitor.failures_in(results), flush=True)
 time.sleep(60)
 '''
-
-
-@pytest.fixture
-def python(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption('--monitor-python'))
 
 
 class Stop:

@@ -14,11 +14,6 @@ SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.4, 'WAIT_FOR_INSTANCE_STOP': 20, '
 NOTIFY = '#!/bin/sh\necho "$1 $2" >> /run/told\n'
 
 
-@pytest.fixture
-def python(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption('--monitor-python'))
-
-
 def status(instance: Instance) -> Any:
     """Return the exit code of --status there, and the lines that are not fine."""
     done = instance.run(*instance.monitor_command, '--status')

@@ -14,11 +14,6 @@ from tests.test_failover import SETTINGS, during, has_rehearsed, looks_of_the_st
 LOG = '/var/log/nat_monitor.log'
 
 
-@pytest.fixture
-def python(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption('--monitor-python'))
-
-
 def quiet_lab(python: str, **how: Any) -> Lab:
     """Return a lab in which no monitor runs yet."""
     return Lab(SETTINGS, python=python, start=False, **how)

@@ -292,7 +292,7 @@ def robbed(lost: float, held: str = 'long', **told: Any) -> Story:
     return story.watches(1100.0, SELF, until=lost).sees(0.0, PEER, **told)
 
 
-@pytest.mark.parametrize('held, patience', [('before the silence', 60.0), ('long', 300.0), ('came', HOUR)])
+@pytest.mark.parametrize('held, patience', [('before the silence', 60.0), ('long', 300.0), ('came', HOUR + 20.0)])
 def test_row_6_who_was_robbed_by_a_silent_peer_stands_aside(held: str, patience: float) -> None:
     if held == 'came':
         story = Story().hears(9000.0).sees(8900.0, PEER).misses(8800.0).claims(patience).sees(patience - 15.0, PEER)
