@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator
 
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ELASTIC_IP
-from tests.lab.traffic import LATE
+from tests.lab.traffic import LATE, Connections
 from tests.test_failover import called, serves
 
 SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4, 'WAIT_FOR_INSTANCE_STOP': 20,
@@ -43,11 +43,14 @@ def restarted_nobody(lab: Lab) -> bool:
 
 
 def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python: str) -> None:
-    with pair(python) as lab:
+    with pair(python) as lab, Connections(lab.network, 20) as connections:
+        lab.wait_until(lambda: connections.alive(0.0) == 20, 10, 'all connections are alive')
         since = time.monotonic()
         lab.ec2.tag('primary', TAG)
         look(lab.secondary)
         serves(lab, lab.secondary)
+        served_at = time.monotonic()
+        lab.wait_until(lambda: connections.alive(served_at) == 20, 20, 'all connections have survived the move')
         assert called(lab, lab.primary, since) == []
         has_looked(lab, lab.primary, 'it claims nothing')
 

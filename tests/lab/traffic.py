@@ -258,4 +258,5 @@ class Connections:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end(self._process)
+        self._process.kill()  # what it has started ends with the lab; the reader waits for that
+        self._process.wait()
