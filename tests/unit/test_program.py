@@ -183,15 +183,6 @@ fsfreeze --freeze probed
 fsfreeze --unfreeze probed
 umount probed
 '''
-FREEZE_PROBE = '''
-truncate -s 16M probe
-mkfs.ext4 -q probe
-mkdir probed
-mount -o loop probe probed
-fsfreeze --freeze probed
-fsfreeze --unfreeze probed
-umount probed
-'''
 FROZEN = '''
 truncate -s 16M image
 mkfs.ext4 -q image
