@@ -746,13 +746,6 @@ def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, Ins
         for reservation in answer['Reservations'] for one in reservation['Instances']}
 
 
-def describe_private_address(client: EC2Client, instance_id: str) -> str:
-    """Return the instance's private address, '' if it has none (terminated, or unknown to EC2)."""
-    found = client.describe_instances(
-        Filters=[{'Name': 'instance-id', 'Values': [instance_id]}])['Reservations']
-    return found[0]['Instances'][0].get('PrivateIpAddress', '') if found else ''
-
-
 def holder_of(thing: Any, own_id: str, peer_id: str,
               interfaces: Optional[Dict[str, str]] = None) -> str:
     """Return who of the pair a route or an address points to.
@@ -2086,7 +2079,7 @@ class Monitor:
 
 # The check ----------------------------------------------------------------------------------------
 
-FINE, WARN, FAIL, UNKNOWN = 'ok', 'warn', 'FAIL', 'unknown'
+FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
 OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
 FRESH = 3 * STATUS_INTERVAL
@@ -2217,7 +2210,7 @@ class Check:
             self.say(False, what, about, in_words(fault), 'ip route')
         except Exception as error:
             remedy = self.allow if code_of(error) in DENIED else AGAIN
-            self.say(False, what, about, in_words(error), remedy, UNKNOWN)
+            self.say(False, what, about, in_words(error), remedy, UNSURE)
 
     def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '',
             otherwise: str = FAIL) -> None:
@@ -2268,11 +2261,11 @@ class Check:
         sure, words = min(told, key=lambda one: (False, None, True).index(one[0]))
         remedy = LIST_RULES if host.forwards == '1' else (
             'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNKNOWN)
+        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNSURE)
         for network in networks:
             sure, words = host.masquerading(network)
             self.say(bool(sure), 'masquerading', str(network or ''), words,
-                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNKNOWN)))
+                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNSURE)))
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
@@ -2293,7 +2286,7 @@ class Check:
                    'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
         if others and not jobs:
             self.say(False, 'cron job', '', f'{min(others)} (whether this starts the monitor at '
-                     'boot cannot be told)', f'{install}  # and remove that', UNKNOWN)
+                     'boot cannot be told)', f'{install}  # and remove that', UNSURE)
         else:
             none = 'none that cron accepts starts the monitor at boot'
             self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
@@ -2428,7 +2421,7 @@ class Check:
             self.attempt('permission', name.split()[0], self.check_permission, name)
         if address and address not in self.things:
             self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there',
-                     AGAIN, UNKNOWN)
+                     AGAIN, UNSURE)
         for what, ids, check in (('instance', pair, self.check_instance),
                                  ('route table', tables, self.check_table),
                                  ('Elastic IP', settings.parts[len(tables):], self.check_address)):
@@ -2600,7 +2593,7 @@ class Check:
         address = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
         if not address:
             raise NoAnswer('it needs its private address from EC2')
-        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNKNOWN
+        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNSURE
         remedy = 'nat_monitor.py --check  # there'
         try:
             through = probe(target, address)
