@@ -80,6 +80,7 @@ CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
 MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost
+CONNECTIONS = 16           # at the same time: of more, the handshakes take longer than they save
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
@@ -96,7 +97,7 @@ PATIENCE = LOOK_INTERVAL + 30.0  # for the heir to bring together what is apart,
 UNARBITRATED = 360.0       # of silence and failed checks until one that holds nothing may stop
 AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
-REHEARSED_AT_ONCE = 10     # calls
+REHEARSED_AT_ONCE = 4      # calls: as many connections as a look has opened
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
 
@@ -583,20 +584,24 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                  meanwhile: Optional[Callable[[], Optional[float]]] = None) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    An answer that takes longer than `timeout` seconds gives NoAnswer, and its thread is left to
-    itself, for no time-out of the libraries covers name resolution.  `meanwhile` runs on the
-    calling thread, at first at once, then as long as answers are outstanding; it returns the
-    seconds for which it need not be called again.  It may take long: what came in time counts.
+    They begin in their order, CONNECTIONS at a time.  An answer that takes longer than `timeout`
+    seconds gives NoAnswer, and its thread is left to itself, for no time-out of the libraries
+    covers name resolution.  `meanwhile` runs on the calling thread, at first at once, then as long
+    as answers are outstanding; it returns the seconds for which it need not be called again.  It
+    may take long: what came in time counts.
     """
     done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
 
-    def make(name: str, call: Callable[[], Any]) -> None:
+    def make_some() -> None:
         in_call.deadline = deadline
-        try:
-            result = call()
-        except Exception as error:
-            result = error
-        done.put((name, result, time.monotonic()))
+        for name, call in waiting:
+            if time.monotonic() > deadline:
+                break
+            try:
+                result = call()
+            except Exception as error:
+                result = error
+            done.put((name, result, time.monotonic()))
 
     def next_due() -> float:
         pause = meanwhile() if meanwhile else None
@@ -604,10 +609,12 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 
     deadline = time.monotonic() + timeout
     results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
-    for name, call in calls.items():
-        try:
-            threading.Thread(target=make, args=(name, call), daemon=True).start()
-        except RuntimeError as error:  # no memory for a thread
+    waiting = iter(tuple(calls.items()))  # one for all threads
+    try:
+        for _ in range(min(len(calls), CONNECTIONS)):
+            threading.Thread(target=make_some, daemon=True).start()
+    except RuntimeError as error:  # no memory for a thread
+        for name, _ in waiting:
             done.put((name, error, time.monotonic()))
     due_at, outstanding = next_due() if calls else math.inf, len(calls)
     while outstanding:
@@ -649,7 +656,7 @@ def connect(region: str) -> EC2Client:
         'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
             retries={'mode': 'standard', 'total_max_attempts': 1},
-            max_pool_connections=100))  # as many calls side by side
+            max_pool_connections=CONNECTIONS))
     client.meta.events.register('after-call.ec2', refuse_foreign_answer)
     return client
 
@@ -1943,8 +1950,9 @@ class Monitor:
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
-        Alone the address would part from the route: once EC2 has refused something, it waits
-        until a table is here.
+        The address comes last, as its move can cut the connections of the calls that are not sent
+        yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
+        table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
@@ -1955,7 +1963,8 @@ class Monitor:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        deadline = MOVE_DEADLINE if address in calls else CALL_DEADLINE
+        rounds = math.ceil(len(calls) / CONNECTIONS)
+        deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
         results = self.ec2.call(calls, self.ping_meanwhile, deadline) if calls else {}
         for part, result in results.items():
             if not isinstance(result, Exception):
