@@ -27,7 +27,8 @@ SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2, 'WAI
 TIMES: Dict[str, Any] = {'latency': 0.15, 'pending': 0.5, 'boot': 1.0, 'job_delay': 0.2, 'stop': 1.0}
 TAG = 'nat_monitor_maintenance'
 ALLOWANCE = 1.0  # s, for a machine that is busy with other things, too
-LONGEST = 0.2 + 3 * 0.2 + TIMES['latency'] + ALLOWANCE  # s of an outage: the wait, three misses, a call
+# s of an outage by a crash: the wait, misses (the primary waits for twice as many), a call
+LONGEST = {who: 0.2 + misses * 0.2 + TIMES['latency'] + ALLOWANCE for who, misses in (('primary', 3), ('secondary', 6))}
 MOVE = 0.2 + ALLOWANCE  # s of packets that a planned move may lose, and that may get lost while nothing happens
 STOP_AFTER = 40.0  # s from a crash until the operator stops the instance; a monitor that may do so has by then
 BACK_WITHIN = 80.0  # s from a crash until both hear each other again
@@ -60,7 +61,7 @@ class Comparison(NamedTuple):
         return self.last - self.first > MAY_GROW[self.of]
 
     def __str__(self) -> str:
-        return (f'{self.what:32}{self.of:12}{self.first:9.0f}{self.last:9.0f}   '
+        return (f'{self.what:34}{self.of:12}{self.first:9.0f}{self.last:9.0f}   '
                 f'{"GROWN" if self.has_grown else "as before"} (n = {self.n})')
 
 
@@ -96,7 +97,7 @@ class Soak:
         self.begun_at = time.monotonic()
         self.samples: List[Sample] = []
         self.dying: Dict[bool, List[Sample]] = {True: [], False: []}  # by half: the last one of each that crashed
-        self.outages: List[float] = []  # of crashes
+        self.outages: Dict[str, List[float]] = {name: [] for name in LONGEST}  # by who crashed
         self.moves: List[float] = []  # outages of planned moves
         self.others: List[float] = []  # while nothing happened
         self.faults: List[str] = []
@@ -178,14 +179,15 @@ class Soak:
         at = instance.crash()
         self.serves(survivor)
         self.pause_until(time.monotonic() + LATE)
-        self.outages.append(lab.traffic.outage(at, time.monotonic() - LATE))
+        outage = lab.traffic.outage(at, time.monotonic() - LATE)
+        self.outages[instance.name].append(outage)
         self.until(lambda: instance.state != 'running' or time.monotonic() > at + STOP_AFTER, STOP_AFTER + 5,
                    'somebody stops it')
         by_operator = instance.state == 'running'
         if by_operator:
             lab.ec2.stop(instance.name)
         self.until(lambda: self.hear(lengths), at + BACK_WITHIN - time.monotonic(), f'the {instance.name} is back')
-        print(f'{(at - self.begun_at) / 60:5.1f} min: the {instance.name} crashes: outage {self.outages[-1]:.2f} s, '
+        print(f'{(at - self.begun_at) / 60:5.1f} min: the {instance.name} crashes: outage {outage:.2f} s, '
               f'stopped by {"the operator" if by_operator else "its peer"}, '
               f'both hear each other after {time.monotonic() - at:.0f} s', flush=True)
 
@@ -201,13 +203,14 @@ class Soak:
     def report(self) -> int:
         """Print what was seen; return the exit code."""
         comparisons = self.comparisons()
-        print(f'\n{"":32}{"":12}{"first":>9}{"last":>9}   quarter; resident memory in KiB')
+        print(f'\n{"":34}{"":12}{"first":>9}{"last":>9}   quarter; resident memory in KiB')
         print('\n'.join(map(str, comparisons)) or 'too few crashes to compare')
-        longest = [('outages by a crash', self.outages, LONGEST), ('outages by a planned move', self.moves, MOVE),
+        longest = [*((f'outages as the {name} crashed', self.outages[name], limit) for name, limit in LONGEST.items()),
+                   ('outages by a planned move', self.moves, MOVE),
                    ('outages while nothing happened', self.others, MOVE)]
         for what, values, limit in longest:
             if values:
-                print(f'{what:32}median {statistics.median(values):.2f} s, longest {max(values):.2f} s of at most '
+                print(f'{what:34}median {statistics.median(values):.2f} s, longest {max(values):.2f} s of at most '
                       f'{limit:.2f} s (n = {len(values)})')
         tracebacks = sum(instance.log.count('Traceback') for instance in self.lab.instances.values())
         self.faults += [f'{what}: too long' for what, values, limit in longest if max(values, default=0.0) > limit]
