@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
+from requests.certs import where
+
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
 from .metadata import Metadata
@@ -135,7 +137,8 @@ class Instance:
         program = self.node.root / SBIN / 'nat_monitor.py'
         program.write_bytes(self.lab.monitor.read_bytes())
         program.chmod(0o755)
-        (self.node.root / AUTHORITY).write_bytes(authority().cert_pem.bytes())
+        # Among those that every AWS client loads at each handshake: that takes its time.
+        (self.node.root / AUTHORITY).write_bytes(Path(where()).read_bytes() + authority().cert_pem.bytes())
         self.configure()
 
     # ---- its life, as EC2 wants it
