@@ -261,7 +261,7 @@ def test_a_take_over_is_done_soon_after_the_api_returns(python: str, kind: str) 
             with lab.ec2.injected(kind):
                 lab.stays(lambda: lab.holds(lab.primary), 12, 'the API does nothing')
 
-        serves(lab, lab.secondary, 5 + (4 if kind == 'silent' else 0) + 3)  # the table, then the address
+        serves(lab, lab.secondary, 5 + (4 if kind == 'silent' else 0) + 1)
 
 
 def test_a_lost_answer_to_the_move_of_the_address_costs_no_second_move(python: str) -> None:
@@ -342,7 +342,7 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         lab.metadata['primary'].status = None
         lab.wait_until(lambda: 'NoCredentials' in lab.primary.log, 15, 'credentials are missing')
         lab.metadata['primary'].has_credentials = True
-        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 25, 'EC2 is asked')
+        lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 15, 'EC2 is asked')
         lab.stays(lambda: lab.primary.monitor_pid, since + 12 - time.monotonic(), 'it waits')
 
         api.remove()

@@ -73,7 +73,8 @@ def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dic
             nothing_follows_what_is_lost(world, one, part, before)
             world.records[one.name].owed.discard(part)
             world.watch.moved.append(world.hub.now)
-            world.records[world.peer(one).name].has_lost |= before[part] == world.peer(one).id
+            if before[part] == world.peer(one).id and world.peer(one).name in world.records:
+                world.records[world.peer(one).name].has_lost = True
 
 
 def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
