@@ -848,8 +848,8 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
-BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError',
-        'InternalFailure')
+THROTTLED = ('RequestLimitExceeded', 'Throttling')
+BUSY = (*THROTTLED, 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
 
 
 # Forwarding and masquerading ----------------------------------------------------------------------
@@ -1236,6 +1236,7 @@ class Observation:
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_maintenance: bool = False  # the tag says so
     peer_maintenance: bool = False
+    is_throttled: bool = False     # EC2 has refused one of the questions for their number
 
     @property
     def is_complete(self) -> bool:
@@ -1329,8 +1330,9 @@ class Ec2:
         reason = self.facts[peer_id].reason if peer_id in self.facts else ''
         fault = results['nat_fault']
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
+        throttled = any(code_of(results[name]) in THROTTLED for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault, *tagged)
+                           '' if isinstance(fault, Exception) else fault, *tagged, throttled)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1341,6 +1343,7 @@ class Step(NamedTuple):
     name: str
     at: float
     refused: bool
+    busy: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'
@@ -1376,6 +1379,7 @@ class Memory:
     # Of acts
     refusals: int = 0                # of claims in a row
     claim_at: float = NEVER          # no claim before that
+    moved_at: float = NEVER          # the address was claimed, and no answer came
     reliefs: List[float] = dataclasses.field(default_factory=list)  # of a peer that answered pings
     steps: List[Step] = dataclasses.field(default_factory=list)
 
@@ -1521,12 +1525,25 @@ class Memory:
         if seen.is_complete:
             return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
         return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
-                     and self.here_at.get(part, NEVER) < self.silent_at)
+                     and self.here_at.get(part, NEVER) < self.silent_at
+                     and not self.may_have_come(part, seen))
+
+    def may_have_come(self, part: str, seen: Observation) -> bool:
+        """The address was claimed a moment ago, and EC2 has not told since where it is.
+
+        The answer to a claim that succeeds is often lost.  While EC2 throttles, one more would
+        take the place of another pair's.
+        """
+        return (not part.startswith('rtb-') and seen.holders[part] == UNKNOWN
+                and seen.asked_at - self.moved_at < LATER)
 
     def step_due_at(self, name: str, since: float) -> float:
         """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
-        tries = [one.at for one in self.steps if one.name == name and one.at > since]
-        return tries[-1] + min(600.0, LATER * 2.0 ** (len(tries) - 1)) if tries else NEVER
+        tries = [one for one in self.steps if one.name == name and one.at > since]
+        if not tries:
+            return NEVER
+        count = sum(not one.busy for one in tries)
+        return tries[-1].at + (tries[-1].busy or min(600.0, LATER * 2.0 ** (count - 1)))
 
     def stop_due_at(self, settings: Settings) -> float:
         """Return when the peer may be stopped once more: twice as far apart with each stop."""
@@ -1697,6 +1714,7 @@ class Monitor:
         self.misses = 0                    # in a row
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
+        self.throttled = 0                 # observations in a row
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
         self.troubles: Dict[str, Tuple[float, float, str]] = {}  # lasting: since, logged at, words
@@ -1922,7 +1940,7 @@ class Monitor:
         decision = decide(self.memory, seen, self.settings, now)
         self.observation = None
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + decision.again
+            self.ask_at = now + max(decision.again, self.way_to_others(seen, decision))
         if decision.why != self.said:
             self.said = decision.why
             if decision.why:
@@ -1939,6 +1957,17 @@ class Monitor:
             for about in (*self.settings.parts, 'restart'):
                 self.lasting(about, '', '')
         self.report()
+
+    def way_to_others(self, seen: Observation, decision: Decision) -> float:
+        """Return the seconds for which to spare an EC2 that throttles, where no claim is to come.
+
+        Where hundreds of pairs of an account have failed at once, those that are served already
+        leave its request buckets to the others: they ask later and later, with jitter.
+        """
+        self.throttled = self.throttled + 1 if seen.is_throttled else 0
+        if not self.throttled or decision.again <= CLAIM_RETRY or decision.claims:
+            return 0.0
+        return float(self.chance.uniform(SOON, min(LOOK_INTERVAL, SOON * 2.0 ** self.throttled)))
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -1965,6 +1994,7 @@ class Monitor:
                 self.lasting(part, in_words(result), f'{part} could not be moved to {self.own_id} '
                                                      '({}): trying again')
             else:
+                memory.moved_at = now if part == address else memory.moved_at
                 self.lasting(part, in_words(result), f'{part}: the answer to its move to '
                              f'{self.own_id} did not come ({{}}): asking EC2 where it is')
         self.ec2.close_connections()
@@ -2004,7 +2034,9 @@ class Monitor:
         done, call = steps[name]
         now = self.clock.monotonic()
         results = self.ec2.call({done: call}, self.ping_meanwhile)
-        self.memory.note_step(Step(name, now, bool(code_of(results[done]))),
+        code = code_of(results[done])
+        busy = self.chance.uniform(LATER, 2 * LATER) if code in THROTTLED else 0.0
+        self.memory.note_step(Step(name, now, bool(code), busy),
                               not isinstance(results[done], Exception))
         if not self.lasting('restart', failures_in(results),
                             f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
@@ -2024,12 +2056,13 @@ class Monitor:
         some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
         results = self.ec2.call(some, self.ping_meanwhile) if some else {}
         denied = [name for name, result in results.items() if code_of(result) in DENIED]
-        self.allowed.update(name for name, result in results.items() if code_of(result) and (
-            name not in denied and code_of(result) not in BUSY))
+        busy = [name for name, result in results.items() if code_of(result) in BUSY]
+        self.allowed.update(name for name, result in results.items()
+                            if code_of(result) and name not in denied + busy)
         self.lasting('permissions', ', '.join(denied), (
             f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
             'policy in iam_policy.json'), logging.ERROR)
-        is_missing = len(self.allowed) < len(calls) - len(denied) or (
+        is_missing = len(self.allowed) < len(calls) - len(denied) - len(busy) or (
             self.settings.elastic_ip and not allocation_id) or 'absent' in self.troubles
         if is_missing:
             self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
