@@ -1525,17 +1525,17 @@ class Memory:
         if seen.is_complete:
             return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
         return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
-                     and self.here_at.get(part, NEVER) < self.silent_at
-                     and not self.may_have_come(part, seen))
+                     and not self.may_have_come(part, seen)
+                     and self.here_at.get(part, NEVER) < self.silent_at)
 
     def may_have_come(self, part: str, seen: Observation) -> bool:
-        """The address was claimed a moment ago, and EC2 has not told since where it is.
+        """The address was claimed not long ago, and EC2 throttles the question where it is.
 
-        The answer to a claim that succeeds is often lost.  While EC2 throttles, one more would
-        take the place of another pair's.
+        The answer to a claim that succeeds is often lost, and one more claim would be made instead
+        of another pair's.
         """
-        return (not part.startswith('rtb-') and seen.holders[part] == UNKNOWN
-                and seen.asked_at - self.moved_at < LATER)
+        return (seen.is_throttled and not part.startswith('rtb-')
+                and seen.holders.get(part) == UNKNOWN and seen.asked_at - self.moved_at < LATER)
 
     def step_due_at(self, name: str, since: float) -> float:
         """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
@@ -1714,7 +1714,6 @@ class Monitor:
         self.misses = 0                    # in a row
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
-        self.throttled = 0                 # observations in a row
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
         self.troubles: Dict[str, Tuple[float, float, str]] = {}  # lasting: since, logged at, words
@@ -1940,7 +1939,7 @@ class Monitor:
         decision = decide(self.memory, seen, self.settings, now)
         self.observation = None
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + max(decision.again, self.way_to_others(seen, decision))
+            self.ask_at = now + max(decision.again, self.give_way(seen, decision))
         if decision.why != self.said:
             self.said = decision.why
             if decision.why:
@@ -1958,16 +1957,16 @@ class Monitor:
                 self.lasting(about, '', '')
         self.report()
 
-    def way_to_others(self, seen: Observation, decision: Decision) -> float:
-        """Return the seconds for which to spare an EC2 that throttles, where no claim is to come.
+    def give_way(self, seen: Observation, decision: Decision) -> float:
+        """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
 
-        Where hundreds of pairs of an account have failed at once, those that are served already
-        leave its request buckets to the others: they ask later and later, with jitter.
+        Where hundreds of pairs of an account have failed at once, those that are served leave its
+        request buckets to the others.  Who was told all the holders soon asks again, as the peer
+        must be watched without a gap before it is stopped; if all did so, none would be told.
         """
-        self.throttled = self.throttled + 1 if seen.is_throttled else 0
-        if not self.throttled or decision.again <= CLAIM_RETRY or decision.claims:
+        if not seen.is_throttled or decision.again <= CLAIM_RETRY or decision.claims:
             return 0.0
-        return float(self.chance.uniform(SOON, min(LOOK_INTERVAL, SOON * 2.0 ** self.throttled)))
+        return float(self.chance.uniform(SOON, GAP if seen.is_complete else LOOK_INTERVAL))
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -2006,6 +2005,9 @@ class Monitor:
             memory.refusals = 0
             if len(results) < len(parts) or not all(map(has_answered, results.values())):
                 self.ask_at = NEVER
+                if address in parts and address not in results and (
+                        memory.heir == SELF and self.misses >= self.threshold):
+                    self.claim((address,))  # at once, so that some connections may survive
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2020,7 +2022,7 @@ class Monitor:
         if count == 0:
             return 0.0
         if is_busy or not is_lasting:
-            return float(self.chance.uniform(2.0, SOON))
+            return float(self.chance.uniform(0.0, SOON))
         return 60.0 if count < 30 else 300.0
 
     def take_step(self, name: str, is_dead: bool) -> None:
