@@ -2005,9 +2005,9 @@ class Monitor:
             memory.refusals = 0
             if len(results) < len(parts) or not all(map(has_answered, results.values())):
                 self.ask_at = NEVER
-                if address in parts and address not in results and (
-                        memory.heir == SELF and self.misses >= self.threshold):
-                    self.claim((address,))  # at once, so that some connections may survive
+            if address in parts and address not in results and (
+                    memory.heir == SELF and self.misses >= self.threshold):
+                self.claim((address,))  # at once, so that some connections may survive
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
