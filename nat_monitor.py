@@ -1332,7 +1332,8 @@ class Ec2:
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
         throttled = any(code_of(results[name]) in THROTTLED for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault, *tagged, throttled)
+                           '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
+                           throttled)
 
 
 # The decision -------------------------------------------------------------------------------------

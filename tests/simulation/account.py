@@ -94,7 +94,8 @@ class Pair(World):
     def floor(self) -> float:
         """Return when the claims can reach EC2 at the soonest: after the misses, and half a call."""
         half = CONDITIONS.latency * 0.6 / 2  # on average, as World.travel draws it
-        return self.first_miss_at + self.settings.num_pings * self.settings.ping_timeout + half
+        misses: float = self.settings.num_pings * self.settings.ping_timeout
+        return self.first_miss_at + misses + half
 
     def die(self) -> None:
         self.died_at = self.hub.now
@@ -160,7 +161,10 @@ class Account:
     """The pairs, the buckets that they share, and the count of their calls."""
 
     def __init__(self, pairs: int, seed: int = 0, scale: float = 1.0) -> None:
-        """Let the monitors start one after the other; `scale` is that of the buckets."""
+        """Let the monitors start one after the other.
+
+        `scale` is that of the buckets; none is made smaller than that of StartInstances.
+        """
         self.hub = Clock()
         self.scale = scale
         self.chance = random.Random(seed)
@@ -177,13 +181,16 @@ class Account:
     def start_pair(self, seed: int) -> None:
         self.pairs.append(Pair(self, seed, self.chance.uniform(0.0, LOOK_INTERVAL)))
 
+    def scaled(self, bucket: Size) -> Size:
+        return max(STARTS[0], bucket[0] * self.scale), bucket[1] * self.scale
+
     def admits(self, name: str, how: Dict[str, Any]) -> bool:
         """Count a call, and take its tokens if there are any."""
         now, second, left = self.hub.now, math.floor(self.hub.now), {}
-        for bucket, (size, refill) in buckets_of(name, how).items():
-            size = max(1.0, size * self.scale)
+        for bucket, published in buckets_of(name, how).items():
+            size, refill = self.scaled(published)
             tokens, at = self.tokens.get(bucket, (size, now))
-            left[bucket] = min(size, tokens + (now - at) * refill * self.scale)
+            left[bucket] = min(size, tokens + (now - at) * refill)
         admitted = all(tokens >= 1.0 for tokens in left.values())
         self.tokens.update({bucket: (tokens - admitted, now) for bucket, tokens in left.items()})
         self.calls[second] += 1
@@ -209,7 +216,7 @@ class Account:
 
     def best(self) -> List[float]:
         """Return the shortest outages that the buckets allow, where a claim takes a token as soon as there is one."""
-        size, refill = (one * self.scale for one in WRITES)
+        size, refill = self.scaled(WRITES)
         tokens, before, outages = size, 0.0, []
         for pair in sorted(self.pairs, key=lambda one: one.floor):
             at = max(pair.floor, before)
@@ -262,12 +269,13 @@ def targets(account: Account, result: Result) -> List[str]:
 
 
 def draw(result: Result) -> None:
-    """Draw the mean number of calls in each span of some seconds, refused ones on top."""
+    """Draw the mean number of calls a second, of every five seconds, refused ones on top."""
     left, top, width, height, span = 52, 84, 440, 200, 5
-    step = 100 if max(result.calls.values()) > 200 else 20
-    bars = {at: (result.mean(at, at + span), sum(result.refused[at + n] for n in range(span)) / span)
-            for at in range(-60, AFTER, span)}
-    most = math.ceil(max(calls for calls, _ in bars.values()) / step) * step
+    spans = range(-60, AFTER, span)
+    calls = {at: result.mean(at, at + span) for at in spans}
+    refused = {at: sum(result.refused[at + n] for n in range(span)) / span for at in spans}
+    step = 200 if max(calls.values()) > 500 else 20
+    most = math.ceil(max(calls.values()) / step) * step
 
     def x(at: float) -> float:
         return round(left + (at + 60) * width / (AFTER + 60), 1)
@@ -285,22 +293,20 @@ def draw(result: Result) -> None:
         parts += [f'<rect x="{8 + 130 * number}" y="36" width="14" height="14" fill="{colour}"/>',
                   text(28 + 130 * number, 49, words)]
     parts += [f'<path d="M270 43H294" {CALM}/>', text(300, 49, f'before: {result.calm:.0f}')]
-    for calls in range(0, most + 1, step * max(1, most // step // 5)):
-        parts += [f'<path d="M{left} {y(calls)}H{left + width}" stroke="#ddd"/>',
-                  text(left - 6, y(calls) + 5, f'{calls}', 'text-anchor="end"')]
-    for at, (calls, refused) in bars.items():
-        for words, low, high in (('answered', 0.0, calls - refused), ('refused', calls - refused, calls)):
-            if high > low:
-                parts.append(f'<path d="M{x(at)} {y(low)}V{y(high)}H{x(at + span)}V{y(low)}Z" '
-                             f'fill="{COLOURS[words]}"/>')
+    for line in range(0, most + 1, step):
+        parts += [f'<path d="M{left} {y(line)}H{left + width}" stroke="#ddd"/>',
+                  text(left - 6, y(line) + 5, f'{line}', 'text-anchor="end"')]
+    for words, heights in (('refused', calls), ('answered', {at: calls[at] - refused[at] for at in spans})):
+        parts.append(f'<path d="M{left} {y(0)}' + ''.join(f'V{y(heights[at])}H{x(at + span)}' for at in spans)
+                     + f'V{y(0)}Z" fill="{COLOURS[words]}"/>')
     parts.append(f'<path d="M{left} {y(result.calm)}H{left + width}" {CALM}/>')
     for minute in range(0, AFTER // 60 + 1, 3):
         parts.append(text(x(60 * minute), top + height + 20, f'{minute}', 'text-anchor="middle"'))
     parts.append(text(left + width, top + height + 40, 'minutes', 'text-anchor="end"'))
-    for percent in (50, 100):
-        at = x(result.at(percent)[0])
-        parts += [f'<path d="M{at} {top - 8}V{top + height}" stroke="#000" stroke-dasharray="2 3"/>',
-                  text(at + 3, top + 4 + (percent - 50) * 0.4, f'{percent} % served', 'font-size="14"')]
+    for percent, down in ((50, top + 4), (100, top + 24)):
+        across = x(result.at(percent)[0])
+        parts += [f'<path d="M{across} {top - 8}V{top + height}" stroke="#000" stroke-dasharray="2 3"/>',
+                  text(across + 3, down, f'{percent} % served', 'font-size="14"')]
     PICTURE.write_text('\n'.join([*parts, '</svg>']) + '\n')
 
 
