@@ -1965,7 +1965,8 @@ class Monitor:
         request buckets to the others.  Who was told all the holders soon asks again, as the peer
         must be watched without a gap before it is stopped; if all did so, none would be told.
         """
-        if not seen.is_throttled or decision.again <= CLAIM_RETRY or decision.claims:
+        claims = decision.claims or self.memory.claim_at > self.clock.monotonic()
+        if not seen.is_throttled or claims or decision.again <= CLAIM_RETRY:
             return 0.0
         return float(self.chance.uniform(SOON, GAP if seen.is_complete else LOOK_INTERVAL))
 

@@ -1,11 +1,11 @@
 """Pairs of one account that fail over together, with buckets as much smaller as they are fewer."""
 from __future__ import annotations
 
-from .account import AFTER, TARGET, Account
+from .account import AFTER, PAIRS, TARGET, Account
 
 
 def test_pairs_of_one_account_that_fail_together_are_served_nearly_as_soon_as_its_buckets_allow() -> None:
-    account = Account(pairs=40, scale=40 / 500)
+    account = Account(pairs=40, scale=40 / PAIRS)
 
     result = account.run()
 
