@@ -896,8 +896,8 @@ def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
 DENIED = ('UnauthorizedOperation', 'AccessDenied', 'AccessDeniedException')
-BUSY = ('RequestLimitExceeded', 'Throttling', 'Unavailable', 'ServiceUnavailable', 'InternalError',
-        'InternalFailure')
+THROTTLED = ('RequestLimitExceeded', 'Throttling')
+BUSY = (*THROTTLED, 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
 
 
 # Forwarding and masquerading ----------------------------------------------------------------------
@@ -1284,6 +1284,7 @@ class Observation:
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_maintenance: bool = False  # the tag says so
     peer_maintenance: bool = False
+    is_throttled: bool = False     # EC2 has refused one of the questions for their number
 
     @property
     def is_complete(self) -> bool:
@@ -1377,8 +1378,10 @@ class Ec2:
         reason = self.facts[peer_id].reason if peer_id in self.facts else ''
         fault = results['nat_fault']
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
+        throttled = any(code_of(results[name]) in THROTTLED for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault, *tagged)
+                           '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
+                           throttled)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1389,6 +1392,7 @@ class Step(NamedTuple):
     name: str
     at: float
     refused: bool
+    busy: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'
@@ -1424,6 +1428,7 @@ class Memory:
     # Of acts
     refusals: int = 0                # of claims in a row
     claim_at: float = NEVER          # no claim before that
+    moved_at: float = NEVER          # the address was claimed, and no answer came
     reliefs: List[float] = dataclasses.field(default_factory=list)  # of a peer that answered pings
     steps: List[Step] = dataclasses.field(default_factory=list)
 
@@ -1569,12 +1574,25 @@ class Memory:
         if seen.is_complete:
             return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
         return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
+                     and not self.may_have_come(part, seen)
                      and self.here_at.get(part, NEVER) < self.silent_at)
+
+    def may_have_come(self, part: str, seen: Observation) -> bool:
+        """The address was claimed not long ago, and EC2 throttles the question where it is.
+
+        The answer to a claim that succeeds is often lost, and one more claim would be made instead
+        of another pair's.
+        """
+        return (seen.is_throttled and not part.startswith('rtb-')
+                and seen.holders.get(part) == UNKNOWN and seen.asked_at - self.moved_at < LATER)
 
     def step_due_at(self, name: str, since: float) -> float:
         """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
-        tries = [one.at for one in self.steps if one.name == name and one.at > since]
-        return tries[-1] + min(600.0, LATER * 2.0 ** (len(tries) - 1)) if tries else NEVER
+        tries = [one for one in self.steps if one.name == name and one.at > since]
+        if not tries:
+            return NEVER
+        count = sum(not one.busy for one in tries)
+        return tries[-1].at + (tries[-1].busy or min(600.0, LATER * 2.0 ** (count - 1)))
 
     def stop_due_at(self, settings: Settings) -> float:
         """Return when the peer may be stopped once more: twice as far apart with each stop."""
@@ -1970,7 +1988,7 @@ class Monitor:
         decision = decide(self.memory, seen, self.settings, now)
         self.observation = None
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + decision.again
+            self.ask_at = now + max(decision.again, self.give_way(seen, decision))
         if decision.why != self.said:
             self.said = decision.why
             if decision.why:
@@ -1987,6 +2005,18 @@ class Monitor:
             for about in (*self.settings.parts, 'restart'):
                 self.lasting(about, '', '')
         self.report()
+
+    def give_way(self, seen: Observation, decision: Decision) -> float:
+        """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
+
+        Where hundreds of pairs of an account have failed at once, those that are served leave its
+        request buckets to the others.  Who was told all the holders soon asks again, as the peer
+        must be watched without a gap before it is stopped; if all did so, none would be told.
+        """
+        claims = decision.claims or self.memory.claim_at > self.clock.monotonic()
+        if not seen.is_throttled or claims or decision.again <= CLAIM_RETRY:
+            return 0.0
+        return float(self.chance.uniform(SOON, GAP if seen.is_complete else LOOK_INTERVAL))
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -2015,6 +2045,7 @@ class Monitor:
                 self.lasting(part, in_words(result), f'{part} could not be moved to {self.own_id} '
                                                      '({}): trying again')
             else:
+                memory.moved_at = now if part == address else memory.moved_at
                 self.lasting(part, in_words(result), f'{part}: the answer to its move to '
                              f'{self.own_id} did not come ({{}}): asking EC2 where it is')
         self.ec2.close_connections()
@@ -2026,6 +2057,9 @@ class Monitor:
             memory.refusals = 0
             if len(results) < len(parts) or not all(map(has_answered, results.values())):
                 self.ask_at = NEVER
+            if address in parts and address not in results and (
+                    memory.heir == SELF and self.misses >= self.threshold):
+                self.claim((address,))  # at once, so that some connections may survive
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2040,7 +2074,7 @@ class Monitor:
         if count == 0:
             return 0.0
         if is_busy or not is_lasting:
-            return float(self.chance.uniform(2.0, SOON))
+            return float(self.chance.uniform(0.0, SOON))
         return 60.0 if count < 30 else 300.0
 
     def take_step(self, name: str, is_dead: bool) -> None:
@@ -2054,7 +2088,9 @@ class Monitor:
         done, call = steps[name]
         now = self.clock.monotonic()
         results = self.ec2.call({done: call}, self.ping_meanwhile)
-        self.memory.note_step(Step(name, now, bool(code_of(results[done]))),
+        code = code_of(results[done])
+        busy = self.chance.uniform(LATER, 2 * LATER) if code in THROTTLED else 0.0
+        self.memory.note_step(Step(name, now, bool(code), busy),
                               not isinstance(results[done], Exception))
         if not self.lasting('restart', failures_in(results),
                             f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
@@ -2074,12 +2110,13 @@ class Monitor:
         some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
         results = self.ec2.call(some, self.ping_meanwhile) if some else {}
         denied = [name for name, result in results.items() if code_of(result) in DENIED]
-        self.allowed.update(name for name, result in results.items() if code_of(result) and (
-            name not in denied and code_of(result) not in BUSY))
+        busy = [name for name, result in results.items() if code_of(result) in BUSY]
+        self.allowed.update(name for name, result in results.items()
+                            if code_of(result) and name not in denied + busy)
         self.lasting('permissions', ', '.join(denied), (
             f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
             'policy in iam_policy.json'), logging.ERROR)
-        is_missing = len(self.allowed) < len(calls) - len(denied) or (
+        is_missing = len(self.allowed) < len(calls) - len(denied) - len(busy) or (
             self.settings.elastic_ip and not allocation_id) or 'absent' in self.troubles
         if is_missing:
             self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)

@@ -128,11 +128,12 @@ class Log:
 class World:
     """One run: `hub` is its time, `cloud` its EC2; the rest is network, doors and faults."""
 
-    def __init__(self, schedule: Schedule, module: Any = nat_monitor, traced: bool = False) -> None:
+    def __init__(self, schedule: Schedule, module: Any = nat_monitor, traced: bool = False,
+                 hub: Optional[Hub] = None) -> None:
         self.schedule, self.module = schedule, module
         self.timeline: Optional[List[str]] = [] if traced else None
         self.chance = random.Random(schedule.seed)
-        self.hub = Hub()
+        self.hub = hub or Hub()
         self.instances = Instance('primary', 1), Instance('secondary', 2)
         self.cloud = Cloud(self.hub, schedule.conditions, self.instances)
         self.cloud.no_data = lambda: bool(self.fault('no data'))

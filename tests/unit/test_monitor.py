@@ -470,6 +470,34 @@ def test_the_address_waits_for_a_table_that_was_refused() -> None:
     assert scene.said(f'{TABLE} could not be moved to {SECONDARY} (RequestLimitExceeded: said EC2): trying again') == 1
 
 
+def test_the_address_follows_a_table_that_was_refused_before_without_another_question() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors['replace_route'] = scene.cloud.errors['associate_address'] = [
+        refusal('RequestLimitExceeded')] * 2
+
+    scene.run(20.0)
+
+    moved, followed = scene.times('replace_route')[-1], scene.times('associate_address')[-1]
+    assert moved < followed < moved + 1.5
+    assert not [at for at in scene.questions() if moved <= at <= followed]
+    assert scene.cloud.owner == SECONDARY
+
+
+def test_a_move_of_the_address_without_an_answer_is_not_repeated_while_ec2_throttles() -> None:
+    scene = at_rest()
+    begins = scene.silence()
+    scene.cloud.errors['associate_address'] = LOST
+    scene.cloud.errors['describe_addresses'] = refusal('RequestLimitExceeded')
+
+    scene.run(60.0)
+
+    assert scene.cloud.owner == SECONDARY and len(scene.times('associate_address')) == 1
+    scene.cloud.errors['describe_addresses'] = LOST
+    scene.run(70.0)
+    assert len(scene.times('associate_address', since=begins + 60.0)) > 1
+
+
 def test_the_address_does_not_come_alone_where_the_peer_keeps_the_route() -> None:
     scene = at_rest(primary=True, holder=SECONDARY, fail_back=False)
     scene.cloud.routes[TABLE] = OUTSIDE
@@ -525,7 +553,7 @@ def refused_for_long(code: str) -> List[float]:
     scene.cloud.state[PRIMARY] = 'pending'
     scene.cloud.errors['replace_route'] = refusal(code)
     scene.run(2500.0)
-    assert (2.0, 5.0) in scene.jitter and not scene.times('describe_addresses')
+    assert (0.0, 5.0) in scene.jitter and not scene.times('describe_addresses')
     return [later - earlier for earlier, later in zip(scene.claims(), scene.claims()[1:])]
 
 
@@ -605,6 +633,19 @@ def test_a_step_that_is_refused_is_asked_for_again_later_and_later() -> None:
     assert not scene.monitor.left_stopped
 
 
+def test_a_step_for_which_ec2_is_too_busy_is_asked_for_again_after_one_to_two_minutes() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.state[PRIMARY] = 'stopped'
+    scene.cloud.errors['start_instances'] = refusal('RequestLimitExceeded')
+
+    scene.run(400.0)
+
+    asked = scene.times('start_instances')
+    assert (60.0, 120.0) in scene.jitter and len(asked) == 5
+    assert all(90.0 <= later - earlier < 98.0 for earlier, later in zip(asked, asked[1:]))
+
+
 def test_a_step_without_an_answer_may_have_been_taken() -> None:
     scene = at_rest()
     scene.silence()
@@ -673,6 +714,37 @@ def test_an_error_of_ec2_about_the_states_is_an_answer() -> None:
 
     assert scene.claims()
     assert scene.said(f'{PRIMARY} is silent, and EC2 answered RequestLimitExceeded: said EC2: taking over') == 1
+
+
+@pytest.mark.parametrize('call, pauses', [('describe_instance_status', (5.0, 15.0)),
+                                          ('describe_route_tables', (5.0, 120.0))])
+def test_who_has_nothing_to_claim_asks_a_throttling_ec2_later(call: str, pauses: Tuple[float, float]) -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.run(10.0)
+    assert scene.cloud.owner == SECONDARY
+    since = scene.now
+    scene.cloud.errors[call] = refusal('RequestLimitExceeded')
+
+    scene.run(300.0)
+
+    asked = scene.questions(since=since)
+    assert pauses in scene.jitter and not scene.steps()
+    assert all(sum(pauses) / 2 <= later - earlier < sum(pauses) / 2 + 4.0
+               for earlier, later in zip(asked[1:], asked[2:]))
+
+
+def test_claims_do_not_wait_for_an_ec2_that_throttles_the_questions() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.errors.update(dict.fromkeys(
+        ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'replace_route'),
+        refusal('RequestLimitExceeded')))
+
+    scene.run(100.0)
+
+    claims = scene.times('replace_route')
+    assert len(claims) > 10 and max(b - a for a, b in zip(claims, claims[1:])) < 9.0
 
 
 def test_nobody_is_pinged_before_ec2_has_told_its_address() -> None:
@@ -804,7 +876,7 @@ def test_all_calls_of_a_failover_are_rehearsed_ten_at_a_time_and_once() -> None:
     assert {name for _, name in rehearsed} == {*CLAIMS, 'stop_instances', 'start_instances'}
 
 
-@pytest.mark.parametrize('code, every', [('UnauthorizedOperation', 120.0), ('RequestLimitExceeded', 15.0), ('', 15.0)])
+@pytest.mark.parametrize('code, every', [('UnauthorizedOperation', 120.0), ('RequestLimitExceeded', 120.0), ('', 15.0)])
 def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str, every: float) -> None:
     scene = Scene()
     scene.cloud.errors['start_instances'] = refusal(code) if code else LOST

@@ -1,0 +1,331 @@
+"""Many pairs of one account whose primaries all die within one second, as when the power of a zone fails.
+
+The monitors are real and have the default settings.  Each pair has instances, a route table and an Elastic IP of its
+own; all share one clock and the request buckets of one account in one Region.  These are the ones that EC2 publishes in
+"Request throttling for the Amazon EC2 API" (https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html),
+one for each action; size, and tokens a second:
+
+  Describe... with a filter or pages: 100, 20.  DescribeInstances and DescribeInstanceStatus without either: 50, 10.
+  What changes something (ReplaceRoute, CreateRoute, AssociateAddress, StopInstances): 50, 5.
+  StartInstances, an exception: 5, 2.  Of instances: StartInstances 1000, 2; StopInstances 1000, 20.
+
+What that page leaves open is assumed: tokens come evenly, not once a second; a call with DryRun takes a token like any
+other, but none of those that count instances; a refused call takes none; ids alone are no filter, and calls without one
+have a bucket apart from the larger one.
+
+What is measured: the time from the death of a primary until route and address are both at its secondary, beside the
+earliest time that silence and buckets allow; and the calls in each second of the quarter of an hour that follows,
+refused ones among them, beside those of before.  In that time each secondary stops and starts its peer, and that one
+takes everything back and rehearses; the bucket of StartInstances alone lets this take eight minutes for 500 pairs.
+
+Run it: python -m tests.simulation.account, which draws account.svg; half a minute.
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import heapq
+import math
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Counter, Dict, List, NamedTuple, Tuple
+
+from nat_monitor import LOOK_INTERVAL
+
+from .cloud import Conditions, Instance, refusal
+from .hub import Hub, Thread
+from .pair import Schedule, World
+
+PAIRS = 500
+PICTURE = Path(__file__).parent / 'account.svg'
+CONDITIONS = Conditions(check_lag=150)
+STARTS_A_SECOND = 0.5             # pairs: all rehearse, and each needs a token of StartInstances for each monitor
+SETTLING = 600.0                  # s, from the last start until the power fails
+BEFORE = 240                      # s of calm before that which are measured
+AFTER = 900                       # s after that
+TARGET = 1.2                      # of the best time
+COLOURS = {'answered': '#2b7bba', 'refused': '#f0a030'}
+CALM = 'stroke="#000" stroke-width="1.5" stroke-dasharray="6 4"'
+
+Size = Tuple[float, float]        # of a bucket: tokens at most, tokens a second
+READS: Size = (100.0, 20.0)
+UNFILTERED: Size = (50.0, 10.0)
+WRITES: Size = (50.0, 5.0)
+STARTS: Size = (5.0, 2.0)
+STARTED: Size = (1000.0, 2.0)     # instances
+STOPPED: Size = (1000.0, 20.0)
+
+
+def buckets_of(name: str, how: Dict[str, Any]) -> Dict[str, Size]:
+    """Return the buckets that a call takes a token from."""
+    if name.startswith('describe'):
+        if name in ('describe_instances', 'describe_instance_status') and not (
+                how.get('Filters') or how.get('MaxResults')):
+            return {f'{name} without a filter': UNFILTERED}
+        return {name: READS}
+    buckets = {name: STARTS if name == 'start_instances' else WRITES}
+    if name in ('start_instances', 'stop_instances') and not how.get('DryRun'):
+        buckets[f'{name}: instances'] = STARTED if name == 'start_instances' else STOPPED
+    return buckets
+
+
+class Clock(Hub):
+    """A hub for thousands of processes, of which none takes naps: it looks at the next event only."""
+
+    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
+        while self.queue and self.queue[0][0] < until:
+            self.now, _, function, arguments = heapq.heappop(self.queue)
+            function(*arguments)
+        self.now = until
+        return False
+
+
+class Pair(World):
+    """One pair of many: its EC2 shares the buckets of the account, and no invariant is looked at."""
+
+    def __init__(self, account: Account, seed: int, phase: float) -> None:
+        self.account = account
+        self.asleep: Dict[str, Tuple[float, Thread, int]] = {}  # until the next ping, and on while all are answered
+        self.died_at = self.first_miss_at = self.served_at = math.inf
+        super().__init__(Schedule(conditions=CONDITIONS, seed=seed, phase=phase), hub=account.hub)
+
+    @property
+    def floor(self) -> float:
+        """Return when the claims can reach EC2 at the soonest: after the misses, and half a call."""
+        half = CONDITIONS.latency * 0.6 / 2  # on average, as World.travel draws it
+        misses: float = self.settings.num_pings * self.settings.ping_timeout
+        return self.first_miss_at + misses + half
+
+    def die(self) -> None:
+        self.died_at = self.hub.now
+        self.cloud.crash(self.instances[0])
+
+    # Calls
+
+    def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
+        pass
+
+    def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
+        try:
+            if not self.account.admits(name, how):
+                raise refusal('RequestLimitExceeded')
+            if how.get('DryRun'):
+                raise refusal('DryRunOperation')
+            reply.append(getattr(self.cloud, name)(one, 0.0, **how))
+        except self.module.ClientError as error:
+            reply.append(error)
+        if self.served_at == math.inf > self.died_at and (
+                set(self.cloud.owners().values()) == {self.instances[1].id}):
+            self.served_at = self.hub.now
+
+    def answers(self, one: Instance, name: str, result: Any) -> None:
+        pass
+
+    # Pings that need not be lived through
+
+    def sleep(self, one: Instance, delay: float) -> None:
+        """Sleep; while the peer answers, to the last ping before something else falls due."""
+        monitor, due = one.monitor, self.hub.now + delay
+        if not (self.is_calm(monitor) and abs(due - monitor.next_ping_at) < 0.01 and self.hears(one)):
+            self.hub.sleep(delay)
+            return
+        wait = self.settings.wait_between_pings
+        pings = max(0, int((min(monitor.ask_at, monitor.report_at) - due) / wait))
+        self.asleep[one.name] = due, *self.hub.ticket()
+        self.hub.at(due + pings * wait - self.hub.now, self.hub.resume, *self.asleep[one.name][1:])
+        self.hub.wait()
+        del self.asleep[one.name]
+
+    def has_booted(self, one: Instance) -> None:
+        super().has_booted(one)
+        self.note_who_hears_whom()
+
+    def end_monitor(self, one: Instance) -> None:
+        """An instance goes down: its monitor ends, and the other one's next ping must be lived through."""
+        super().end_monitor(one)
+        self.asleep.pop(one.name, None)
+        self.note_who_hears_whom()
+        peer = self.peer(one)
+        next_ping_at = peer.monitor.next_ping_at if peer.monitor else math.inf
+        if peer.name in self.asleep:
+            due, thread, ticket = self.asleep[peer.name]
+            wait = self.settings.wait_between_pings
+            next_ping_at = due + max(0, math.ceil((self.hub.now - due) / wait)) * wait
+            self.hub.at(next_ping_at - self.hub.now, self.hub.resume, thread, ticket)
+        if self.died_at == self.hub.now:
+            self.first_miss_at = max(self.hub.now, next_ping_at)
+
+
+class Account:
+    """The pairs, the buckets that they share, and the count of their calls."""
+
+    def __init__(self, pairs: int, seed: int = 0, scale: float = 1.0) -> None:
+        """Let the monitors start one after the other.
+
+        `scale` is that of the buckets; none is made smaller than that of StartInstances.
+        """
+        self.hub = Clock()
+        self.scale = scale
+        self.chance = random.Random(seed)
+        self.pairs: List[Pair] = []
+        self.tokens: Dict[str, Tuple[float, float]] = {}  # by bucket: how many there were, and when
+        self.calls: Counter[int] = collections.Counter()  # by second
+        self.refused: Counter[int] = collections.Counter()
+        self.actions: Counter[Tuple[str, bool]] = collections.Counter()  # since the power failed; and if refused
+        every = 1.0 / (STARTS_A_SECOND * scale)
+        for number in range(pairs):
+            self.hub.at((number + self.chance.random()) * every, self.start_pair, self.chance.randrange(2 ** 32))
+        self.failed_at = math.ceil(pairs * every + SETTLING)
+
+    def start_pair(self, seed: int) -> None:
+        self.pairs.append(Pair(self, seed, self.chance.uniform(0.0, LOOK_INTERVAL)))
+
+    def scaled(self, bucket: Size) -> Size:
+        return max(STARTS[0], bucket[0] * self.scale), bucket[1] * self.scale
+
+    def admits(self, name: str, how: Dict[str, Any]) -> bool:
+        """Count a call, and take its tokens if there are any."""
+        now, second, left = self.hub.now, math.floor(self.hub.now), {}
+        for bucket, published in buckets_of(name, how).items():
+            size, refill = self.scaled(published)
+            tokens, at = self.tokens.get(bucket, (size, now))
+            left[bucket] = min(size, tokens + (now - at) * refill)
+        admitted = all(tokens >= 1.0 for tokens in left.values())
+        self.tokens.update({bucket: (tokens - admitted, now) for bucket, tokens in left.items()})
+        self.calls[second] += 1
+        self.refused[second] += not admitted
+        if now >= self.failed_at:
+            self.actions[name + (' (DryRun)' if how.get('DryRun') else ''), not admitted] += 1
+        return admitted
+
+    def run(self) -> Result:
+        """Let everything become calm, let the power fail, and measure."""
+        try:
+            self.hub.run(self.failed_at)
+            for pair in self.pairs:
+                self.hub.at(self.chance.random(), pair.die)
+            self.hub.run(self.failed_at + AFTER)
+        finally:
+            for process in list(self.hub.processes):
+                self.hub.kill(process)
+        seconds = range(-BEFORE, AFTER)
+        return Result(sorted(pair.served_at - pair.died_at for pair in self.pairs), self.best(),
+                      {s: self.calls[self.failed_at + s] for s in seconds},
+                      {s: self.refused[self.failed_at + s] for s in seconds})
+
+    def best(self) -> List[float]:
+        """Return the shortest outages that the buckets allow, where a claim takes a token as soon as there is one."""
+        size, refill = self.scaled(WRITES)
+        tokens, before, outages = size, 0.0, []
+        for pair in sorted(self.pairs, key=lambda one: one.floor):
+            at = max(pair.floor, before)
+            tokens = min(size, tokens + (at - before) * refill)
+            if tokens < 1.0:
+                at, tokens = at + (1.0 - tokens) / refill, 1.0
+            tokens, before = tokens - 1.0, at
+            outages.append(at - pair.died_at)
+        return sorted(outages)
+
+
+class Result(NamedTuple):
+    outages: List[float]
+    best: List[float]
+    calls: Dict[int, int]             # by second since the power failed
+    refused: Dict[int, int]           # those of them that EC2 has refused as too many
+
+    def mean(self, start: int, end: int) -> float:
+        """Return the calls in a second, from one second up to another."""
+        return sum(self.calls[second] for second in range(start, end)) / (end - start)
+
+    @property
+    def calm(self) -> float:
+        return self.mean(-BEFORE, 0)
+
+    def at(self, percent: float) -> Tuple[float, float, float]:
+        """Return the time until so many subnets are served, the best one, and their ratio."""
+        place = max(1, math.ceil(len(self.outages) * percent / 100)) - 1
+        return self.outages[place], self.best[place], self.outages[place] / self.best[place]
+
+
+def targets(account: Account, result: Result) -> List[str]:
+    """Return what was measured, a line each."""
+    lines = []
+    for percent in (50, 95, 100):
+        outage, best, ratio = result.at(percent)
+        lines.append(f'{percent} % of the subnets are served again after {outage:.1f} s, at best {best:.1f} s: '
+                     f'{ratio:.2f} x ({"reached" if ratio <= TARGET else "MISSED"}: {TARGET} x)')
+    peak = max(result.calls.values())
+    lines.append(f'calls a second: {result.calm:.0f} before, {peak} at most')
+    for start in range(0, AFTER, 300):
+        refused = sum(result.refused[second] for second in range(start, start + 300)) / 300
+        lines.append(f'  minutes {start // 60} to {start // 60 + 5}: {result.mean(start, start + 300):.0f}, of these '
+                     f'{refused:.0f} refused')
+    back = sum(set(pair.cloud.owners().values()) == {pair.instances[0].id} for pair in account.pairs)
+    lines.append(f'{back} primaries serve again in the end; the calls since the power failed:')
+    for action in sorted({name for name, _ in account.actions}):
+        lines.append(f'  {action}: {account.actions[action, False]}, refused: {account.actions[action, True]}')
+    return lines
+
+
+def draw(result: Result) -> None:
+    """Draw the mean number of calls a second, of every five seconds, refused ones on top."""
+    left, top, width, height, span = 52, 84, 440, 200, 5
+    spans = range(-60, AFTER, span)
+    calls = {at: result.mean(at, at + span) for at in spans}
+    refused = {at: sum(result.refused[at + n] for n in range(span)) / span for at in spans}
+    step = 200 if max(calls.values()) > 500 else 20
+    most = math.ceil(max(calls.values()) / step) * step
+
+    def x(at: float) -> float:
+        return round(left + (at + 60) * width / (AFTER + 60), 1)
+
+    def y(calls: float) -> float:
+        return round(top + height * (1 - calls / most), 1)
+
+    def text(across: float, down: float, words: str, more: str = '') -> str:
+        return f'<text x="{across:g}" y="{down:g}" {more}>{words}</text>'
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 12} {top + height + 48}" '
+             'font-family="sans-serif" font-size="16">', '<rect width="100%" height="100%" fill="white"/>',
+             text(8, 22, f'EC2 calls a second; at 0 the primaries of {len(result.outages)} pairs die')]
+    for number, (words, colour) in enumerate(COLOURS.items()):
+        parts += [f'<rect x="{8 + 130 * number}" y="36" width="14" height="14" fill="{colour}"/>',
+                  text(28 + 130 * number, 49, words)]
+    parts += [f'<path d="M270 43H294" {CALM}/>', text(300, 49, f'before: {result.calm:.0f}')]
+    for line in range(0, most + 1, step):
+        parts += [f'<path d="M{left} {y(line)}H{left + width}" stroke="#ddd"/>',
+                  text(left - 6, y(line) + 5, f'{line}', 'text-anchor="end"')]
+    for words, heights in (('refused', calls), ('answered', {at: calls[at] - refused[at] for at in spans})):
+        parts.append(f'<path d="M{left} {y(0)}' + ''.join(f'V{y(heights[at])}H{x(at + span)}' for at in spans)
+                     + f'V{y(0)}Z" fill="{COLOURS[words]}"/>')
+    parts.append(f'<path d="M{left} {y(result.calm)}H{left + width}" {CALM}/>')
+    for minute in range(0, AFTER // 60 + 1, 3):
+        parts.append(text(x(60 * minute), top + height + 20, f'{minute}', 'text-anchor="middle"'))
+    parts.append(text(left + width, top + height + 40, 'minutes', 'text-anchor="end"'))
+    for percent, down in ((50, top + 4), (100, top + 24)):
+        across = x(result.at(percent)[0])
+        parts += [f'<path d="M{across} {top - 8}V{top + height}" stroke="#000" stroke-dasharray="2 3"/>',
+                  text(across + 3, down, f'{percent} % served', 'font-size="14"')]
+    PICTURE.write_text('\n'.join([*parts, '</svg>']) + '\n')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog='python -m tests.simulation.account', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--pairs', type=int, default=PAIRS, help='of which the default is drawn (%(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
+    options = parser.parse_args()
+    started_at = time.monotonic()
+    account = Account(options.pairs, options.seed)
+    result = account.run()
+    print(f'{options.pairs} pairs, lived through in {time.monotonic() - started_at:.0f} s')
+    print('\n'.join(targets(account, result)))
+    if options.pairs == PAIRS:
+        draw(result)
+    return 0 if all(result.at(percent)[2] <= TARGET for percent in (50, 95, 100)) else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Pairs of one account that fail over together, with buckets as much smaller as they are fewer."""
+from __future__ import annotations
+
+from .account import AFTER, PAIRS, TARGET, Account
+
+
+def test_pairs_of_one_account_that_fail_together_are_served_nearly_as_soon_as_its_buckets_allow() -> None:
+    account = Account(pairs=40, scale=40 / PAIRS)
+
+    result = account.run()
+
+    assert len(result.outages) == 40 and result.best[-1] > 60.0
+    assert all(result.at(percent)[2] <= TARGET for percent in (50, 95, 100)), result.outages
+    assert all(pair.cloud.owner == pair.instances[0].id for pair in account.pairs), 'not all have failed back'
+    assert result.mean(AFTER - 300, AFTER) < 1.3 * result.calm
+
+
+def test_a_call_without_a_token_is_refused_and_takes_none() -> None:
+    account = Account(pairs=0)
+
+    assert [account.admits('start_instances', {}) for _ in range(6)] == [True] * 5 + [False]
+    account.hub.run(0.6)
+    assert [account.admits('start_instances', {'DryRun': True}) for _ in range(2)] == [True, False]
