@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
-from requests.certs import where
+import certifi
 
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
@@ -139,7 +139,7 @@ class Instance:
         program.write_bytes(self.lab.monitor.read_bytes())
         program.chmod(0o755)
         # Among those that every AWS client loads at each handshake: that takes its time.
-        (self.node.root / AUTHORITY).write_bytes(Path(where()).read_bytes() + authority().cert_pem.bytes())
+        (self.node.root / AUTHORITY).write_bytes(Path(certifi.where()).read_bytes() + authority().cert_pem.bytes())
         self.configure()
 
     # ---- its life, as EC2 wants it
