@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
-from requests.certs import where
+from certifi import where
 
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
@@ -188,7 +188,7 @@ class Instance:
 
         With *ignores_stop*, only a forced stop has an effect from now on.
         """
-        self.life.ignores_stop = ignores_stop
+        self.life.ignores_stop, self.life.crashed = ignores_stop, True
         at = time.monotonic()
         self.power_off()
         return at
