@@ -334,8 +334,8 @@ def dead_kernel(records: Sequence[Record]) -> List[str]:
     if not (waited and skipped):
         return []
     return ['A dead kernel does not shut down, and a graceful stop waits for that (here for '
-            f'{some[0]["os_shutdown"]:g} s). Where the status checks have failed, nat_monitor.py tells EC2 to skip it (`SkipOsShutdown`), which '
-            f'gains {statistics.median(waited) - statistics.median(skipped):.0f} s.']
+            f'{some[0]["os_shutdown"]:g} s). Where the status checks have failed, nat_monitor.py tells EC2 to skip it '
+            f'(`SkipOsShutdown`), which gains {statistics.median(waited) - statistics.median(skipped):.0f} s.']
 
 
 def where_it_goes(records: Sequence[Record]) -> List[str]:
