@@ -28,6 +28,7 @@ Record = Dict[str, Any]
 TICKS = os.sysconf('SC_CLK_TCK')
 DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 0.25}
 CHANGES = ('ReplaceRoute', 'CreateRoute', 'StopInstances')
+SETTLED = 20.0  # s after the latest claims; for ten, a monitor believes that what it has claimed is still there
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag
 
 # Writes when the primary's answers to pings come by, as its port of the bridge sees them: there, who listens for IP
@@ -155,14 +156,17 @@ def connections(who: str, count: int = 20) -> Record:
         if who != 'reference':
             for instance in lab.instances.values():
                 lab.wait_until(lambda: watches(instance, contender, 2), 60, f'the {instance.name} watches its peer')
+            newest = max(call.at for call in lab.ec2.calls() if call.action in ('ReplaceRoute', 'AssociateAddress'))
+            lab.wait_until(lambda: time.monotonic() - newest > SETTLED, SETTLED + 1, 'the claims are old enough')
             record['hand-over'] = survive(lab, lab.secondary, lambda: hand_over(lab, contender), count)
     return record
 
 
 def survive(lab: Lab, heir: Instance, move: Callable[[], object], count: int) -> Dict[str, Tuple[int, Optional[float]]]:
     """Let everything move to *heir*; return by who sends: how many connections survive, and how long they stalled."""
-    with Connections(lab.network, count) as client, Connections(lab.network, count, by_server=True) as server:
-        both = {'client': client, 'server': server}
+    with contextlib.ExitStack() as stack:
+        both = {way: stack.enter_context(Connections(lab.network, count, by_server=way == 'server', in_turn=True))
+                for way in ('client', 'server')}
         lab.wait_until(lambda: all(some.alive(0.0) == count for some in both.values()), 10, 'all are alive')
         move()
         serves(lab, heir)
