@@ -24,6 +24,17 @@ Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already run
 """
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == '__main__' and os.path.basename(__file__) == 'nat_monitor.py':
+    # Go on as a module: Python keeps the syntax tree of a script in memory while it runs, 7 MB.
+    os.execv(sys.executable, [sys.executable, '-Bc', (
+        "open('/proc/self/comm', 'w').write('nat_monitor.py'); "  # for killall
+        'import os, sys; del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); '
+        'import nat_monitor; sys.exit(nat_monitor.main())'), os.path.abspath(__file__),
+        *sys.argv[1:]])
+
 import array
 import contextlib
 import dataclasses
@@ -39,7 +50,6 @@ import ipaddress
 import json
 import logging
 import math
-import os
 import queue
 import random
 import re
@@ -50,7 +60,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -80,6 +89,7 @@ CONNECT_TIMEOUT = 2.0      # s, of one EC2 call
 READ_TIMEOUT = 4.0
 CALL_DEADLINE = CONNECT_TIMEOUT + READ_TIMEOUT  # of our own: name resolution ignores the two above
 MOVE_DEADLINE = 1.5        # of the move of the address, whose answer is often lost
+CONNECTIONS = 16           # at the same time: of more, the handshakes take longer than they save
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
@@ -583,20 +593,24 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                  meanwhile: Optional[Callable[[], Optional[float]]] = None) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    An answer that takes longer than `timeout` seconds gives NoAnswer, and its thread is left to
-    itself, for no time-out of the libraries covers name resolution.  `meanwhile` runs on the
-    calling thread, at first at once, then as long as answers are outstanding; it returns the
-    seconds for which it need not be called again.  It may take long: what came in time counts.
+    They begin in their order, CONNECTIONS at a time.  An answer that takes longer than `timeout`
+    seconds gives NoAnswer, and its thread is left to itself, for no time-out of the libraries
+    covers name resolution.  `meanwhile` runs on the calling thread, at first at once, then as long
+    as answers are outstanding; it returns the seconds for which it need not be called again.  It
+    may take long: what came in time counts.
     """
     done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
 
-    def make(name: str, call: Callable[[], Any]) -> None:
+    def make_some() -> None:
         in_call.deadline = deadline
-        try:
-            result = call()
-        except Exception as error:
-            result = error
-        done.put((name, result, time.monotonic()))
+        for name, call in waiting:
+            if time.monotonic() > deadline:
+                break
+            try:
+                result = call()
+            except Exception as error:
+                result = error
+            done.put((name, result, time.monotonic()))
 
     def next_due() -> float:
         pause = meanwhile() if meanwhile else None
@@ -604,10 +618,12 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 
     deadline = time.monotonic() + timeout
     results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
-    for name, call in calls.items():
-        try:
-            threading.Thread(target=make, args=(name, call), daemon=True).start()
-        except RuntimeError as error:  # no memory for a thread
+    waiting = iter(tuple(calls.items()))  # one for all threads
+    try:
+        for _ in range(min(len(calls), CONNECTIONS)):
+            threading.Thread(target=make_some, daemon=True).start()
+    except RuntimeError as error:  # no memory for a thread
+        for name, _ in waiting:
             done.put((name, error, time.monotonic()))
     due_at, outstanding = next_due() if calls else math.inf, len(calls)
     while outstanding:
@@ -633,6 +649,37 @@ NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
     'credentials_file': (None, None, os.devnull, None)}
 
 
+ACTIONS = (  # of EC2's some 800, all that are called here
+    'AssociateAddress', 'CreateRoute', 'DescribeAddresses', 'DescribeInstanceAttribute',
+    'DescribeInstanceStatus', 'DescribeInstances', 'DescribeRouteTables',
+    'DescribeSpotInstanceRequests', 'DescribeSubnets', 'ReplaceRoute', 'StartInstances',
+    'StopInstances')
+
+
+def forget_other_actions(core: botocore.session.Session) -> None:
+    """Leave of boto3's model of EC2 what belongs to ACTIONS: the whole takes 7 MB more."""
+    loader = core.get_component('data_loader')
+    model = loader.load_service_model('ec2', 'service-2', api_version=None)  # kept for clients
+    actions = {name: model['operations'][name] for name in ACTIONS}
+    shapes: Dict[str, Any] = {}
+    left = list(shapes_named_in(actions))
+    while left:
+        name = left.pop()
+        if name not in shapes:
+            shapes[name] = model['shapes'][name]
+            left += shapes_named_in(shapes[name])
+    model.update(operations=actions, shapes=shapes)
+
+
+def shapes_named_in(part: Any) -> Iterator[str]:
+    """Yield the names of the data types that a part of the model refers to."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if key == 'shape' and isinstance(value, str):
+            yield value
+        elif isinstance(value, (dict, list)):
+            yield from shapes_named_in(value)
+
+
 def connect(region: str) -> EC2Client:
     """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
 
@@ -645,11 +692,12 @@ def connect(region: str) -> EC2Client:
     if not endpoint:
         chain = core.get_component('credential_provider')
         chain.providers = [chain.get_provider('iam-role')]
+    forget_other_actions(core)
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
         'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
             retries={'mode': 'standard', 'total_max_attempts': 1},
-            max_pool_connections=100))  # as many calls side by side
+            max_pool_connections=CONNECTIONS))
     client.meta.events.register('after-call.ec2', refuse_foreign_answer)
     return client
 
@@ -1943,8 +1991,9 @@ class Monitor:
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
-        Alone the address would part from the route: once EC2 has refused something, it waits
-        until a table is here.
+        The address comes last, as its move can cut the connections of the calls that are not sent
+        yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
+        table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
@@ -1955,7 +2004,8 @@ class Monitor:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        deadline = MOVE_DEADLINE if address in calls else CALL_DEADLINE
+        rounds = math.ceil(len(calls) / CONNECTIONS)
+        deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
         results = self.ec2.call(calls, self.ping_meanwhile, deadline) if calls else {}
         for part, result in results.items():
             if not isinstance(result, Exception):

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
+from nat_monitor import CONNECTIONS
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ELASTIC_IP
 from tests.lab.traffic import Connections
@@ -693,6 +694,21 @@ def test_the_parts_of_a_claim_reach_ec2_at_the_same_moment(python: str, tables: 
 
         assert statistics.median(apart) < 0.1, apart
         assert statistics.median(strays) <= 10, strays  # datagrams with another address: 0.1 s
+
+
+def test_fifty_tables_share_connections_and_each_is_claimed_once_and_the_address_after_them(python: str) -> None:
+    with serving_pair(python, tables=50) as lab:
+        opened, since = len(lab.ec2.connections), time.monotonic()
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+        claims = [call for call in lab.ec2.calls(instance='secondary', since=since)
+                  if call.action in ('ReplaceRoute', 'AssociateAddress')]
+        assert sorted(call.parameters.get('RouteTableId', '') for call in claims) == ['', *sorted(lab.ec2.tables)]
+        assert max(claims, key=lambda call: call.at).action == 'AssociateAddress'
+        looks = len(lab.ec2.calls('Describe*', since=since))
+        assert len(lab.ec2.connections) - opened <= looks + CONNECTIONS
 
 
 def test_connections_on_which_the_private_host_sends_survive_a_crash(python: str) -> None:

@@ -277,6 +277,7 @@ class Ec2:
         self.lock = threading.RLock()
         self.closing = threading.Event()
         self.clock_ahead = 0.0  # s, of that of the instances
+        self.connections: List[str] = []  # that were opened: by whom
         self.log: List[Call] = []
         self.faults: List[Fault] = []
         self._note = note
@@ -642,6 +643,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.caller = self.server.ec2.caller(self.client_address[0])
+        self.server.ec2.connections.append(self.caller)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get('Content-Length', 0)))

@@ -100,7 +100,8 @@ class Instance:
         """The monitor's PID inside the instance; None while it does not run."""
         for directory in (self.node.root / 'proc').glob('[0-9]*'):
             with contextlib.suppress(OSError):
-                if f'/{SBIN}/nat_monitor.py' in (directory / 'cmdline').read_text().split('\0')[:3]:
+                name, command = ((directory / item).read_text() for item in ('comm', 'cmdline'))
+                if name == 'nat_monitor.py\n' and command:  # a zombie has none
                     return int(directory.name)
         return None
 

@@ -1,12 +1,13 @@
 """Virtual time: greenlets that run one after the other, in an order that depends on nothing but the schedule."""
 from __future__ import annotations
 
-import functools
 import heapq
 import math
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import greenlet
+
+from nat_monitor import CONNECTIONS
 
 
 class Process:
@@ -112,18 +113,22 @@ class Hub:
         thread = greenlet.getcurrent()
         assert isinstance(thread, Thread)
 
-        def make(name: str, call: Callable[[], Any]) -> None:
-            try:
-                result = call()
-            except Exception as error:
-                result = error
-            if self.now <= deadline:
-                done[name] = result
-            if waiting and len(done) == len(calls):
-                self.at(0.0, self.resume, *waiting[0])
+        def make_some() -> None:
+            for name, call in left:
+                if self.now > deadline:
+                    break
+                try:
+                    result = call()
+                except Exception as error:
+                    result = error
+                if self.now <= deadline:
+                    done[name] = result
+                if waiting and len(done) == len(calls):
+                    self.at(0.0, self.resume, *waiting[0])
 
-        for name, call in calls.items():
-            self.spawn(thread.process, functools.partial(make, name, call))
+        left = iter(tuple(calls.items()))  # one for all threads
+        for _ in range(min(len(calls), CONNECTIONS)):
+            self.spawn(thread.process, make_some)
         self.sleep(0.0)  # the calls are sent before anything else
         while len(done) < len(calls) and self.now < deadline:
             pause = meanwhile() if meanwhile else math.inf

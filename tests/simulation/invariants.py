@@ -456,7 +456,8 @@ def is_restarted(world: World) -> None:
         if not record or not lasted or now - max([-1e9, *record.steps.values()]) < AN_HOUR:
             continue
         world.watch.worst('6: not restarted', lasted)
-        if lasted > world.settings.wait_for_instance_stop * 3 + LATER + (UNARBITRATED if dead else 0.0):
+        unnoticed = world.settings.wait_between_pings
+        if lasted > unnoticed + world.settings.wait_for_instance_stop * 3 + LATER + (UNARBITRATED if dead else 0.0):
             broken(f'6: {one.name} does not restart its peer, which is {peer.state}, in {lasted:.0f} s')
 
 

@@ -199,7 +199,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
          '                self.ask_at = NEVER\n',
          ''),)),
     'claim: waits for the answer to the move of the address': ('schedules', (
-        ('MOVE_DEADLINE if address in calls else CALL_DEADLINE', 'CALL_DEADLINE'),)),
+        ('min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE', 'CALL_DEADLINE'),)),
     'pause: none': ('denied', (
         ('return float(self.chance.uniform(2.0, SOON))', 'return 0.0'),
         ('return 60.0 if count < 30 else 300.0', 'return 0.0'))),

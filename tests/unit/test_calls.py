@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import math
@@ -20,9 +21,9 @@ import botocore.stub
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
-from nat_monitor import (ABSENT, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer, clock_skew, code_of,
-                         connect, default_route, describe_address, describe_pair, describe_tables, has_answered,
-                         holder_of, in_words, lost_credentials, run_together, stop_arguments)
+from nat_monitor import (ABSENT, CONNECTIONS, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer,
+                         clock_skew, code_of, connect, default_route, describe_address, describe_pair, describe_tables,
+                         has_answered, holder_of, in_words, lost_credentials, run_together, stop_arguments)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -70,6 +71,40 @@ def test_a_call_without_an_answer_in_time_holds_up_no_other(answer: threading.Ev
     assert 0.3 <= time.monotonic() - started_at < 5.0
     assert results['quick'] == 'here'
     assert isinstance(results['slow'], NoAnswer)
+
+
+def test_many_calls_share_the_connections_of_a_few(answer: threading.Event) -> None:
+    """A handshake for each would cost more than it saves; who waits for its turn is not forgotten."""
+    at_once: List[int] = []
+    under_way: Set[int] = set()
+
+    def call(number: int) -> int:
+        under_way.add(number)
+        at_once.append(len(under_way))
+        time.sleep(0.01)
+        under_way.discard(number)
+        return number
+
+    results = run_together({str(n): functools.partial(call, n) for n in range(3 * CONNECTIONS)}, LONG)
+
+    assert results == {str(n): n for n in range(3 * CONNECTIONS)}
+    assert 1 < max(at_once) <= CONNECTIONS
+
+
+def test_calls_that_did_not_have_their_turn_in_time_are_not_made(answer: threading.Event) -> None:
+    made: List[int] = []
+    calls: Dict[str, Callable[[], Any]] = {f'held {n}': lambda: answer.wait(LONG) for n in range(CONNECTIONS)}
+
+    before = set(threading.enumerate())
+
+    results = run_together({**calls, 'later': lambda: made.append(1)}, 0.3)
+    started = set(threading.enumerate()) - before
+    answer.set()
+
+    assert isinstance(results['later'], NoAnswer)
+    for thread in started:
+        thread.join(LONG)
+    assert len(started) == CONNECTIONS and not made
 
 
 def test_while_answers_are_outstanding_it_is_called_again_after_each_pause(answer: threading.Event) -> None:
