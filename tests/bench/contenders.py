@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
@@ -95,7 +96,13 @@ def start(lab: Lab, contender: Contender) -> None:
     else:  # it claims nothing that is here
         for instance in lab.instances.values():
             lab.wait_until(lambda: 'holds tables and address' in instance.log, 60, 'both have looked who serves')
-    lab.wait_until(lambda: all(call.seconds for call in lab.ec2.calls(dry_run=None)), 60, 'all calls are answered')
+    lab.wait_until(lambda: are_answered(lab), 60, 'all calls are answered, those of a rehearsal too')
+
+
+def are_answered(lab: Lab) -> bool:
+    """Tell whether all calls are, and none has come for a second."""
+    calls = lab.ec2.calls(dry_run=None)
+    return all(call.seconds and time.monotonic() - call.at > 1.0 for call in calls)
 
 
 def watches(instance: Instance, contender: Contender, times: int = 1) -> bool:
