@@ -44,6 +44,7 @@ class Contender:
         return ' and '.join(tool for tool in self.tools if not shutil.which(tool, path=PATH))
 
 
+APART = 3.0  # s, between two questions of a monitor; while all is well, minutes pass
 QUICK_SETTINGS = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2}
 CONTENDERS = {one.name: one for one in (
     Contender('careful', 'nat_monitor.py', settings={'NUM_PINGS': 6}, note='6 pings'),
@@ -100,9 +101,9 @@ def start(lab: Lab, contender: Contender) -> None:
 
 
 def are_answered(lab: Lab) -> bool:
-    """Tell whether all calls are, and none has come for a second."""
+    """Tell whether all calls are, and none has come for so long that the next question need not wait for its turn."""
     calls = lab.ec2.calls(dry_run=None)
-    return all(call.seconds and time.monotonic() - call.at > 1.0 for call in calls)
+    return all(call.seconds and time.monotonic() - call.at > APART for call in calls)
 
 
 def watches(instance: Instance, contender: Contender, times: int = 1) -> bool:
