@@ -46,10 +46,35 @@ def test_the_report_compares_with_rival_and_floor() -> None:
     assert "|0.5 s |Amazon's nat_monitor.sh |1 |8.40 |8.40 |8.40 |9.40 |9.40 |9.40 |2.00 |2.10" in text
 
 
-def test_a_full_run_fits_in_55_minutes_and_a_first_look_in_5() -> None:
-    for full, minutes, limit in ((True, 5.0, 48), (False, 1.0, 4)):
+def test_the_floor_includes_the_wait_for_an_answer_that_takes_longer_than_the_pings() -> None:
+    records = [{'who': 'default', 'silence': 3.25, 'latency': latency} for latency in (0.5, 2.0)]
+
+    assert [report.floor(one) for one in records] == [3.25 + 0.25, 3.25 + 1.0 + 1.0]
+
+
+def test_the_report_tells_which_connections_survive() -> None:
+    one = {'what': 'connections', 'who': 'default', 'count': 20, 'crash': {'client': [20, 6.5], 'server': [0, None]}}
+
+    lines = report.kept([one, {**one, 'crash': {'client': [19, 6.7], 'server': [0, None]}}])
+
+    assert '|the holder crashes |the private host sends |39 of 40, 6.60 s |– |–' in lines
+    assert '|the holder crashes |the server sends |0 of 40 |– |–' in lines
+
+
+def test_each_target_is_reached_or_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{'what': 'again', 'who': 'default', 'fails': fails, 'os_shutdown': 0.0, 'seconds': seconds}
+               for fails, seconds in ((False, 131.0), (True, 141.0))]
+
+    assert report.targets(records) == 1
+
+    reached, missed = (line.split()[0] for line in capsys.readouterr().out.splitlines() if 'redundant' in line)
+    assert (reached, missed) == ('reached', 'MISSED')
+
+
+def test_a_full_run_fits_in_50_minutes_and_a_first_look_in_5() -> None:
+    for full, minutes, limit in ((True, 5.0, 42), (False, 1.0, 4)):
         tasks = plan(full, minutes, 1, [])
-        assert EXPECTED.keys() <= {task.what for task in tasks} or not full
+        assert EXPECTED.keys() <= {task.what for task in tasks}
         for long, jobs in ((True, 4), (False, 2)):
             assert sum(task.seconds for task in tasks if task.long is long) / jobs < 60 * limit
 

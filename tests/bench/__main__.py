@@ -18,11 +18,12 @@ from typing import Any, Collection, Dict, List, NamedTuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
-from .measure import CLIENTS, Record, perform
+from .measure import CLIENTS, Record, perform, settings_of
 
 RESULTS = Path(__file__).parent / 'results'
-EXPECTED = {'crash': 8.5, 'again': 105, 'begin': 3, 'imports': 1}  # s, of one measurement
-MORE = {'quick': -3, 'careful': 3, 'reference': 2, 'keepalived': 4}  # s, of a crash
+EXPECTED = {'crash': 11.5, 'again': 140, 'connections': 65, 'begin': 3, 'imports': 1}  # s, of one measurement
+MORE = {'quick': -3, 'careful': 3, 'reference': 2, 'keepalived': 4, 'keepalived quick': 1}  # s, of a crash
+WATCHED = ('default', 'quick', 'keepalived', 'keepalived quick')  # for longer than others
 
 
 class Task(NamedTuple):
@@ -39,49 +40,79 @@ def task(what: str, **arguments: Any) -> Task:
     seconds = float(EXPECTED.get(what, 0))
     if what == 'crash':
         seconds += MORE.get(who.name, 0) + 2.5 * (arguments.get('latency', 0.15) - 0.15)
-        seconds += arguments.get('tables', 1) if who.script else 0
+        seconds += arguments.get('tables', 1) * (1.0 if who.script else 0.1)
     if what == 'begin' and who.elects:
         seconds += 4
-    if what == 'again' and who.script:
-        seconds = 440
+    if what == 'again':
+        seconds = 440 if who.script else seconds + arguments.get('os_shutdown', 0.0)
     if what == 'watch':
         seconds = 60 * arguments['minutes'] + 30
-    return Task(what, arguments, seconds, what in ('again', 'watch'))
+    if what == 'hiccup':
+        settings = settings_of(who)
+        misses = settings['NUM_PINGS'] * settings['PING_TIMEOUT'] * (2 if arguments.get('watcher') == 'primary' else 1)
+        seconds = 15 + 4 * (misses + 1)
+    return Task(what, arguments, seconds, what in ('again', 'watch', 'connections', 'hiccup'))
 
 
 def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
-    """Return what is to be measured, all contenders interleaved."""
+    """Return what is to be measured, all contenders interleaved; what lasts longest comes first."""
     chance = random.Random(seed)
-    rivals = ['default', 'reference', 'keepalived']
-    tasks = [task('again', who=who) for who in rivals[:2] for _ in range(3)] if full else []
-    watches = [task('watch', who=who, loss=loss, minutes=minutes) for loss in (0, 5, 20, 40) for who in CONTENDERS]
-    for number in range(20 if full else 10):
-        turn: List[Task] = []
+    rivals = ['reference', 'keepalived', 'keepalived quick']
+    lasting = lasting_full(minutes) if full else lasting_first_look(minutes)
+    turns = 20 if full else 6
+    tasks = [one for one in lasting if one.what == 'again']
+    others = [one for one in lasting if one.what != 'again']
+    for number in range(turns):
+        turn = others[number::turns]
 
-        def crash(*whose: str, times: int = 1, **how: Any) -> None:
-            turn.extend(task('crash', who=who, seed=chance.randrange(10**6), **how) for who in whose
-                        for _ in range(times) if who not in absent)
+        def crash(*whose: str, **how: Any) -> None:
+            turn.extend(task('crash', who=who, seed=chance.randrange(10**6), **how) for who in whose)
 
+        crash('default', 'quick')
         if full:
-            crash('default', times=2)  # beside those below: the figure that matters most
-            crash('quick', 'careful')
-            for latency in (0.15, 0.5, 2.0):
-                crash(*rivals, latency=latency)
-            for tables in (5, 20):
-                crash(*rivals, tables=tables)
-            turn.append(watches[number])
-        else:
-            crash('default', 'quick')
-            crash(*(rivals[1:] if number < 3 else ()))
-            crash(*(rivals[:1] if number < 2 else ()), tables=20)
-        if full or number < 3:
-            turn += [task('begin', who=who) for who in (rivals if full else rivals[:1])]
-            turn += [task('imports', who=who) for who in CLIENTS]
+            crash('default', latency=0.5)
+            crash('default', latency=2.0)
+            if number % 2:  # half as many
+                crash('careful', *rivals)
+                crash(*rivals[:2], latency=0.5)
+                crash(*rivals[:2], latency=2.0)
+                crash('default', *rivals[:2], tables=5)
+                crash('default', tables=20)
+                crash('default', tables=50)
+                turn += [task('begin', who=who) for who in ('default', *rivals[:2])]
+                turn += [task('imports', who=who) for who in CLIENTS]
+        elif number < 2:
+            crash('keepalived', 'keepalived quick')
+            crash('default', 'keepalived', latency=0.5)
+            crash('default', latency=2.0)
+            crash('default', tables=50)
+            turn += [task('begin', who='default'), *(task('imports', who=who) for who in CLIENTS)]
+        elif number == 2:
+            crash('reference')
         chance.shuffle(turn)
         tasks += turn
-    if not full:
-        tasks.append(task('watch', who='default', loss=0, minutes=minutes))
     return [one for one in tasks if one.arguments.get('who') not in absent]
+
+
+def lasting_full(minutes: float) -> List[Task]:
+    """Return the measurements of a full run that last minutes and mostly wait."""
+    again = [task('again', who=who, **how) for who, how in (
+        ('reference', {}), ('default', {'os_shutdown': 60.0}), ('default', {'os_shutdown': 60.0, 'fails': True}),
+        ('default', {'fails': True}), ('default', {}))]
+    watches = [task('watch', who=who, loss=loss, minutes=minutes if who in WATCHED else 0.4 * minutes)
+               for loss in (0, 5, 20, 40) for who in CONTENDERS]
+    hiccups = [task('hiccup', who=who, watcher=watcher) for who in ('careful', 'default', 'quick')
+               for watcher in ('secondary', 'primary')]
+    kept = [task('connections', who=who) for who in ('default', 'reference', 'keepalived') for _ in range(2)]
+    return [*again, *again[1:], *watches, *hiccups, *kept, task('connections', who='default')]
+
+
+def lasting_first_look(minutes: float) -> List[Task]:
+    """Return those of a first look."""
+    return [task('again', who='default'), task('again', who='default', fails=True),
+            task('watch', who='default', loss=0, minutes=minutes),
+            *(task('watch', who=who, loss=20, minutes=minutes) for who in ('default', 'keepalived')),
+            task('hiccup', who='default'), *(task('connections', who=who) for who in ('default', 'keepalived'))]
 
 
 def version(*command: str) -> str:

@@ -2,29 +2,34 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import nat_monitor
 from tests.lab import ELASTIC_IP, Lab
 from tests.lab.lab import Instance
+from tests.lab.traffic import Connections
 
-from .contenders import CONTENDERS, answered, pair, start, watches
+from .contenders import CONTENDERS, Contender, answered, pair, start, watches
 
 Record = Dict[str, Any]
 TICKS = os.sysconf('SC_CLK_TCK')
 DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 0.25}
 CHANGES = ('ReplaceRoute', 'CreateRoute', 'StopInstances')
+SETTLED = 20.0  # s after the latest claims; for ten, a monitor believes that what it has claimed is still there
+MAINTENANCE = 'nat_monitor_maintenance'  # the tag
 
 # Writes when the primary's answers to pings come by, as its port of the bridge sees them: there, who listens for IP
 # alone hears nothing, and who listens for all (3) hears what goes to the primary, too.
@@ -66,27 +71,42 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         lab.times.latency = latency  # from now on: nothing before is measured
         healthy_at = time.monotonic()
         time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
-        memory = megabytes(lab.secondary)
+        memory, cpu = megabytes(lab.secondary), cpu_seconds(lab.secondary)
         crashed_at = lab.primary.crash()
-        lab.wait_until(lambda: lab.holds(lab.secondary), 120, 'the secondary has taken over')
-        lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
+        serves(lab, lab.secondary)
+        lab.wait_until(lambda: all(call.seconds for call in lab.ec2.calls('ReplaceRoute', 'secondary')), 10,
+                       'all claims are answered')
         time.sleep(0.3)
+        cpu = cpu_seconds(lab.secondary) - cpu
         lost_at, served_at = lab.traffic.outages(crashed_at)[0]
         egress_at = next(at for at, address in lab.traffic.egresses(served_at) if address == ELASTIC_IP)
         calls = [call for call in lab.ec2.calls(instance='secondary', since=crashed_at)]
         moves = [call for call in calls if call.action == 'ReplaceRoute']
+        moved_at = {call.parameters['RouteTableId']: call.at + call.seconds for call in moves if call.result == 'ok'}
         record = {'what': 'crash', 'who': who, 'latency': latency, 'tables': tables, 'seed': seed,
                   'outage': served_at - lost_at, 'egress': egress_at - lost_at,
                   'calls_before': sum(call.at < moves[0].at for call in calls),
                   'calls': sum(call.at < egress_at for call in calls),
-                  'claim': max(call.at + call.seconds for call in moves if call.seconds) - moves[0].at,
+                  'claim': max(moved_at.values()) - moves[0].at, 'cpu': cpu,
+                  # The packets are those of the first table; the log of calls tells how much later the last one moved.
+                  'last': served_at - lost_at + max(moved_at.values()) - moved_at[lab.ec2.tables[0]],
                   'memory': memory, 'gap': gap(lab, healthy_at, crashed_at), 'load': os.getloadavg()[0],
                   'strip': strip(lab, lost_at)}
     if not contender.script:
-        settings = {**DEFAULTS, **contender.settings}
+        settings = settings_of(contender)
         rest = max(replies) + settings['WAIT_BETWEEN_PINGS'] - lost_at
         record['silence'] = max(0.0, rest) + settings['NUM_PINGS'] * settings['PING_TIMEOUT']
     return record
+
+
+def settings_of(contender: Contender) -> Dict[str, Any]:
+    return {**DEFAULTS, **contender.settings}
+
+
+def serves(lab: Lab, instance: Instance) -> None:
+    """Wait until it holds everything, and the private host has its egress address."""
+    lab.wait_until(lambda: lab.holds(instance), 120, f'the {instance.name} has taken over')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
 
 
 def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
@@ -99,17 +119,108 @@ def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
     return runs
 
 
-def again(who: str, latency: float = 0.15) -> Record:
-    """Crash the primary and wait until both watch each other again; stop and boot take 30 s each."""
+def again(who: str, latency: float = 0.15, fails: bool = False, os_shutdown: float = 0.0) -> Record:
+    """Crash the primary and wait until both watch each other again; stop and boot take 30 s each.
+
+    With *fails*, EC2's status checks find the crash after 20 s, else never. A graceful stop waits *os_shutdown* seconds
+    more for the dead kernel, unless it is told not to.
+    """
     contender = CONTENDERS[who]
-    with pair(contender, latency=latency, stop=30.0, boot=30.0, pending=10.0) as lab:
+    with pair(contender, latency=latency, stop=30.0, boot=30.0, pending=10.0, os_shutdown=os_shutdown,
+              impaired=20.0 if fails else float('inf')) as lab:
         start(lab, contender)
         crashed_at = lab.primary.crash()
         for instance in (lab.primary, lab.secondary):
             lab.wait_until(lambda: watches(instance, contender, 2), 600, f'the {instance.name} watches its peer again')
         lab.wait_until(lambda: lab.holds(lab.primary), 60, 'the primary serves again')
-        return {'what': 'again', 'who': who, 'latency': latency, 'seconds': time.monotonic() - crashed_at,
-                'calls': len(lab.ec2.calls(since=crashed_at))}
+        stops = lab.ec2.calls('StopInstances', since=crashed_at)
+        return {'what': 'again', 'who': who, 'latency': latency, 'fails': fails, 'os_shutdown': os_shutdown,
+                'seconds': time.monotonic() - crashed_at, 'calls': len(lab.ec2.calls(since=crashed_at)),
+                'stop': stops[0].at - crashed_at, 'skipped': stops[0].parameters.get('SkipOsShutdown') == 'true'}
+
+
+def connections(who: str, count: int = 20) -> Record:
+    """Count the TCP connections that survive a crash, the fail-back after the restart, and a planned hand-over.
+
+    There are new ones for each: so many on which the private host sends and the server answers, and as many on which
+    the server sends and the private host only acknowledges. `stall` is the median of the longest pauses of those that
+    survive; a script that knows no hand-over has none.
+    """
+    contender = CONTENDERS[who]
+    record: Record = {'what': 'connections', 'who': who, 'count': count}
+    with pair(contender) as lab:
+        start(lab, contender)
+        record['crash'] = survive(lab, lab.secondary, lab.primary.crash, count)
+        # The operator is quicker than a monitor, which waits for a minute: what counts is how the primary comes back.
+        record['fail-back'] = survive(lab, lab.primary, lambda: restart(lab, lab.primary), count)
+        if who != 'reference':
+            for instance in lab.instances.values():
+                lab.wait_until(lambda: watches(instance, contender, 2), 60, f'the {instance.name} watches its peer')
+            newest = max(call.at for call in lab.ec2.calls() if call.action in ('ReplaceRoute', 'AssociateAddress'))
+            lab.wait_until(lambda: time.monotonic() - newest > SETTLED, SETTLED + 1, 'the claims are old enough')
+            record['hand-over'] = survive(lab, lab.secondary, lambda: hand_over(lab, contender), count)
+    return record
+
+
+def survive(lab: Lab, heir: Instance, move: Callable[[], object], count: int) -> Dict[str, Tuple[int, Optional[float]]]:
+    """Let everything move to *heir*; return by who sends: how many connections survive, and how long they stalled."""
+    with contextlib.ExitStack() as stack:
+        both = {way: stack.enter_context(Connections(lab.network, count, by_server=way == 'server', in_turn=True))
+                for way in ('client', 'server')}
+        lab.wait_until(lambda: all(some.alive(0.0) == count for some in both.values()), 10, 'all are alive')
+        move()
+        serves(lab, heir)
+        served_at = time.monotonic()
+        # As long again as the outage, or longer, until TCP sends once more.
+        with contextlib.suppress(AssertionError):
+            lab.wait_until(lambda: all(some.alive(served_at) + sum(some.lost) == count for some in both.values()), 20,
+                           'all go on or have ended')
+        time.sleep(1.0)  # what is about to be reset is so by now
+        stalls = {way: [some.stalls[number] for number in some.survivors(served_at)] for way, some in both.items()}
+        return {way: (len(some), statistics.median(some) if some else None) for way, some in stalls.items()}
+
+
+def restart(lab: Lab, instance: Instance) -> None:
+    """Stop and start it, as an operator does, unless its peer's monitor is quicker."""
+    lab.ec2.stop(instance.name)
+    lab.wait_until(lambda: instance.state != 'stopping', 30, 'it is stopped')
+    if instance.state == 'stopped':
+        lab.ec2.start(instance.name)
+
+
+def hand_over(lab: Lab, contender: Contender) -> None:
+    """Let the primary hand over in the way that the contender has for that."""
+    if contender.elects:
+        lab.primary.run('killall', '-TERM', 'keepalived', check=True)  # it says good-bye to its peer
+        return
+    lab.ec2.tag('primary', MAINTENANCE)
+    for instance in (lab.secondary, lab.primary):
+        instance.kill_monitor(signal.SIGHUP)
+
+
+def hiccup(who: str, watcher: str = 'secondary', times: int = 3) -> Record:
+    """Cut the path between two healthy instances while the *watcher*'s peer serves: for how long does nobody take over?
+
+    First a few cuts of nine tenths of what all pings need to be missed, then one until somebody takes over.
+    """
+    settings = settings_of(CONTENDERS[who])
+    contender = dataclasses.replace(CONTENDERS[who], settings={**settings, 'FAIL_BACK': False})
+    misses = settings['NUM_PINGS'] * settings['PING_TIMEOUT'] * (2 if watcher == 'primary' else 1)
+    with pair(contender, holder='primary' if watcher == 'secondary' else 'secondary') as lab:
+        start(lab, contender)
+        begun_at, ridden = time.monotonic(), 0
+        for _ in range(times):
+            lab.lose_between(100)
+            time.sleep(0.9 * misses)
+            lab.lose_between(0)
+            time.sleep(1.0 + settings['PING_TIMEOUT'])  # a call under way, and the next pings
+            ridden += not acted(lab, begun_at)
+        cut_at = time.monotonic()
+        lab.lose_between(100)
+        lab.wait_until(lambda: acted(lab, cut_at), 10 + 2 * misses, f'the {watcher} takes over')
+        [first, *_] = [call.at for call in lab.ec2.calls(since=cut_at) if call.action in CHANGES]
+        return {'what': 'hiccup', 'who': who, 'watcher': watcher, 'cut': 0.9 * misses, 'times': times,
+                'ridden': ridden, 'seconds': first - cut_at}
 
 
 def watch(who: str, loss: int, minutes: float) -> Record:
@@ -193,7 +304,7 @@ def begin(who: str) -> Record:
 
 # What makes an EC2 client, to see where memory and start-up go; the program as a module, and as the script that it is.
 PROGRAM = Path(nat_monitor.__file__).read_text()
-BOTO3 = "import boto3; client = boto3.session.Session(region_name='us-east-1').client('ec2')\n"
+BOTO3 = "import boto3, requests; client = boto3.session.Session(region_name='us-east-1').client('ec2')\n"
 CONNECT = "connect('us-east-1')\n"
 CLIENTS = {'boto3': BOTO3, 'module': f'from nat_monitor import connect; {CONNECT}',
            'script': PROGRAM.replace('sys.exit(main())', CONNECT)}
@@ -201,7 +312,7 @@ RESIDENT = "print([line.split()[1] for line in open('/proc/self/status') if line
 
 
 def imports(who: str) -> Record:
-    """Measure what it costs to start Python and make an EC2 client; boto3 alone is the floor."""
+    """Measure what it costs to start Python and make an EC2 client; boto3 and requests alone are the floor."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / 'script.py'
         script.write_text(CLIENTS[who] + RESIDENT)
@@ -212,7 +323,7 @@ def imports(who: str) -> Record:
 
 
 MEASUREMENTS: Dict[str, Callable[..., Record]] = {
-    one.__name__: one for one in (crash, again, watch, begin, imports)}
+    one.__name__: one for one in (crash, again, connections, hiccup, watch, begin, imports)}
 
 
 def too_long(*_: object) -> None:

@@ -61,6 +61,7 @@ class Times:
     boot: float = 2.0  # from StartInstances until the instance answers a ping
     job_delay: float = 0.5  # from there to its @reboot job
     stop: float = 2.0  # from StopInstances to `stopped`
+    os_shutdown: float = 0.0  # more of that, where a graceful stop without SkipOsShutdown waits for a dead kernel
     checks: float = 5.0  # from `running` until the status checks say `ok`
     impaired: float = 60.0  # from the loss of an instance until the status checks say so
     new_public_address: Optional[float] = 1.0  # until who lost the Elastic IP has another address; None: never
@@ -155,7 +156,9 @@ class Life:
         self.ec2, self.record, self.machine = ec2, record, machine
         self.ignores_stop = False  # a graceful stop has no effect, as with a crashed kernel: it has to be forced
         self.start_fails = False  # a start is accepted, and ends in `stopped` again, as without the key of its disk
-        self.force = False  # the parameter of the StopInstances call under way
+        self.crashed = False  # its kernel is dead
+        self.force = False  # a parameter of the StopInstances call under way
+        self.skip_os_shutdown = False  # another one
         self.running_at = time.monotonic() - 3600
         self.automatic: Optional[str] = None  # its public address while it has no Elastic IP
         self.no_public_before = 0.0
@@ -209,7 +212,7 @@ class Life:
         self.enter('stopped')
 
     def _run(self) -> None:
-        self.no_public_before = 0.0
+        self.no_public_before, self.crashed = 0.0, False
         self.enter('running')
         times = self.ec2.times
 
@@ -221,6 +224,7 @@ class Life:
 
     def stop(self) -> InstanceState:
         force, self.force = self.force, False
+        skip, self.skip_os_shutdown = self.skip_os_shutdown, False
         if self.state == 'stopped' or self.state == 'stopping' and not force:
             return self.before()
         if self.state not in ('running', 'stopping'):
@@ -234,7 +238,8 @@ class Life:
         else:
             self.machine.shut_down()
             self.later(self.ec2.times.stop / 2, self.machine.power_off)
-        self.later(self.ec2.times.stop, lambda: self.enter('stopped'))
+        waits = self.crashed and not (force or skip)
+        self.later(self.ec2.times.stop + (self.ec2.times.os_shutdown if waits else 0.0), lambda: self.enter('stopped'))
         return before
 
     def terminate(self) -> None:
@@ -441,6 +446,7 @@ class Ec2:
             if call.action == 'StopInstances':
                 for life in self.lives.values():
                     life.force = call.parameters.get('Force') == 'true'
+                    life.skip_os_shutdown = call.parameters.get('SkipOsShutdown') == 'true'
             status, text = self._ask_moto({'Action': call.action, **call.parameters},
                                           headers.get('Authorization', ''))
             call.result = 'ok' if status == 200 else error_code(text)

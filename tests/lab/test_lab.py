@@ -15,6 +15,7 @@ import pytest
 
 from tests.lab import ECHO, ELASTIC_IP, ENDPOINT, Instance, Lab
 from tests.lab.network import GATEWAY, INSTANCE_ADDRESSES, mac
+from tests.lab.traffic import Connections
 
 # A stand-in for the monitor: it says that it runs, and how it is told to end.
 STAND_IN = '''#!/bin/sh
@@ -628,3 +629,18 @@ def test_it_needs_no_root() -> None:
                             text=True, capture_output=True)
     assert (result.stderr, result.returncode) == ('', 0)
     assert result.stdout.strip() != '0'
+
+
+def test_of_connections_only_those_on_which_the_private_host_sends_survive_a_move() -> None:
+    with Lab(start=False) as lab, Connections(lab.network, 4) as client, Connections(lab.network, 4, True) as server:
+        lab.wait_until(lambda: client.alive(0.0) == server.alive(0.0) == 4, 10, 'all are alive')
+        # The moment in between is one in which nothing is served.
+        lab.primary.cut_off()
+        lab.ec2.set_route('secondary')
+        lab.secondary.cut_off()
+        lab.ec2.set_address('secondary')
+        moved_at = time.monotonic()
+        lab.secondary.reconnect()
+
+        lab.wait_until(lambda: client.alive(moved_at) == 4 and all(server.lost), 20, 'the server has reset its own')
+        assert server.alive(moved_at) == 0 and max(client.stalls) < 2.0

@@ -19,6 +19,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 INTERVAL = 0.01  # s
 PORT = 7  # the echo service
+FEED_PORT = 9  # of a server that talks by itself
 NEVER = -1.0
 LATE = 1.0  # s after which a datagram without an answer counts as lost
 
@@ -53,16 +54,37 @@ def echo_connections(listening: socket.socket) -> None:
                 ready.close()
 
 
-def converse(source: str, server: str, count: str) -> None:
-    """Send a line on each of so many TCP connections every 0.1 s; write the number of each line that came back.
+def converse(source: str, server: str, count: str, apart: str) -> None:
+    """Send a line on each of so many TCP connections every 0.1 s, and follow what comes back."""
+    connections = connect(source, server, PORT, count)
+    threading.Thread(target=talk, args=(connections, float(apart)), daemon=True).start()
+    follow(connections)
 
-    What is written is the number of the connection and that of the line, or `lost` where the connection has ended.
-    """
-    connections = [socket.create_connection((server, PORT), 10, (source, 0)) for _ in range(int(count))]
+
+def listen(source: str, server: str, count: str) -> None:
+    """Open so many TCP connections to what `feed()` runs, and follow what comes without sending anything."""
+    follow(connect(source, server, FEED_PORT, count))
+
+
+def connect(source: str, server: str, port: int, count: str) -> List[socket.socket]:
+    connections = [socket.create_connection((server, port), 10, (source, 0)) for _ in range(int(count))]
+    print('ready', flush=True)
+    return connections
+
+
+def feed(address: str, count: str, apart: str) -> None:
+    """Accept so many TCP connections, send a line on each every 0.1 s, and write which have ended."""
+    with socket.create_server((address, FEED_PORT), backlog=100) as listening:
+        print('ready', flush=True)
+        connections = [listening.accept()[0] for _ in range(int(count))]
+    threading.Thread(target=talk, args=(connections, float(apart)), daemon=True).start()
+    follow(connections)
+
+
+def follow(connections: List[socket.socket]) -> None:
+    """Write what comes: the number of the connection and the line, or `lost` where the connection has ended."""
     for connection in connections:
         connection.setblocking(False)
-    print('ready', flush=True)
-    threading.Thread(target=talk, args=(connections,), daemon=True).start()
     numbers = {connection: number for number, connection in enumerate(connections)}
     received = dict.fromkeys(connections, b'')
     while received:
@@ -79,15 +101,16 @@ def converse(source: str, server: str, count: str) -> None:
                 del received[connection]
 
 
-def talk(connections: List[socket.socket]) -> None:
-    """Send the lines, for ever; all that is sent fits into the buffers."""
-    line = 0
+def talk(connections: List[socket.socket], apart: float) -> None:
+    """Send the lines, for ever, on one connection *apart* seconds after the other; all of it fits into buffers."""
+    line, due = 0, time.monotonic()
     while True:
-        for connection in connections:
+        for number, connection in enumerate(connections):
+            time.sleep(max(0.0, due + number * apart - time.monotonic()))
             with contextlib.suppress(OSError):
                 connection.send(f'{line}\n'.encode())
-        line += 1
-        time.sleep(0.1)
+        line, due = line + 1, max(due + 0.1, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 def probe(source: str, server: str) -> None:
@@ -129,7 +152,8 @@ class Packet:
 
 
 if __name__ == '__main__':
-    programs: Dict[str, Callable[..., None]] = {'echo': echo, 'probe': probe, 'converse': converse}
+    programs: Dict[str, Callable[..., None]] = {'echo': echo, 'probe': probe, 'converse': converse,
+                                                'listen': listen, 'feed': feed}
     programs[sys.argv[1]](*sys.argv[2:])
     sys.exit()
 
@@ -235,28 +259,51 @@ class Traffic:
 
 
 class Connections:
-    """TCP connections of the private host to the echo server, on which it sends all the time; a context manager."""
+    """TCP connections of the private host to a server, on which one of the two sends all the time; a context manager.
 
-    def __init__(self, network: Network, count: int) -> None:
-        """Open them."""
-        self.heard_at = [NEVER] * count  # when the latest line came back on each (monotonic); never again: it ended
-        self._process = start(network, 'private', 'converse', private_address(0), ECHO, str(count))
-        threading.Thread(target=self._read, daemon=True, name='connections').start()
+    Either the private host sends, and the server returns it, or with *by_server* the server, and the private host only
+    acknowledges.
+    """
 
-    def _read(self) -> None:
-        assert self._process.stdout
+    def __init__(self, network: Network, count: int, by_server: bool = False, in_turn: bool = False) -> None:
+        """Open them; all send at the same moment, or *in_turn*, so that each has a chance of its own."""
+        self.heard_at = [NEVER] * count  # when the latest line came on each to the private host (monotonic)
+        self.stalls = [0.0] * count  # the longest time between two lines
+        self.lost = [False] * count  # ended at either side
+        apart, client = str(0.1 / count if in_turn else 0.0), (private_address(0), ECHO, str(count))
+        self._processes = [start(network, 'internet', 'feed', ECHO, str(count), apart)] if by_server else []
+        self._processes.append(start(network, 'private', 'listen', *client) if by_server else
+                               start(network, 'private', 'converse', *client, apart))
+        for process in self._processes:
+            threading.Thread(target=self._read, args=(process,), daemon=True, name='connections').start()
+
+    def _read(self, process: 'subprocess.Popen[str]') -> None:
+        assert process.stdout
         with contextlib.suppress(ValueError):  # closed
-            for line in self._process.stdout:
+            for line in process.stdout:
                 number, what = line.split()
-                self.heard_at[int(number)] = NEVER if what == 'lost' else time.monotonic()
+                self._note(int(number), what == 'lost', time.monotonic())
+
+    def _note(self, number: int, is_lost: bool, now: float) -> None:
+        if is_lost:
+            self.lost[number] = True
+            return
+        if self.heard_at[number] != NEVER:
+            self.stalls[number] = max(self.stalls[number], now - self.heard_at[number])
+        self.heard_at[number] = now
+
+    def survivors(self, since: float) -> List[int]:
+        """Return the numbers of those on which something has come since then, and that have not ended."""
+        return [number for number, at in enumerate(self.heard_at) if at >= since and not self.lost[number]]
 
     def alive(self, since: float) -> int:
-        """Return on how many of them something has come back since then."""
-        return sum(at >= since for at in self.heard_at)
+        """Return how many those are."""
+        return len(self.survivors(since))
 
     def __enter__(self) -> 'Connections':
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # what it has started ends with the lab; the reader waits for that
-        self._process.wait()
+        for process in self._processes:
+            process.kill()  # what it has started ends with the lab; the reader waits for that
+            process.wait()
