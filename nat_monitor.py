@@ -1635,7 +1635,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     if seen.peer_maintenance:
         taken = () if seen.own_maintenance else due
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
-                        SOON if taken else LOOK_INTERVAL, taken)
+                        SOON if taken or memory.is_contradicted(seen) else LOOK_INTERVAL, taken)
     # 3
     if not is_silent and seen.own_maintenance:
         return Decision('{self} is under maintenance: it claims nothing', LOOK_INTERVAL)

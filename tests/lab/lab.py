@@ -189,7 +189,7 @@ class Instance:
 
         With *ignores_stop*, only a forced stop has an effect from now on.
         """
-        self.life.ignores_stop = ignores_stop
+        self.life.ignores_stop, self.life.crashed = ignores_stop, True
         at = time.monotonic()
         self.power_off()
         return at

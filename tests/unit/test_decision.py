@@ -116,6 +116,12 @@ def test_row_2_a_peer_under_maintenance_is_relieved_and_never_restarted(silence:
     assert 'maintenance' in decision.why
 
 
+def test_row_2_a_tag_seen_before_it_is_clear_who_holds_is_looked_at_again_soon() -> None:
+    """EC2 tells that the peer has what has come here a moment ago."""
+    story = Story().hears(9.0).claims(8.0).hears(1.0).sees(0.0, PEER, peer_maintenance=True)
+    assert story.judged()[1:4] == (SOON, (), '')
+
+
 def test_row_2_who_is_under_maintenance_too_takes_nothing() -> None:
     assert fell_silent(peer_maintenance=True, own_maintenance=True).judged()[1:4] == (LOOK_INTERVAL, (), '')
 
