@@ -49,7 +49,9 @@ def serving_pair(python: str, **how: Any) -> Iterator[Lab]:
 def serves(lab: Lab, instance: Instance, timeout: float = 30.0) -> None:
     """Wait until the instance has all tables and the address, and the internet sees the private host through it."""
     lab.wait_until(lambda: lab.holds(instance), timeout, f'the {instance.name} holds tables and address')
-    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, timeout, 'the private host has its egress address')
+    since = time.monotonic() + 0.1  # until then packets may go the way of before
+    lab.wait_until(lambda: any(packet.egress == ELASTIC_IP for packet in lab.traffic.packets(since)), timeout,
+                   'the private host has its egress address')
 
 
 def look(lab: Lab, *instances: Instance) -> None:

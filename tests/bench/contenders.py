@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence
 
+import certifi
+
 from tests.lab import Lab
 from tests.lab.ec2 import REGION
 from tests.lab.lab import SBIN, Instance
@@ -63,7 +65,8 @@ CONTENDERS = {one.name: one for one in (
 def pair(contender: Contender, **how: Any) -> Iterator[Lab]:
     """Open a lab in which the contender is installed on both instances; it starts as their @reboot job."""
     job = f'/{SBIN}/{contender.script} >> /var/log/nat_monitor.log 2>&1' if contender.script else None
-    with Lab(contender.settings, python=sys.executable, boot_job=job, start=False, **how) as lab:
+    with Lab(contender.settings, python=sys.executable, boot_job=job, start=False,
+             bundle=Path(certifi.where()).read_bytes(), **how) as lab:
         for instance in lab.instances.values() if contender.script else ():
             install_rival(lab, instance, contender)
         yield lab

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
 
-import certifi
-
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
 from .metadata import Metadata
@@ -138,8 +136,7 @@ class Instance:
         program = self.node.root / SBIN / 'nat_monitor.py'
         program.write_bytes(self.lab.monitor.read_bytes())
         program.chmod(0o755)
-        # Among those that every AWS client loads at each handshake: that takes its time.
-        (self.node.root / AUTHORITY).write_bytes(Path(certifi.where()).read_bytes() + authority().cert_pem.bytes())
+        (self.node.root / AUTHORITY).write_bytes(self.lab.bundle + authority().cert_pem.bytes())
         self.configure()
 
     # ---- its life, as EC2 wants it
@@ -338,19 +335,20 @@ class Lab:
     def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1, elastic_ip: bool = True,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
                  monitor: Path = REPOSITORY / 'nat_monitor.py', boot_job: Optional[str] = None,
-                 by_name: bool = False, tls: bool = True, subnets: int = 1,
+                 by_name: bool = False, tls: bool = True, bundle: bytes = b'', subnets: int = 1,
                  environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; without *tls*, it speaks plain HTTP; with two *subnets*,
-        no frame to the other instance's MAC reaches it; *environment* is added to that of all programs in the
+        with *by_name*, EC2 has a name instead of an address; without *tls*, it speaks plain HTTP; *bundle* are further
+        authorities (PEM) that the instances trust, as AWS clients load a hundred and more at each handshake; with two
+        *subnets*, no frame to the other's MAC reaches it; *environment* is added to that of all programs in the
         instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
-        self._tls, self._subnets = tls, subnets
+        self._tls, self.bundle, self._subnets = tls, bundle, subnets
         self._settings, self._tables, self._elastic_ip = settings or {}, tables, elastic_ip
         self._holder, self._start = holder, start
         self.python, self.monitor = python, monitor
