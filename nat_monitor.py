@@ -1719,7 +1719,7 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Deci
     The heir is given the time to look first, as each of the two looks only now and then.
     """
     believed = memory.holders
-    spared = (ABSENT,) if memory.silent_at == math.inf else (ABSENT, PEER, UNKNOWN)
+    spared = (ABSENT,) if memory.is_heard else (ABSENT, PEER, UNKNOWN)
     owed = tuple(part for part in settings.parts
                  if part in memory.owed and believed[part] not in spared)
     has_part = SELF in believed.values()

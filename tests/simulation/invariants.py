@@ -10,7 +10,7 @@ from nat_monitor import (
     AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LATER, LATEST_EFFECT, LATEST_READ, LOOK_INTERVAL, MOVE_DEADLINE,
     PROBE_INTERVAL, REMEMBERED, UNARBITRATED)
 
-from .cloud import PATIENCE
+from .cloud import ADDRESS, PATIENCE
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -86,6 +86,7 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
         world.cloud.routes[how['RouteTableId']] if 'RouteTableId' in how else world.cloud.owner))
     if has_effect:
         never_against_an_answering_peer(world, one, name)
+        a_start_robs_no_unheard_peer(world, one, name, how)
         only_the_holder_stops(world, one, name)
         steps_are_paced(world, one, name, how)
         who_cannot_nat_takes_nothing(world, one, name)
@@ -149,6 +150,17 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
             return  # of a claim that has begun, or nobody can contest it
         if record.misses < wanted * (2 if one is world.instances[0] else 1):
             broken(f'2: {one.name} calls {name} after {record.misses} misses')
+
+
+def a_start_robs_no_unheard_peer(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
+    """2. What a peer has that was not heard yet, and whose checks pass, is not claimed by a start."""
+    peer, record = world.peer(one), world.records[one.name]
+    part = how.get('RouteTableId') or ADDRESS
+    has_it = all(past.owners[part] == peer.id for past in (
+        world.cloud.seen(0.0), world.cloud.seen(LATEST_READ + lifetime(world))))
+    if name in CLAIMS and has_it and record.answered_at < record.started_at and passes_its_checks(world, one) and (
+            record.tagged != [False, True] and world.hub.now - world.watch.split_at >= 30.0):
+        broken(f'2: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
 
 
 def only_the_holder_stops(world: World, one: Instance, name: str) -> None:
@@ -463,11 +475,14 @@ def is_restarted(world: World) -> None:
 
 
 def has_failed_back(world: World) -> bool:
-    """6. The pair has not settled before a primary that has started has everything, unless the peer took it since."""
-    primary, secondary = world.instances
+    """6. The pair has not settled before a primary that has started has everything, unless the peer took it since.
+
+    That includes what was given to something outside the pair before.
+    """
+    primary = world.instances[0]
     record = world.records[primary.name]
     return record.has_lost or not any(
-        owner == secondary.id for part, owner in world.cloud.owners().items() if part in record.owed)
+        owner not in (None, primary.id) for part, owner in world.cloud.owners().items() if part in record.owed)
 
 
 def nothing_unforeseen(world: World, one: Instance, words: str) -> None:

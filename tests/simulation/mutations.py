@@ -16,7 +16,7 @@ SCHEDULES = 20000                 # at most, until a mistake must be found
 # in: what stands in nat_monitor.py, exactly once, and what a mistake makes of it, one or more times.
 MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     # The rows of `decide`
-    'row 1: acts though EC2 does not call it running': ('schedules', (
+    'row 1: acts though EC2 does not call it running': ('stopping', (
         ("if seen.own_state not in ('running', ''):", 'if False:'),)),
     'row 2: restarts a peer under maintenance': ('work', (('if seen.peer_maintenance:', 'if False:'),)),
     'row 2: does not relieve a peer under maintenance': ('work', (
@@ -53,7 +53,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if not memory.is_heard and seen.peer_may_live and is_protected:', 'if False:'),)),
     'row 7: checks that tell nothing protect for ever': ('silent_checks', (
         ("seen.peer_checks == 'ok' or unheard < wait_start", 'True'),)),
-    'row 7: an error of EC2 protects nobody': ('contests', (
+    'row 7: an error of EC2 protects nobody': ('unheard', (
         ('is_protected = not seen.peer_state or', 'is_protected ='),)),
     'row 7: checks that pass protect nobody': ('contests', (
         ("or seen.peer_checks == 'ok' or unheard", 'or unheard'),)),
@@ -81,21 +81,21 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('return max(refused_at, stops[-1] + spacing)', 'return stops[-1] + spacing'),
         ('        if not stops:\n            return refused_at', '        if not stops:\n            return NEVER'))),
     'row 16: stops for a hiccup': ('hiccups', (('silence < wait_stop or', ''),)),
-    'row 16: ignores that what it sees has not settled': ('hardest', (('or watched < settings.settling:', ':'),)),
-    'row 16: settles for as long as a call takes': ('hardest', (
+    'row 16: ignores that what it sees has not settled': ('isolated', (('or watched < settings.settling:', ':'),)),
+    'row 16: settles for as long as a call takes': ('isolated', (
         ('return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout', 'return CALL_DEADLINE'),)),
-    'row 17: who holds nothing stops its peer': ('contests', (
+    'row 17: who holds nothing stops its peer': ('outside', (
         ('    if SELF not in memory.holders.values() and (', '    if False and ('),)),
-    'row 17: who holds nothing stops a peer whose checks do not fail': ('contests', (
+    'row 17: who holds nothing stops a peer whose checks do not fail': ('outside', (
         ("seen.peer_checks != 'impaired' or silence < UNARBITRATED", 'silence < UNARBITRATED'),)),
-    'row 17: checks that fail arbitrate at once': ('schedules', (
+    'row 17: checks that fail arbitrate at once': ('powerless', (
         ("seen.peer_checks != 'impaired' or silence < UNARBITRATED", "seen.peer_checks != 'impaired'"),)),
     'row 18: never stops the peer': ('schedules', (("'stopping it', step=STOP)", "'stopping it')"),)),
     # Keeping together
     'together: the start claims nothing': ('schedules', (('if part in memory.owed and', 'if False and'),)),
-    'together: the start claims from who is silent': ('schedules', (
+    'together: the start claims from who is silent': ('unheard', (
         ('else (ABSENT, PEER, UNKNOWN)', 'else (ABSENT,)'),)),
-    'together: the start leaves what was given to something outside the pair': ('schedules', (
+    'together: the start leaves what was given to something outside the pair': ('outside', (
         ('spared = (ABSENT,) if', 'spared = (ABSENT, OTHER) if'),)),
     'together: leaves apart what is apart': ('schedules', (
         ('    if apart and seen.is_complete', '    if False and seen.is_complete'),)),

@@ -83,6 +83,35 @@ stillborn = st.builds(  # one is restarted, and dies again before its peer can h
     lambda who, cut, dies: [Fault(100, 'crash', who), Fault(cut, 'cut peer', lasts=900),
                             *(Fault(cut + later, 'crash', who) for later in dies)],
     st.sampled_from(WHO[:2]), st.integers(150, 400), st.lists(st.integers(5, 200), min_size=1, max_size=3))
+HEADS = (PRIMARY, SECONDARY), (SECONDARY, PRIMARY)
+stopping = st.builds(  # somebody stops one whose guest takes its time, and meanwhile the other one dies
+    lambda heads, at, later: [Fault(at, 'stubborn', heads[0]), Fault(at + 1, 'stop', heads[0]),
+                              Fault(at + 1 + later, 'crash', heads[1])],
+    st.sampled_from(HEADS), st.integers(60, 400), st.integers(0, 150))
+unheard = st.builds(  # two that live, do not hear each other and are restarted, and EC2 does not tell all
+    lambda who, at, mute, kill, how, others: [
+        Fault(at, mute, 'both', 3600), Fault(at + 5, 'forbid', who, 3600, how), Fault(at + 10, kill, who, 5), *(
+            other._replace(at=at + 20 + other.at % 300, lasts=5) for other in others)],
+    st.sampled_from(WHO), st.integers(60, 200), st.sampled_from(('cut peer', 'block ping')),
+    st.sampled_from(('kill', 'reboot')), st.integers(0, 3), st.lists(faults(*MONITOR, *SOMEBODY), max_size=2))
+outside = st.builds(  # everything is given to something outside the pair, and the two do not hear each other
+    lambda at, later, lasts, others: [
+        Fault(at, 'move route', PRIMARY, 1, 3), Fault(at, 'move address', PRIMARY, 1, 3),
+        Fault(at + later, 'cut peer', lasts=lasts), *(
+            other._replace(at=at + later + other.at % 60) for other in others)],
+    st.integers(60, 200), st.integers(1, 300), st.integers(60, 900), st.lists(trouble, max_size=1))
+powerless = st.builds(  # one that may not take over sees its peer's checks fail for a while yet as it works again
+    lambda heads, at, lasts, others: [
+        Fault(at - 10, 'forbid', heads[1], 3600, 4), Fault(at, 'cut off', heads[0], lasts),
+        Fault(at, 'cut peer', lasts=400), *(other._replace(at=at + other.at % 60) for other in others)],
+    st.sampled_from(HEADS), st.integers(60, 200), st.integers(50, 100), st.lists(trouble, max_size=1))
+isolated = st.builds(  # one is cut off from everything for long, and comes back while the two are still deaf
+    lambda who, at, lasts, longer, how, others: [
+        Fault(at, 'cut off', who, lasts, how), Fault(at, 'cut peer', 'both', lasts + longer), *(
+            other._replace(at=at + lasts + other.at % 40 - 20) for other in others)],
+    st.sampled_from(WHO[:2]), st.integers(100, 200), st.integers(30, 200), st.integers(10, 200), st.integers(0, 1),
+    st.lists(st.one_of(trouble, faults('late', lasts=st.integers(15, 60)), faults('lossy', 'forbid', *SOMEBODY)),
+             max_size=3))
 flapping = st.builds(  # now one does not forward, now the other
     lambda first, period, count, odd: [
         Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
@@ -90,7 +119,7 @@ flapping = st.builds(  # now one does not forward, now the other
     st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks,
-                       deaf_and_dead, stillborn)
+                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -105,6 +134,13 @@ usual = drawn(any_faults)
 hardest = drawn(st.one_of(deaf, hiccups, near), greatest_lags)
 extreme = drawn(st.lists(any_fault, min_size=1, max_size=2), paces=limits)
 schedules = st.one_of(*[usual] * 8, *[hardest] * 4, extreme)
+
+
+
+def one_table(check_lag: int) -> Any:
+    """Draw conditions with one table and no address, so that one or the other holds everything."""
+    return greatest_lags.map(lambda one: one._replace(address=False, tables=1, check_lag=check_lag))
+
 
 # Two that live and do not hear each other, for three hours, whatever is forbidden to whom.
 contests = st.builds(
@@ -133,7 +169,11 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
               'crash_loops': crash_loops,
               **{name: drawn(found) for name, found in (
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
-                  ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn))},
+                  ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
+                  ('stopping', stopping), ('unheard', unheard))},
+              'isolated': drawn(isolated, greatest_lags),
+              **{name: drawn(found, one_table(lag))
+                 for name, found, lag in (('outside', outside, 300), ('powerless', powerless, 60))},
               **{name: drawn(found, conditions.map(lambda one: one._replace(frames=0)),
                              st.sampled_from((Pace(), Pace(6, 1.0, 0.25))), st.just(True))
                  for name, found in (('unlit', unlit), ('flapping', flapping))}}

@@ -247,6 +247,12 @@ def test_row_5_a_primary_that_starts_claims_from_whoever_has_it(holders: Holders
     assert not claims or f'is the primary and has started: claiming {" and ".join(claims)}' in decision.why
 
 
+def test_row_5_it_takes_nothing_from_a_peer_that_it_cannot_ping_yet() -> None:
+    """EC2 has not told the peer's address."""
+    assert Story(primary=True).starts().sees(0.0, PEER).judged().claims == ()
+    assert Story(primary=True).starts().sees(0.0, (PEER, NOBODY)).judged().claims == (ADDRESS,)
+
+
 def test_row_5_it_claims_each_part_until_that_has_come_here_once() -> None:
     story = Story(primary=True).starts().hears(5.0).sees(300.0, PEER).claims(299.0, TABLE)
 
