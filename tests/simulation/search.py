@@ -136,7 +136,6 @@ extreme = drawn(st.lists(any_fault, min_size=1, max_size=2), paces=limits)
 schedules = st.one_of(*[usual] * 8, *[hardest] * 4, extreme)
 
 
-
 def one_table(check_lag: int) -> Any:
     """Draw conditions with one table and no address, so that one or the other holds everything."""
     return greatest_lags.map(lambda one: one._replace(address=False, tables=1, check_lag=check_lag))
