@@ -358,7 +358,7 @@ def test_one_lost_ping_is_no_event(python: str) -> None:
         since, logs = time.monotonic(), [instance.log for instance in lab.instances.values()]
 
         for instance in lab.instances.values():
-            instance.lose_requests(4)
+            instance.lose_requests(6)
         lab.wait_until(lambda: lab.network.lost_requests() == 8, 10, 'all four requests of a ping each way are lost')
 
         lab.stays(lambda: [instance.log for instance in lab.instances.values()] == logs, 5, 'no line is logged')

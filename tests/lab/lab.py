@@ -237,7 +237,7 @@ class Instance:
         self._set_link(blocked_pings=())
 
     def lose_requests(self, count: int) -> None:
-        """Lose the next echo requests to it, *count* of them: four are a ping that is answered by nothing."""
+        """Lose the next echo requests to it, *count* of them: six are a ping that is answered by nothing."""
         self._set_link(lost_requests=count)
 
     def lose_packets(self, percent: int) -> None:

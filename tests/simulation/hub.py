@@ -7,8 +7,6 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import greenlet
 
-from nat_monitor import CONNECTIONS
-
 
 class Process:
     """A running monitor: the greenlet of its loop, and one for each call under way."""
@@ -105,7 +103,7 @@ class Hub:
         self.at(0.0, self.resume, thread, 0)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
-                     meanwhile: Optional[Callable[[], float]], no_answer: Exception) -> Dict[str, Any]:
+                     meanwhile: Optional[Callable[[], float]], at_once: int, no_answer: Exception) -> Dict[str, Any]:
         """Do what the monitor's run_together does with threads: a late call goes on, and its result is dropped."""
         done: Dict[str, Any] = {}
         deadline = self.now + timeout
@@ -127,7 +125,7 @@ class Hub:
                     self.at(0.0, self.resume, *waiting[0])
 
         left = iter(tuple(calls.items()))  # one for all threads
-        for _ in range(min(len(calls), CONNECTIONS)):
+        for _ in range(min(len(calls), at_once)):
             self.spawn(thread.process, make_some)
         self.sleep(0.0)  # the calls are sent before anything else
         while len(done) < len(calls) and self.now < deadline:

@@ -309,9 +309,10 @@ class World:
         doors = types.SimpleNamespace
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                         meanwhile: Optional[Callable[[], float]] = None) -> Dict[str, Any]:
+                         meanwhile: Optional[Callable[[], float]] = None,
+                         at_once: int = nat_monitor.CONNECTIONS) -> Dict[str, Any]:
             return invariants.nothing_unforeseen_in_calls(self.hub.run_together(
-                calls, timeout, meanwhile, self.module.NoAnswer('no answer in time')))
+                calls, timeout, meanwhile, at_once, self.module.NoAnswer('no answer in time')))
 
         one.monitor = self.module.Monitor(
             self.settings_of[one.name],
