@@ -99,14 +99,14 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('spared = (ABSENT,) if', 'spared = (ABSENT, OTHER) if'),)),
     'together: leaves apart what is apart': ('schedules', (
         ('    if apart and seen.is_complete', '    if False and seen.is_complete'),)),
-    'together: claims by answers that are not complete': ('schedules', (
+    'together: claims by answers that are not complete': ('apart', (
         ('if apart and seen.is_complete and', 'if apart and'),)),
     'together: who has nothing claims all when a part is lost': ('lost', (
         ('or holder == PEER and has_part)', 'or holder == PEER)'),)),
     'together: the other one is as quick as the heir': ('schedules', (
         ('LAG if memory.heir == SELF else PATIENCE', 'LAG'),)),
     'together: nobody waits': ('schedules', (('seen.asked_at - memory.changed_at >= patience', 'True'),)),
-    'together: claims though EC2 contradicts': ('schedules', (('and memory.left(seen) and (', 'and ('),)),
+    'together: claims though EC2 contradicts': ('apart', (('and memory.left(seen) and (', 'and ('),)),
     'together: claims while it cannot NAT': ('schedules', (
         ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
     'together: claims without a pause': ('denied', (
@@ -136,10 +136,10 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'silent_at: an observation from before the silence decides': ('schedules', (
         ('self.misses >= self.threshold and seen.asked_at > self.memory.silent_at',
          'self.misses >= self.threshold'),)),
-    'unheard_at: not set by what EC2 tells': ('schedules', (
+    'unheard_at: not set by what EC2 tells': ('stillborn', (
         ("if seen.peer_state not in ('running', ''):\n            self.unheard_at",
          'if False:\n            self.unheard_at'),)),
-    'unheard_at: not set by steps': ('schedules', (('if accepted and step.name in (STOP, START):', 'if False:'),)),
+    'unheard_at: not set by steps': ('stillborn', (('if accepted and step.name in (STOP, START):', 'if False:'),)),
     'state_at: since ever': ('schedules', (
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
     'peer_state: never noted, so it has changed each time': ('schedules', (

@@ -112,6 +112,12 @@ isolated = st.builds(  # one is cut off from everything for long, and comes back
     st.sampled_from(WHO[:2]), st.integers(100, 200), st.integers(30, 200), st.integers(10, 200), st.integers(0, 1),
     st.lists(st.one_of(trouble, faults('late', lasts=st.integers(15, 60)), faults('lossy', 'forbid', *SOMEBODY)),
              max_size=3))
+apart = st.builds(  # somebody moves a part, and soon EC2 does not tell one of the two where it is
+    lambda moved, to, at, later, who, how, others: [
+        Fault(at, moved, PRIMARY, 1, to), Fault(at + later, 'forbid', who, 600, how), *(
+            other._replace(at=at + other.at % 300) for other in others)],
+    st.sampled_from(('move route', 'move address')), st.integers(0, 1), st.integers(60, 300), st.integers(0, 120),
+    st.sampled_from(WHO), st.integers(1, 2), st.lists(st.one_of(trouble, faults(*SOMEBODY)), max_size=2))
 flapping = st.builds(  # now one does not forward, now the other
     lambda first, period, count, odd: [
         Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
@@ -119,7 +125,7 @@ flapping = st.builds(  # now one does not forward, now the other
     st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks,
-                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated)
+                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated, apart)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -169,7 +175,7 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
               **{name: drawn(found) for name, found in (
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
-                  ('stopping', stopping), ('unheard', unheard))},
+                  ('stopping', stopping), ('unheard', unheard), ('apart', apart))},
               'isolated': drawn(isolated, greatest_lags),
               **{name: drawn(found, one_table(lag))
                  for name, found, lag in (('outside', outside, 300), ('powerless', powerless, 60))},
