@@ -33,7 +33,8 @@ MOVE = 0.2 + ALLOWANCE  # s of packets that a planned move may lose, and that ma
 STOP_AFTER = 40.0  # s from a crash until the operator stops the instance; a monitor that may do so has by then
 BACK_WITHIN = 80.0  # s from a crash until both hear each other again
 SAMPLED_EVERY = 10.0  # s
-MAY_GROW = {'resident': 1024, 'threads': 0, 'descriptors': 0}  # from the first quarter to the last
+# From the first quarter to the last: a look may have left its connections open, or not.
+MAY_GROW = {'resident': 1024, 'threads': 0, 'descriptors': 4}
 
 
 class Sample(NamedTuple):

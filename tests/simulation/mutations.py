@@ -144,24 +144,24 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
     'peer_state: never noted, so it has changed each time': ('schedules', (
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.state_at = seen.asked_at'),)),
-    'holders: the heir is always the primary': ('schedules', (
+    'holders: the heir is always the primary': ('apart', (
         ('for found in (tables, set(self.holders.values())):', 'for found in ():'),)),
-    'holders: the heir is who has the address': ('schedules', (
+    'holders: the heir is who has the address': ('apart', (
         ('for found in (tables, set(self.holders.values())):', 'for found in (set(self.holders.values()),):'),)),
-    'holders: the heir is oneself': ('contests', (
+    'holders: the heir is oneself': ('apart', (
         ('            for who in pair:\n', '            for who in (SELF, PEER):\n'),)),
-    'here_at: what came a moment ago is not believed to be here': ('schedules', (
+    'here_at: what came a moment ago is not believed to be here': ('apart', (
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if False:'),)),
     'here_at: what has come is believed for ever': ('schedules', (
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
-    'here_at: claims again what came in this silence': ('schedules', (
+    'here_at: claims again what came in this silence': ('blind', (
         ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
-    'changed_at: never': ('hardest', (
+    'changed_at: never': ('isolated', (
         ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
-    'changed_at: not by its own claims': ('hardest', (('            self.changed_at = now\n', ''),)),
-    'seen_at: gaps are ignored': ('schedules', (
+    'changed_at: not by its own claims': ('isolated', (('            self.changed_at = now\n', ''),)),
+    'seen_at: gaps are ignored': ('isolated', (
         ('elif gap or self.watched_at == math.inf:', 'elif self.watched_at == math.inf:'),)),
-    'watched_at: what is not complete is watched, too': ('schedules', (
+    'watched_at: what is not complete is watched, too': ('isolated', (
         ('if not seen.is_complete:\n            self.watched_at = math.inf', 'if False:\n            pass'),)),
     'aside_until: a minute only': ('contests', (
         ('patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else',

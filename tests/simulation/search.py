@@ -118,6 +118,12 @@ apart = st.builds(  # somebody moves a part, and soon EC2 does not tell one of t
             other._replace(at=at + other.at % 300) for other in others)],
     st.sampled_from(('move route', 'move address')), st.integers(0, 1), st.integers(60, 300), st.integers(0, 120),
     st.sampled_from(WHO), st.integers(1, 2), st.lists(st.one_of(trouble, faults(*SOMEBODY)), max_size=2))
+blind = st.builds(  # one dies, and EC2 does not tell its peer who holds
+    lambda heads, at, how, lasts, others: [
+        Fault(at, 'forbid', heads[1], lasts, how), Fault(at + 5, 'crash', heads[0]), *(
+            other._replace(at=at + other.at % 100) for other in others)],
+    st.sampled_from(HEADS), st.integers(60, 200), st.integers(1, 2), st.integers(60, 900),
+    st.lists(trouble, max_size=1))
 flapping = st.builds(  # now one does not forward, now the other
     lambda first, period, count, odd: [
         Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)
@@ -125,7 +131,7 @@ flapping = st.builds(  # now one does not forward, now the other
     st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks,
-                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated, apart)
+                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated, apart, blind)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -175,7 +181,7 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
               **{name: drawn(found) for name, found in (
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
-                  ('stopping', stopping), ('unheard', unheard), ('apart', apart))},
+                  ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind))},
               'isolated': drawn(isolated, greatest_lags),
               **{name: drawn(found, one_table(lag))
                  for name, found, lag in (('outside', outside, 300), ('powerless', powerless, 60))},
