@@ -234,6 +234,7 @@ def introduction(records: Sequence[Record]) -> List[str]:
         f'(in half of the labs {1000 * statistics.median(gaps or [0]):.0f} ms, '
         f'95 %: {1000 * percentile(gaps or [0], 95):.0f} ms).',
         *([f'{len(failures)} measurements failed and were repeated.'] if failures else []),
+        *([head['note']] if 'note' in head else []),
         'Raw results: `tests/bench/results/full.jsonl`.',
         '', '.The packets of a private host as the primary crashes',
         'image::tests/bench/failover.svg[A row of packets for each contender]']
