@@ -30,8 +30,9 @@ import sys
 if __name__ == '__main__' and os.path.basename(__file__) == 'nat_monitor.py':
     # Go on as a module: Python keeps the syntax tree of a script in memory while it runs, 7 MB.
     os.execv(sys.executable, [sys.executable, '-Bc', (
-        "open('/proc/self/comm', 'w').write('nat_monitor.py'); "  # for killall
-        'import os, sys; del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); '
+        "import os, sys; name = '/proc/self/comm'; "  # for killall
+        "os.access(name, os.W_OK) and open(name, 'w').write('nat_monitor.py'); "
+        'del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); '
         'import nat_monitor; sys.exit(nat_monitor.main())'), os.path.abspath(__file__),
         *sys.argv[1:]])
 

@@ -156,7 +156,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
     'here_at: claims again what came in this silence': ('blind', (
         ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
-    'changed_at: never': ('isolated', (
+    'changed_at: never': ('apart', (
         ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
     'changed_at: not by its own claims': ('isolated', (('            self.changed_at = now\n', ''),)),
     'seen_at: gaps are ignored': ('isolated', (
@@ -186,13 +186,13 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'steps: only the last one is remembered': ('crash_loops', (
         ('if step.at - one.at < REMEMBERED] + [step]', 'if False] + [step]'),)),
     # A take-over
-    'left: claims though EC2 contradicts': ('contests', (
+    'left: claims though EC2 contradicts': ('hardest', (
         ('        if self.is_contradicted(seen):', '        if False:'),)),
     'left: claims what was given to something outside the pair': ('schedules', (
         ('if holder in (PEER, NOBODY))', 'if holder in (PEER, NOBODY, OTHER))'),)),
-    'left: claims what was given to something outside, as far as is known': ('schedules', (
+    'left: claims what was given to something outside, as far as is known': ('blind', (
         ('if holder not in (OTHER, ABSENT)\n', 'if holder != ABSENT\n'),)),
-    'claim: the address alone, wherever the heir is': ('schedules', (
+    'claim: the address alone, wherever the heir is': ('denied', (
         ('not memory.refusals if calls else memory.address_may_come', 'True'),)),
     'claim: does not ask what has become of a lost answer': ('schedules', (
         ('            if len(results) < len(parts) or not all(map(has_answered, results.values())):\n'

@@ -106,10 +106,11 @@ powerless = st.builds(  # one that may not take over sees its peer's checks fail
         Fault(at, 'cut peer', lasts=400), *(other._replace(at=at + other.at % 60) for other in others)],
     st.sampled_from(HEADS), st.integers(60, 200), st.integers(50, 100), st.lists(trouble, max_size=1))
 isolated = st.builds(  # one is cut off from everything for long, and comes back while the two are still deaf
-    lambda who, at, lasts, longer, how, others: [
-        Fault(at, 'cut off', who, lasts, how), Fault(at, 'cut peer', 'both', lasts + longer), *(
+    lambda who, kind, at, lasts, longer, how, others: [
+        Fault(at, kind, who, lasts, how), Fault(at, 'cut peer', 'both', lasts + longer), *(
             other._replace(at=at + lasts + other.at % 40 - 20) for other in others)],
-    st.sampled_from(WHO[:2]), st.integers(100, 200), st.integers(30, 200), st.integers(10, 200), st.integers(0, 1),
+    st.sampled_from(WHO[:2]), st.sampled_from(('cut off', 'cut off', 'cut EC2', 'suspend')), st.integers(100, 200),
+    st.integers(30, 200), st.integers(10, 200), st.integers(0, 1),
     st.lists(st.one_of(trouble, faults('late', lasts=st.integers(15, 60)), faults('lossy', 'forbid', *SOMEBODY)),
              max_size=3))
 apart = st.builds(  # somebody moves a part, and soon EC2 does not tell one of the two where it is
@@ -119,11 +120,12 @@ apart = st.builds(  # somebody moves a part, and soon EC2 does not tell one of t
     st.sampled_from(('move route', 'move address')), st.integers(0, 1), st.integers(60, 300), st.integers(0, 120),
     st.sampled_from(WHO), st.integers(1, 2), st.lists(st.one_of(trouble, faults(*SOMEBODY)), max_size=2))
 blind = st.builds(  # one dies, and EC2 does not tell its peer who holds
-    lambda heads, at, how, lasts, others: [
-        Fault(at, 'forbid', heads[1], lasts, how), Fault(at + 5, 'crash', heads[0]), *(
+    lambda heads, at, how, lasts, moved, others: [
+        *moved, Fault(at, 'forbid', heads[1], lasts, how), Fault(at + 5, 'crash', heads[0]), *(
             other._replace(at=at + other.at % 100) for other in others)],
     st.sampled_from(HEADS), st.integers(60, 200), st.integers(1, 2), st.integers(60, 900),
-    st.lists(trouble, max_size=1))
+    st.lists(st.builds(Fault, st.integers(5, 50), st.sampled_from(SOMEBODY), st.just(PRIMARY), st.just(1), st.just(3)),
+             max_size=1), st.lists(trouble, max_size=1))
 flapping = st.builds(  # now one does not forward, now the other
     lambda first, period, count, odd: [
         Fault(100 + n * period, 'forwarding lost', (PRIMARY, SECONDARY)[(n + first) % 2], period * 0.8, odd)

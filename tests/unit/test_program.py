@@ -46,6 +46,17 @@ def as_root() -> List[str]:
     return [] if os.geteuid() == 0 else ['unshare', '--user', '--map-root-user']
 
 
+@pytest.mark.parametrize('name', ['nat_monitor.py', 'copy.py'])
+def test_it_goes_on_as_a_module_and_a_copy_under_another_name_as_it_is(tmp_path: pathlib.Path, name: str) -> None:
+    program = tmp_path / name
+    program.write_bytes((ROOT / 'nat_monitor.py').read_bytes())
+
+    done = subprocess.run([sys.executable, name, '--help'], cwd=tmp_path, text=True, capture_output=True, timeout=30)
+
+    assert (done.returncode, done.stderr) == (0, '') and 'Usage: nat_monitor.py' in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # no cache
+
+
 def test_bad_settings_end_the_program_with_a_line_for_each_fault(tmp_path: pathlib.Path, as_root: List[str]) -> None:
     done = run(tmp_path, GOOD + 'NUM_PINGS = 1\nPING_TIMEOUT = "1"\n', prefix=as_root)
 
