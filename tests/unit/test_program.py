@@ -46,7 +46,7 @@ def as_root() -> List[str]:
     return [] if os.geteuid() == 0 else ['unshare', '--user', '--map-root-user']
 
 
-@pytest.mark.parametrize('name', ['nat_monitor.py', 'copy.py'])
+@pytest.mark.parametrize('name', ['nat_monitor.py', 'other_name.py'])
 def test_it_goes_on_as_a_module_and_a_copy_under_another_name_as_it_is(tmp_path: pathlib.Path, name: str) -> None:
     program = tmp_path / name
     program.write_bytes((ROOT / 'nat_monitor.py').read_bytes())
