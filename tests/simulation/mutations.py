@@ -103,10 +103,9 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if apart and seen.is_complete and', 'if apart and'),)),
     'together: who has nothing claims all when a part is lost': ('lost', (
         ('or holder == PEER and has_part)', 'or holder == PEER)'),)),
-    'together: the other one is as quick as the heir': ('schedules', (
+    'together: the other one is as quick as the heir': ('lost', (
         ('LAG if memory.heir == SELF else PATIENCE', 'LAG'),)),
-    'together: nobody waits': ('schedules', (('seen.asked_at - memory.changed_at >= patience', 'True'),)),
-    'together: claims though EC2 contradicts': ('apart', (('and memory.left(seen) and (', 'and ('),)),
+    'together: nobody waits': ('lost', (('seen.asked_at - memory.changed_at >= patience', 'True'),)),
     'together: claims while it cannot NAT': ('schedules', (
         ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
     'together: claims without a pause': ('denied', (
@@ -139,30 +138,21 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'unheard_at: not set by what EC2 tells': ('stillborn', (
         ("if seen.peer_state not in ('running', ''):\n            self.unheard_at",
          'if False:\n            self.unheard_at'),)),
-    'unheard_at: not set by steps': ('stillborn', (('if accepted and step.name in (STOP, START):', 'if False:'),)),
     'state_at: since ever': ('schedules', (
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
     'peer_state: never noted, so it has changed each time': ('schedules', (
         ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.state_at = seen.asked_at'),)),
-    'holders: the heir is always the primary': ('apart', (
-        ('for found in (tables, set(self.holders.values())):', 'for found in ():'),)),
-    'holders: the heir is who has the address': ('apart', (
-        ('for found in (tables, set(self.holders.values())):', 'for found in (set(self.holders.values()),):'),)),
     'holders: the heir is oneself': ('apart', (
         ('            for who in pair:\n', '            for who in (SELF, PEER):\n'),)),
-    'here_at: what came a moment ago is not believed to be here': ('apart', (
-        ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if False:'),)),
     'here_at: what has come is believed for ever': ('schedules', (
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
     'here_at: claims again what came in this silence': ('blind', (
         ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
-    'changed_at: never': ('apart', (
+    'changed_at: never': ('lost', (
         ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
-    'changed_at: not by its own claims': ('isolated', (('            self.changed_at = now\n', ''),)),
-    'seen_at: gaps are ignored': ('isolated', (
-        ('elif gap or self.watched_at == math.inf:', 'elif self.watched_at == math.inf:'),)),
-    'watched_at: what is not complete is watched, too': ('isolated', (
-        ('if not seen.is_complete:\n            self.watched_at = math.inf', 'if False:\n            pass'),)),
+    'seen_at: never': ('schedules', (('        self.seen_at = seen.asked_at\n', ''),)),
+    'watched_at: since the latest observation only': ('schedules', (
+        ('elif gap or self.watched_at == math.inf:', 'else:'),)),
     'aside_until: a minute only': ('contests', (
         ('patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else',
          'patience = (settings.wait_for_instance_stop if came_at > self.silent_at else'),)),
@@ -186,8 +176,6 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'steps: only the last one is remembered': ('crash_loops', (
         ('if step.at - one.at < REMEMBERED] + [step]', 'if False] + [step]'),)),
     # A take-over
-    'left: claims though EC2 contradicts': ('hardest', (
-        ('        if self.is_contradicted(seen):', '        if False:'),)),
     'left: claims what was given to something outside the pair': ('schedules', (
         ('if holder in (PEER, NOBODY))', 'if holder in (PEER, NOBODY, OTHER))'),)),
     'left: claims what was given to something outside, as far as is known': ('blind', (
