@@ -1945,6 +1945,7 @@ class Monitor:
     def observe(self) -> None:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at, self.ask_at = self.clock.monotonic(), math.inf
+        address = self.peer_address
         seen = self.ec2.observe(
             self.settings, self.own_id, self.peer_id, self.asked_at, self.ping_meanwhile,
             self.nat_fault, calm=self.memory.is_heard and not (self.misses or self.memory.owed))
@@ -1952,6 +1953,8 @@ class Monitor:
             self.chance.uniform(1.0, CLAIM_RETRY) if self.misses or self.memory.owed else
             LOOK_AFTER_CHANGE)
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
+        if self.peer_address != address:
+            self.next_ping_at = NEVER  # now: nothing is judged before
         if seen:
             self.note(seen)
 

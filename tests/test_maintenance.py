@@ -43,7 +43,7 @@ def restarted_nobody(lab: Lab) -> bool:
 
 
 def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python: str) -> None:
-    with pair(python) as lab, Connections(lab.network, 20) as connections:
+    with pair(python) as lab, Connections(lab.network, 20, every=1.0) as connections:
         lab.wait_until(lambda: connections.alive(0.0) == 20, 10, 'all connections are alive')
         since = time.monotonic()
         lab.ec2.tag('primary', TAG)

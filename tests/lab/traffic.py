@@ -54,10 +54,10 @@ def echo_connections(listening: socket.socket) -> None:
                 ready.close()
 
 
-def converse(source: str, server: str, count: str, apart: str) -> None:
-    """Send a line on each of so many TCP connections every 0.1 s, and follow what comes back."""
+def converse(source: str, server: str, count: str, apart: str, every: str) -> None:
+    """Send a line on each of so many TCP connections *every* so many seconds, and follow what comes back."""
     connections = connect(source, server, PORT, count)
-    threading.Thread(target=talk, args=(connections, float(apart)), daemon=True).start()
+    threading.Thread(target=talk, args=(connections, float(apart), float(every)), daemon=True).start()
     follow(connections)
 
 
@@ -72,12 +72,12 @@ def connect(source: str, server: str, port: int, count: str) -> List[socket.sock
     return connections
 
 
-def feed(address: str, count: str, apart: str) -> None:
-    """Accept so many TCP connections, send a line on each every 0.1 s, and write which have ended."""
+def feed(address: str, count: str, apart: str, every: str) -> None:
+    """Accept so many TCP connections, send a line on each *every* so many seconds, and write which have ended."""
     with socket.create_server((address, FEED_PORT), backlog=100) as listening:
         print('ready', flush=True)
         connections = [listening.accept()[0] for _ in range(int(count))]
-    threading.Thread(target=talk, args=(connections, float(apart)), daemon=True).start()
+    threading.Thread(target=talk, args=(connections, float(apart), float(every)), daemon=True).start()
     follow(connections)
 
 
@@ -101,7 +101,7 @@ def follow(connections: List[socket.socket]) -> None:
                 del received[connection]
 
 
-def talk(connections: List[socket.socket], apart: float) -> None:
+def talk(connections: List[socket.socket], apart: float, every: float) -> None:
     """Send the lines, for ever, on one connection *apart* seconds after the other; all of it fits into buffers."""
     line, due = 0, time.monotonic()
     while True:
@@ -109,7 +109,7 @@ def talk(connections: List[socket.socket], apart: float) -> None:
             time.sleep(max(0.0, due + number * apart - time.monotonic()))
             with contextlib.suppress(OSError):
                 connection.send(f'{line}\n'.encode())
-        line, due = line + 1, max(due + 0.1, time.monotonic())
+        line, due = line + 1, max(due + every, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -265,15 +265,17 @@ class Connections:
     acknowledges.
     """
 
-    def __init__(self, network: Network, count: int, by_server: bool = False, in_turn: bool = False) -> None:
-        """Open them; all send at the same moment, or *in_turn*, so that each has a chance of its own."""
+    def __init__(self, network: Network, count: int, by_server: bool = False, in_turn: bool = False,
+                 every: float = 0.1) -> None:
+        """Open them; *every* so many seconds all send at the same moment, or *in_turn*, each with its own chance."""
         self.heard_at = [NEVER] * count  # when the latest line came on each to the private host (monotonic)
         self.stalls = [0.0] * count  # the longest time between two lines
         self.lost = [False] * count  # ended at either side
-        apart, client = str(0.1 / count if in_turn else 0.0), (private_address(0), ECHO, str(count))
-        self._processes = [start(network, 'internet', 'feed', ECHO, str(count), apart)] if by_server else []
+        pace = str(every / count if in_turn else 0.0), str(every)
+        client = private_address(0), ECHO, str(count)
+        self._processes = [start(network, 'internet', 'feed', ECHO, str(count), *pace)] if by_server else []
         self._processes.append(start(network, 'private', 'listen', *client) if by_server else
-                               start(network, 'private', 'converse', *client, apart))
+                               start(network, 'private', 'converse', *client, *pace))
         for process in self._processes:
             threading.Thread(target=self._read, args=(process,), daemon=True, name='connections').start()
 

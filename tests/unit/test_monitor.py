@@ -278,6 +278,17 @@ def test_the_ping_that_decides_is_sent_after_ec2_has_answered(latency: float) ->
     assert scene.said(f'{PRIMARY} missed 3 pings in a row') == 1
 
 
+def test_a_start_pings_before_it_judges_what_ec2_tells_at_last() -> None:
+    """Until then the peer's address was not known; the next look would be two minutes later."""
+    scene = Scene(primary=True, holder=SECONDARY)
+    scene.monitor.chance = types.SimpleNamespace(uniform=lambda low, high: 1.5)  # no ping is due when EC2 answers
+    for question in ('status', 's'):
+        scene.cloud.errors[f'describe_instance{"_" * (question == "status")}{question}'] = [LOST] * 3
+    scene.run(60.0)
+
+    assert set(scene.claims()) and scene.said('is the primary and has started: claiming') == 1
+
+
 @pytest.mark.parametrize('error', [LOST, NoAnswer('a page of a proxy')])
 def test_who_is_cut_off_from_ec2_decides_nothing(error: Exception) -> None:
     scene = at_rest()
