@@ -361,9 +361,10 @@ def steps_are_paced(world: World, one: Instance, name: str, how: Dict[str, Any])
 
 
 def leaves_what_is_outside(world: World, one: Instance, part: str, before: Dict[str, Optional[str]]) -> None:
-    """5. What somebody gave to something outside the pair is left there until the primary starts."""
+    """5. What somebody gave to something outside, and EC2 has told so, is left there until the primary starts."""
+    told_at = world.records[one.name].told_at.get('address' if part == ADDRESS else 'tables', 0.0)
     if before[part] and before[part] not in world.cloud.instances and part not in world.records[one.name].owed and (
-            world.cloud.seen(LATEST_READ + lifetime(world)).owners[part] == before[part]):
+            world.cloud.seen(LATEST_READ + max(lifetime(world), world.hub.now - told_at)).owners[part] == before[part]):
         broken(f'5: {one.name} takes {part}, which is at something outside the pair')
 
 

@@ -97,6 +97,7 @@ class Record:
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
         self.checks_at = now                       # EC2 told that the peer's checks pass, or whether they do
+        self.told_at: Dict[str, float] = {}        # by question: when EC2 last told who holds
         self.tagged = [False, False]               # so EC2 has told this monitor of itself and of its peer
         self.forwarded_at = self.own_way_at = self.lost_at = -1e9  # the latest probes: when they were sent
         self.lost_probes = 0                       # through the peer, in a row
@@ -511,9 +512,11 @@ class World:
             if before[0] and not record.tagged[0]:
                 self.owe(one)  # as after a start
         elif name == 'describe_route_tables' and not isinstance(result, Exception):
+            record.told_at['tables'] = self.hub.now
             record.owed -= {table['RouteTableId'] for table in result['RouteTables']
                             if any(route.get('InstanceId') == one.id for route in table['Routes'])}
         elif name == 'describe_addresses' and not isinstance(result, Exception):
+            record.told_at['address'] = self.hub.now
             record.owed -= {found['PublicIp'] for found in result['Addresses'] if found.get('InstanceId') == one.id}
 
     # Time that need not be lived through
