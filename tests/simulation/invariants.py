@@ -382,8 +382,9 @@ def is_relief(world: World, one: Instance) -> bool:
     one by its own route, sent after EC2 had answered, came back; and it is the first time for long.
     """
     record, peer, now = world.records[one.name], world.peer(one), world.hub.now
-    noticed = world.settings.ping_timeout < world.schedule.conditions.boot_takes  # else a boot may fall into one ping
-    booted_at = peer.came_up_at if noticed else -1e9
+    silence = world.settings.num_pings * (2 if one is world.instances[0] else 1) * world.settings.ping_timeout
+    # A boot that is over before its peer is silent is noticed by nobody.
+    booted_at = peer.came_up_at if silence < world.schedule.conditions.boot_takes else -1e9
     found = (record.lost_probes >= world.settings.num_pings and record.own_way_at >= record.lost_at
              and record.own_way_at >= record.status_at and record.forwarded_at > booted_at
              and record.forwarded_at > max([at for at in world.watch.moved if now - at > 15.0], default=-1e9))
