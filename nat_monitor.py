@@ -107,6 +107,7 @@ PATIENCE = LOOK_INTERVAL + 30.0  # for the heir to bring together what is apart,
 UNARBITRATED = 360.0       # of silence and failed checks until one that holds nothing may stop
 AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
+A_DAY = 24 * AN_HOUR       # for which reliefs are remembered
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
@@ -166,6 +167,29 @@ def code_of(result: Any) -> str:
         return ''
     code = str(result.response.get('Error', {}).get('Code') or '')
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
+
+
+class Lasting:
+    """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts."""
+
+    def __init__(self, clock: Any, log: logging.Logger) -> None:
+        self.clock, self.log = clock, log
+        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # since, logged at, words
+
+    def __call__(self, about: str, failure: str, words: str, level: int = logging.WARNING,
+                 every: float = 60.0) -> bool:
+        """Note what came back, '' if nothing failed; in `words` it stands in the braces."""
+        now = self.clock.monotonic()
+        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
+        if failure:
+            words = words.replace('{}', failure)
+            if words != logged or now - logged_at >= every:
+                self.log.log(level, words)
+                logged_at = now
+            self.troubles[about] = (since, logged_at, words)
+        elif logged:
+            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
+        return bool(failure)
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -694,7 +718,8 @@ def connect(region: str) -> EC2Client:
     if not endpoint:
         chain = core.get_component('credential_provider')
         chain.providers = [chain.get_provider('iam-role')]
-    forget_other_actions(core)
+    with contextlib.suppress(Exception):  # a botocore of another age may keep it elsewhere
+        forget_other_actions(core)
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
         'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
@@ -861,16 +886,23 @@ def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
             raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
-def stop_arguments(client: EC2Client, instance_id: str, force: bool, skip: bool) -> Dict[str, Any]:
-    """Return the arguments of StopInstances; with `skip`, it does not wait for a dead kernel.
+STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
+DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 
-    That parameter is left out where the boto3 is older than it.
+
+def take_step(client: EC2Client, instance_id: str, step: str, is_dead: bool) -> None:
+    """Stop, force or start an instance; EC2 does not wait for a kernel that is dead or forced.
+
+    The parameter for that is left out where the boto3 is older than it.
     """
-    arguments: Dict[str, Any] = {'InstanceIds': [instance_id], 'Force': force}
+    arguments: Dict[str, Any] = {'InstanceIds': [instance_id]}
+    if step == START:
+        client.start_instances(**arguments)
+        return
     shape: Any = client.meta.service_model.operation_model('StopInstances').input_shape
-    if skip and 'SkipOsShutdown' in shape.members:
+    if (is_dead or step == FORCE) and 'SkipOsShutdown' in shape.members:
         arguments['SkipOsShutdown'] = True
-    return arguments
+    client.stop_instances(**arguments, Force=step == FORCE)
 
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str,
@@ -1293,102 +1325,130 @@ class Observation:
         return UNKNOWN not in self.holders.values()
 
     @property
+    def is_fit(self) -> bool:
+        """This host can NAT, and its own checks do not fail while the peer's pass."""
+        return not self.nat_fault and (self.own_checks, self.peer_checks) != ('impaired', 'ok')
+
+    @property
     def told(self) -> str:
         """What EC2 says of the peer."""
         return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.error}'
-
-    @property
-    def peer_may_live(self) -> bool:
-        """EC2 calls it running and its checks do not fail, or tells nothing."""
-        is_well = self.peer_state == 'running' and self.peer_checks != 'impaired'
-        return not self.peer_state or is_well
 
 
 class Ec2:
     """The calls of one monitor: a client that is made anew when it has lost its credentials."""
 
-    def __init__(self, connect: Callable[[], Any], run_together: Callable[..., Dict[str, Any]],
-                 lasting: Callable[..., bool]) -> None:
-        self.connect, self.run_together, self.lasting = connect, run_together, lasting
+    def __init__(self, settings: Settings, connect: Callable[[str], Any],
+                 run_together: Callable[..., Dict[str, Any]], meanwhile: Callable[[], float],
+                 lasting: Lasting) -> None:
+        self.settings, self.connect, self.run_together = settings, connect, run_together
+        self.meanwhile, self.lasting = meanwhile, lasting
+        self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
+        self.allowed: Set[str] = set()  # rehearsed calls, and those that were denied
+        self.denied: Set[str] = set()
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
 
-    def call(self, calls: Dict[str, Call], meanwhile: Callable[[], float],
-             deadline: float = CALL_DEADLINE, at_once: int = CONNECTIONS,
-             **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], deadline: float = CALL_DEADLINE,
+             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
-            made = self.run_together({'client': self.connect}, CALL_DEADLINE, meanwhile)
+            made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
             if self.lasting('client', failures_in(made),
                             'no EC2 client could be made ({}): trying again'):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
-            self.client = made['client']
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
-        results = self.run_together({**beside, **bound}, deadline, meanwhile, at_once)
+        results = self.run_together({**beside, **bound}, deadline, self.meanwhile, at_once)
         answers = [results[name] for name in calls]
         unanswered = [answer for answer in answers if not has_answered(answer)]
         if unanswered:
             self.close_connections()
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
-        skew = max((clock_skew(answer) for answer in answers), key=abs)
-        self.lasting('clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
-                     'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
         if len(unanswered) < len(answers):
             self.lasting('EC2', '', '')
+            skew = max((clock_skew(answer) for answer in answers), key=abs)
+            self.lasting(
+                'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
+                'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
         elif deadline == CALL_DEADLINE:
             self.lasting('EC2', in_words(unanswered[0]),
                          'EC2 does not answer this monitor ({}): it decides nothing')
         return results
+
+    def make_client(self) -> None:
+        """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
+        self.client = self.connect(self.region)
 
     def close_connections(self) -> None:
         """Drop the pooled connections, which a move of the public address kills without a word."""
         if self.client is not None:
             self.client.close()
 
-    def observe(self, settings: Settings, own_id: str, peer_id: str, asked_at: float,
-                meanwhile: Callable[[], float], nat_fault: Callable[[], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[], str], calm: bool
                 ) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
         While all is calm, over two connections: most of what a look costs are their handshakes.
         """
-        pair = own_id, peer_id
+        pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip
         cards = {card: i for i, one in self.facts.items() for card in one.interfaces}
         questions: Dict[str, Call] = {
             'states': lambda client: describe_states(client, *pair),
             'instances': lambda client: describe_pair(client, *pair),
             'tables': lambda client: describe_tables(
-                client, settings.route_table_ids, *pair, cards)}
-        if settings.elastic_ip:
+                client, self.settings.route_table_ids, *pair, cards)}
+        if address:
             questions['address'] = lambda client: describe_address(
-                client, settings.elastic_ip or '', *pair, cards)
+                client, address or '', *pair, cards)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, meanwhile, at_once=2 if calm else CONNECTIONS,
-                            nat_fault=nat_fault)
+        results = self.call(questions, at_once=2 if calm else CONNECTIONS, nat_fault=nat_fault)
         if any(has_answered(results[name]) for name in questions):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
-        holders, states = dict.fromkeys(settings.parts, UNKNOWN), results['states']
+        holders, states = dict.fromkeys(self.settings.parts, UNKNOWN), results['states']
         if isinstance(results['instances'], dict):
-            self.facts = results['instances']
+            self.facts = {**self.facts, **results['instances']}  # an answer may leave one out
         if isinstance(results['tables'], dict):
             holders.update(results['tables'])
         if isinstance(results.get('address'), tuple):
-            holders[settings.elastic_ip or ''], allocation_id = results['address']
+            holders[address or ''], allocation_id = results['address']
             self.allocation_id = allocation_id or self.allocation_id
         if not has_answered(states):
             return None
         error = in_words(states) if isinstance(states, Exception) else 'nothing about it'
         told = {} if isinstance(states, Exception) else states
         own, peer = (told.get(i, ('', '')) for i in pair)
-        reason = self.facts[peer_id].reason if peer_id in self.facts else ''
+        if peer[0] == 'gone':
+            self.facts.pop(self.peer_id, None)
+        reason = self.facts[self.peer_id].reason if self.peer_id in self.facts else ''
         fault = results['nat_fault']
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
         throttled = any(code_of(results[name]) in THROTTLED for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
                            '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
                            throttled)
+
+    def rehearse(self) -> bool:
+        """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
+
+        What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
+        Returns whether more is to be rehearsed soon.
+        """
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
+        left = sorted(calls.keys() - self.allowed, key=self.denied.__contains__)  # new ones first
+        some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
+        codes = {name: code_of(result) for name, result in self.call(some).items()} if some else {}
+        told = {name for name, code in codes.items() if code and code not in BUSY}
+        denied = {name for name in told if codes[name] in DENIED}
+        self.allowed |= told - denied
+        self.denied = self.denied - told | denied
+        self.lasting('permissions', ', '.join(sorted(self.denied)), (
+            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
+            'policy in iam_policy.json'), logging.ERROR)
+        is_busy = any(code in BUSY for code in codes.values())
+        return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
+            self.settings.elastic_ip and not self.allocation_id)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1400,9 +1460,6 @@ class Step(NamedTuple):
     at: float
     refused: bool
     busy: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
-
-
-STOP, FORCE, START = 'stop', 'force', 'start'
 
 
 @dataclasses.dataclass
@@ -1419,15 +1476,15 @@ class Memory:
     silent_at: float = math.inf      # the first miss of the present run was sent
     # Of observations
     unheard_at: float = NEVER        # the peer was stopped or started, or did not run
-    peer_state: str = ''
-    state_at: float = NEVER          # since when EC2 calls it so
+    told: Tuple[str, bool] = ('', False)  # of the peer: its state, and whether its checks fail
+    told_at: float = NEVER           # since when EC2 tells that
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # as is believed
     here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # by part: it came here
     changed_at: float = NEVER        # since when the holders are as they are
+    heir_at: float = NEVER           # since when the heir is
     seen_at: float = NEVER           # the latest observation
     watched_at: float = NEVER        # since when they have been complete, and without a gap
     aside_until: float = NEVER
-    in_maintenance: bool = False     # this instance has the tag
     # Of probes
     forwarded_at: float = NEVER      # one came back through the peer
     unforwarded: int = 0             # misses in a row
@@ -1443,12 +1500,22 @@ class Memory:
     def is_heard(self) -> bool:
         return self.answered_at > self.unheard_at
 
+    def hold(self, holders: Dict[str, str], at: float) -> None:
+        """Note who holds, and when that or the heir has changed."""
+        if holders != self.holders:
+            heir, self.holders, self.changed_at = self.heir, holders, at
+            self.heir_at = at if self.heir != heir else self.heir_at
+
+    @property
+    def at_tables(self) -> Set[str]:
+        """Who holds tables."""
+        return {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
+
     @property
     def address_may_come(self) -> bool:
         """The address is claimed alone only where the tables are, or from nowhere."""
-        tables_at_peer = any(part.startswith('rtb-') and holder == PEER
-                             for part, holder in self.holders.items())
-        return self.heir == SELF or not tables_at_peer or NOBODY in self.holders.values()
+        return (self.heir == SELF or PEER not in self.at_tables
+                or NOBODY in self.holders.values())
 
     @property
     def heir(self) -> str:
@@ -1456,9 +1523,8 @@ class Memory:
 
         Both come to the same result.  Where nobody has a table, it is who has the address.
         """
-        tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
         pair = (SELF, PEER) if self.primary else (PEER, SELF)
-        for found in (tables, set(self.holders.values())):
+        for found in (self.at_tables, set(self.holders.values())):
             for who in pair:
                 if who in found:
                     return who
@@ -1479,14 +1545,15 @@ class Memory:
 
     def has_been_probed(self) -> bool:
         """Tell whether misses count: one has come back through the peer as it is now."""
-        return self.forwarded_at > max(self.unheard_at, self.changed_at)
+        return self.forwarded_at > max(self.unheard_at, self.heir_at)
 
     def does_not_forward(self, seen: Observation, settings: Settings, now: float) -> bool:
         """Tell whether the peer answers pings and lets no probe through, and nothing else does."""
+        latest = self.reliefs[-1] if self.reliefs else NEVER
         pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)
         return (self.unforwarded >= settings.num_pings and self.has_been_probed()
                 and self.own_way_at > seen.asked_at
-                and not (self.reliefs and now - self.reliefs[-1] < pause))
+                and (now - latest >= pause or latest > self.heir_at))
 
     def note_silence(self, since: float) -> None:
         """The first ping of a run was missed; what EC2 refused before that counts no more."""
@@ -1504,26 +1571,25 @@ class Memory:
         for part, holder in believed.items():
             before = self.holders.get(part, UNKNOWN)
             if holder == PEER and before == SELF:
-                self.note_loss(part, settings)
+                self.note_loss(part, seen, settings)
             if holder == SELF:
                 self.owed.discard(part)
                 if before != SELF:
                     self.here_at.setdefault(part, seen.asked_at)
             else:
                 self.here_at.pop(part, None)
-        if believed != self.holders:
-            self.holders, self.changed_at = believed, seen.asked_at
-        if self.in_maintenance and not seen.own_maintenance:
-            self.owe(settings)  # as after a start
-        self.in_maintenance = seen.own_maintenance
+        self.hold(believed, seen.asked_at)
+        if seen.own_maintenance:
+            self.owe(settings)  # once the work is done, as after a start
         gap = seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout
         if not seen.is_complete:
             self.watched_at = math.inf
         elif gap or self.watched_at == math.inf:
             self.watched_at = seen.asked_at
         self.seen_at = seen.asked_at
-        if seen.peer_state != self.peer_state:
-            self.peer_state, self.state_at = seen.peer_state, seen.asked_at
+        told = seen.peer_state, seen.peer_checks == 'impaired'
+        if seen.peer_state and told != self.told:
+            self.told, self.told_at = told, seen.asked_at
         if seen.peer_state not in ('running', ''):
             self.unheard_at = seen.asked_at
 
@@ -1533,27 +1599,29 @@ class Memory:
             return SELF
         return self.holders.get(part, UNKNOWN) if told == UNKNOWN else told
 
-    def note_loss(self, part: str, settings: Settings) -> None:
+    def note_loss(self, part: str, seen: Observation, settings: Settings) -> None:
         """The peer has a part that was here: unless it has been down meanwhile, it is alive.
 
         If it took that in this silence, the two do not hear each other; and if it was a part that
         had been claimed in this silence, they would go on to take it from each other.
         """
         self.owed.clear()
+        for other in seen.holders:
+            if seen.holders[other] == UNKNOWN:
+                self.here_at.pop(other, None)  # the peer may have taken that, too
         came_at = self.here_at.get(part, NEVER)
         if self.unheard_at < came_at:
             patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else
                         settings.wait_for_instance_start if self.seen_at > self.silent_at else
                         settings.wait_for_instance_stop)
-            self.aside_until = max(self.seen_at, came_at) + patience
+            self.aside_until = max(self.aside_until, max(self.seen_at, came_at) + patience)
+            self.told_at = seen.asked_at  # checks that fail are believed if they go on to
 
     def note_here(self, part: str, now: float) -> None:
         """A claim was answered: the part has come here."""
         self.owed.discard(part)
         self.here_at[part] = now
-        if self.holders.get(part) != SELF:
-            self.holders = {**self.holders, part: SELF}
-            self.changed_at = now
+        self.hold({**self.holders, part: SELF}, now)
 
     def note_refusal(self, pause: float, now: float) -> None:
         """EC2 has refused a claim."""
@@ -1565,6 +1633,11 @@ class Memory:
         self.steps = [one for one in self.steps if step.at - one.at < REMEMBERED] + [step]
         if accepted and step.name in (STOP, START):
             self.unheard_at = step.at
+
+    def note_relief(self, now: float) -> None:
+        """A peer that answers pings is relieved; an earlier relief that moved nothing was none."""
+        self.reliefs = [at for at in self.reliefs
+                        if now - at < A_DAY and at <= self.heir_at] + [now]
 
     def is_contradicted(self, seen: Observation) -> bool:
         """EC2's answer contradicts what is believed to be here."""
@@ -1629,9 +1702,10 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
     is_silent, silence = memory.silent_at < math.inf, now - memory.silent_at
     unheard = now - max(memory.unheard_at, memory.silent_at)
-    is_protected = not seen.peer_state or seen.peer_checks == 'ok' or unheard < wait_start
-    hopeless = seen.own_checks == 'impaired' and seen.peer_checks == 'ok'
-    left = () if seen.nat_fault or hopeless else memory.left(seen)
+    failing = now - memory.told_at if seen.peer_checks == 'impaired' else 0.0
+    may_live = not seen.peer_state or seen.peer_state == 'running' and failing < wait_stop
+    tells_nothing = seen.peer_state and seen.peer_checks not in ('ok', 'impaired')
+    left = memory.left(seen) if seen.is_fit else ()
     due = left if now >= memory.claim_at else ()
 
     # 1
@@ -1644,8 +1718,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if taken or memory.is_contradicted(seen) else LOOK_INTERVAL, taken)
     # 3
-    if not is_silent and seen.own_maintenance:
-        return Decision('{self} is under maintenance: it claims nothing', LOOK_INTERVAL)
+    if seen.own_maintenance and (may_live or not is_silent):
+        return Decision('{self} is under maintenance: it claims nothing, and restarts nobody',
+                        SOON if is_silent else LOOK_INTERVAL)
     # 4
     if not is_silent and due and memory.does_not_forward(seen, settings, now):
         return Decision(f'{{peer}} answers pings, but lost {settings.num_pings} probes in a row '
@@ -1656,11 +1731,11 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     if not is_silent:
         return keep_together(memory, seen, settings)
     # 6
-    if now < memory.aside_until and seen.peer_may_live:
+    if now < memory.aside_until and may_live:
         return Decision('{peer} has taken over what was here, so it is alive, and may be about to '
                         'restart {self}: standing aside')
     # 7
-    if not memory.is_heard and seen.peer_may_live and is_protected:
+    if not memory.is_heard and may_live and not (tells_nothing and unheard >= wait_start):
         kept = keep_together(memory, seen, settings)
         if seen.peer_checks != 'ok':
             return kept._replace(why='{peer} has not answered since it or this monitor started, '
@@ -1687,7 +1762,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision('{peer} is stopped: starting it', step=START)
     # 11
     if seen.peer_state == 'stopping':
-        force_at = max(memory.state_at + wait_stop, memory.step_due_at(FORCE, memory.state_at))
+        force_at = max(memory.told_at + wait_stop, memory.step_due_at(FORCE, memory.told_at))
         if now < force_at:
             return Decision('{peer} is stopping: waiting until it is stopped', claims=due)
         return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', step=FORCE)
@@ -1699,7 +1774,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision(f'{{peer}} is gone (EC2 calls it {seen.peer_state}): {{self}} serves on '
                         'alone', LATER, due)
     # 14
-    if not memory.is_heard and (unheard < wait_start or seen.peer_checks != 'impaired'):
+    if not memory.is_heard and (unheard < wait_start or failing < UNARBITRATED):
         return Decision('{peer} has not answered yet: waiting for its answer', claims=due)
     # 15
     if now < memory.stop_due_at(settings):
@@ -1711,10 +1786,11 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
                         'as this may be a hiccup or a reboot', claims=due)
     # 17
-    if SELF not in memory.holders.values() and (
-            seen.peer_checks != 'impaired' or silence < UNARBITRATED):
-        return Decision('{peer} is silent, but {self} holds nothing, so EC2 cannot arbitrate: it '
-                        'is stopped only if its checks fail for long', claims=due)
+    is_fit = seen.is_fit and SELF in memory.holders.values()
+    if not is_fit and min(failing, silence) < UNARBITRATED:
+        return Decision('{peer} is silent, but {self} holds nothing, or is not fit to, so EC2 '
+                        'cannot arbitrate: it is stopped only if its checks fail for long',
+                        claims=due)
     # 18
     return Decision(f'{{peer}} stays silent, EC2 calls it running (checks: {seen.peer_checks}): '
                     'stopping it', step=STOP)
@@ -1726,16 +1802,16 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Deci
     The heir is given the time to look first, as each of the two looks only now and then.
     """
     believed = memory.holders
-    spared = (ABSENT,) if memory.is_heard else (ABSENT, PEER, UNKNOWN)
-    owed = tuple(part for part in settings.parts
-                 if part in memory.owed and believed[part] not in spared)
+    may_serve = not memory.is_heard and {PEER, UNKNOWN} & set(believed.values())
+    owed = () if may_serve else tuple(
+        part for part in settings.parts if part in memory.owed and believed[part] != ABSENT)
     has_part = SELF in believed.values()
     apart = tuple(part for part, holder in believed.items()
                   if holder == NOBODY or holder == PEER and has_part)
     again = SOON if owed or memory.is_contradicted(seen) else (
         LOOK_AFTER_CHANGE if apart else LOOK_INTERVAL)
-    if seen.nat_fault or seen.asked_at < memory.claim_at:
-        return Decision('', again)
+    if not seen.is_fit or seen.asked_at < memory.claim_at:
+        return Decision('', max(again, min(memory.claim_at - seen.asked_at, LOOK_INTERVAL)))
     if owed:
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
                         again, owed)
@@ -1763,16 +1839,16 @@ class Monitor:
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or Probe(settings.ping_timeout)
         self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
-        self.ec2 = Ec2(lambda: connect(self.region), run_together, self.lasting)
-        self.own_id = self.peer_id = self.region = ''
+        self.lasting = Lasting(clock, log)
+        self.ec2 = Ec2(settings, connect, run_together, self.ping_meanwhile, self.lasting)
+        self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
-        self.allowed: Set[str] = set()     # rehearsed calls
         self.misses = 0                    # in a row
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
+        self.hurried_at = NEVER                         # the latest one that did not wait
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
-        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # lasting: since, logged at, words
 
     # Start
 
@@ -1799,8 +1875,9 @@ class Monitor:
                                 'the metadata service does not tell {}: asking again'):
                 break
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
-        self.own_id, self.region = (str(found[name]) for name in names)
+        self.own_id, self.ec2.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
         self.memory = Memory(primary)
         self.memory.owe(self.settings)
 
@@ -1883,8 +1960,10 @@ class Monitor:
             self.memory.note_silence(sent_at)
         self.misses += 1
         if self.misses in (1, self.threshold - 1):
-            asked = self.misses == 1 or self.asked_at > self.memory.silent_at
-            self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY if asked else NEVER)
+            self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
+            asked_at = max(self.hurried_at + CLAIM_RETRY, self.asked_at)
+            if self.misses > 1 and asked_at <= self.memory.silent_at:
+                self.ask_at, self.hurried_at = NEVER, sent_at
         if self.misses == self.threshold:
             self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
                              'EC2 answers')
@@ -1913,6 +1992,8 @@ class Monitor:
         memory, peer, timeout = self.memory, self.peer_address or '', self.settings.ping_timeout
         sent_at = self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
+        if memory.heir != PEER:
+            self.lasting('probe', '', '')
         if self.misses or memory.heir != PEER or not memory.is_heard:
             return
         calls = {'through': functools.partial(self.probe, target, peer)}
@@ -1944,11 +2025,12 @@ class Monitor:
 
     def observe(self) -> None:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
-        self.asked_at, self.ask_at = self.clock.monotonic(), math.inf
+        self.asked_at = self.clock.monotonic()
+        self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
         address = self.peer_address
         seen = self.ec2.observe(
-            self.settings, self.own_id, self.peer_id, self.asked_at, self.ping_meanwhile,
-            self.nat_fault, calm=self.memory.is_heard and not (self.misses or self.memory.owed))
+            self.asked_at, self.nat_fault,
+            calm=self.memory.is_heard and not (self.misses or self.memory.owed))
         pause = SOON if seen else (
             self.chance.uniform(1.0, CLAIM_RETRY) if self.misses or self.memory.owed else
             LOOK_AFTER_CHANGE)
@@ -1966,8 +2048,9 @@ class Monitor:
             if holder == SELF and before.get(part) != SELF:
                 self.log_here(part)
             if holder == OTHER and before.get(part) != OTHER and part not in memory.owed:
-                self.log.warning(f'{part} is at something outside the pair: it is left there until '
-                                 'the monitor of the primary starts')
+                until = ' until the monitor of the primary starts' * self.settings.fail_back
+                self.log.warning(
+                    f'{part} is at something outside the pair: it is left there{until}')
         found = set(memory.holders.values()) - {OTHER, ABSENT}
         if memory.holders != before and found in ({SELF}, {PEER}):
             holder = self.own_id if found == {SELF} else self.peer_id
@@ -2000,19 +2083,21 @@ class Monitor:
         self.observation = None
         if self.ask_at != NEVER:  # a signal has set it meanwhile
             self.ask_at = now + max(decision.again, self.give_way(seen, decision))
-        if decision.why != self.said:
-            self.said = decision.why
-            if decision.why:
-                self.log.warning(decision.why.format(self=self.own_id, peer=self.peer_id))
+        why = decision.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
+        if why and why != self.said:
+            self.log.warning(why)
+        self.said = why
         if decision.relief:
-            self.memory.reliefs.append(now)
+            self.memory.note_relief(now)
         if decision.claims:
             self.claim(decision.claims)
         elif decision.step:
             self.take_step(decision.step, seen.peer_checks == 'impaired')
         elif not self.misses and decision.again > SOON:
-            self.rehearse()
+            if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
+                self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
         if decision == Decision('', LOOK_INTERVAL):  # nothing is left to do
+            self.memory.refusals = 0
             for about in (*self.settings.parts, 'restart'):
                 self.lasting(about, '', '')
         self.report()
@@ -2047,7 +2132,7 @@ class Monitor:
                 AllowReassociation=True)
         rounds = math.ceil(len(calls) / CONNECTIONS)
         deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
-        results = self.ec2.call(calls, self.ping_meanwhile, deadline) if calls else {}
+        results = self.ec2.call(calls, deadline) if calls else {}
         for part, result in results.items():
             if not isinstance(result, Exception):
                 memory.note_here(part, now)
@@ -2090,15 +2175,10 @@ class Monitor:
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
-        steps: Dict[str, Tuple[str, Call]] = {
-            STOP: ('stopped', lambda client: client.stop_instances(
-                **stop_arguments(client, self.peer_id, False, is_dead))),
-            FORCE: ('forced', lambda client: client.stop_instances(
-                **stop_arguments(client, self.peer_id, True, True))),
-            START: ('started', lambda client: client.start_instances(InstanceIds=[self.peer_id]))}
-        done, call = steps[name]
+        done, call = DONE[name], functools.partial(
+            take_step, instance_id=self.peer_id, step=name, is_dead=is_dead)
         now = self.clock.monotonic()
-        results = self.ec2.call({done: call}, self.ping_meanwhile)
+        results = self.ec2.call({done: call})
         code = code_of(results[done])
         busy = self.chance.uniform(LATER, 2 * LATER) if code in THROTTLED else 0.0
         self.memory.note_step(Step(name, now, bool(code), busy),
@@ -2107,30 +2187,6 @@ class Monitor:
                             f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
             self.log.warning(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
-
-    # Rehearse
-
-    def rehearse(self) -> None:
-        """Make calls of a failover with DryRun, a few at a time; log what is not allowed.
-
-        What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
-        """
-        allocation_id = self.ec2.allocation_id
-        calls = rehearsal(self.settings, self.own_id, self.peer_id, allocation_id)
-        left = [name for name in calls if name not in self.allowed]
-        some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
-        results = self.ec2.call(some, self.ping_meanwhile) if some else {}
-        denied = [name for name, result in results.items() if code_of(result) in DENIED]
-        busy = [name for name, result in results.items() if code_of(result) in BUSY]
-        self.allowed.update(name for name, result in results.items()
-                            if code_of(result) and name not in denied + busy)
-        self.lasting('permissions', ', '.join(denied), (
-            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
-            'policy in iam_policy.json'), logging.ERROR)
-        is_missing = len(self.allowed) < len(calls) - len(denied) - len(busy) or (
-            self.settings.elastic_ip and not allocation_id) or 'absent' in self.troubles
-        if is_missing:
-            self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
 
     # Words
 
@@ -2146,33 +2202,14 @@ class Monitor:
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': None if memory.answered_at == NEVER else now - memory.answered_at,
             'last_observation_age': None if memory.seen_at == NEVER else now - memory.seen_at,
-            'decision': self.said.format(self=self.own_id, peer=self.peer_id),
-            'troubles': [words for *_, words in self.troubles.values()]})
+            'decision': self.said,
+            'troubles': [words for *_, words in self.lasting.troubles.values()]})
 
     @property
     def left_stopped(self) -> bool:
         """The peer was stopped by this monitor, and is not back yet."""
-        memory = self.memory
-        return not memory.is_heard and any(step.name == STOP and not step.refused
-                                           for step in memory.steps)
-
-    def lasting(self, about: str, failure: str, words: str, level: int = logging.WARNING,
-                every: float = 60.0) -> bool:
-        """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts.
-
-        `failure` says what came back, and stands in the braces of `words`; '' if nothing failed.
-        """
-        now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
-        if failure:
-            words = words.replace('{}', failure)
-            if words != logged or now - logged_at >= every:
-                self.log.log(level, words)
-                logged_at = now
-            self.troubles[about] = (since, logged_at, words)
-        elif logged:
-            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
-        return bool(failure)
+        return any(step.name == STOP and not step.refused and step.at > self.memory.answered_at
+                   for step in self.memory.steps)
 
 
 # The check ----------------------------------------------------------------------------------------
@@ -2659,8 +2696,10 @@ class Check:
         who = {self.own_id: 'this instance', self.peer_id: 'the peer',
                'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
+        start = "the primary's monitor replaces this when it starts"
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
-                 f"aws ec2 {look}  # the primary's monitor replaces this when it starts", WARN)
+                 f'aws ec2 {look}  # {start if self.settings.fail_back else "nobody replaces it"}',
+                 WARN)
 
     def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
@@ -2941,13 +2980,12 @@ def main(argv: Optional[List[str]] = None) -> int:
         if check:
             return Check().run()
         settings = read_settings()
-        lock = take_lock()
+        take_lock()
         write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
         if settings.notify_command:
             log.addHandler(Notifier(settings.notify_command, output.formatter))
         monitor = Monitor(settings, publish=write_status)
         monitor.run()
-        os.close(lock)
     except Refusal as refusal:
         for fault in refusal.faults:
             log.error(fault)

@@ -93,7 +93,8 @@ class Cloud:
         self.buckets: Dict[str, Tuple[float, float]] = {}
         self.no_data: Callable[[], bool] = lambda: False
         self.no_capacity: Callable[[], bool] = lambda: False
-        self.left_out: Callable[[Instance], bool] = lambda one: False
+        self.left_out: Callable[[Instance], Any] = lambda one: None  # the fault, if there is one
+        self.false_alarm: Callable[[Instance], bool] = lambda one: False
         self.times: List[float] = []
         self.pasts: List[Past] = []
         self.booted: Callable[[Instance], None] = lambda one: None
@@ -244,10 +245,12 @@ class Cloud:
     def describe_instance_status(self, by: Instance, lag: float, InstanceIds: List[str], **_: Any) -> Any:
         states = self.seen(lag).states
         bad = 'insufficient-data' if self.no_data() else ''
+        told = {i: (state, 'impaired' if checks == 'ok' and self.false_alarm(self.instances[i]) else checks)
+                for i, (state, checks) in states.items()}
         return {'InstanceStatuses': [
-            {'InstanceId': one.id, 'InstanceState': {'Name': states[one.id][0]},
-             'InstanceStatus': {'Status': bad or states[one.id][1]},
-             'SystemStatus': {'Status': bad or ('ok' if states[one.id][1] == 'impaired' else states[one.id][1])}}
+            {'InstanceId': one.id, 'InstanceState': {'Name': told[one.id][0]},
+             'InstanceStatus': {'Status': bad or told[one.id][1]},
+             'SystemStatus': {'Status': bad or ('ok' if told[one.id][1] == 'impaired' else told[one.id][1])}}
             for one in self.known(*InstanceIds) if not self.left_out(one)]}
 
     def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
@@ -255,7 +258,8 @@ class Cloud:
         return {'Reservations': [{'Instances': [{
             'InstanceId': one.id, 'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
             **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
-            for one in map(self.instances.__getitem__, Filters[0]['Values']) if not self.forgotten(one)]}
+            for one in map(self.instances.__getitem__, Filters[0]['Values'])
+            if not self.forgotten(one) and not (self.left_out(one) and self.left_out(one).how % 2)]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
         states, routes, *_ = self.seen(lag)

@@ -35,11 +35,13 @@ class Watch:
         self.unserved_at: Optional[float] = None
         self.able_at: Dict[str, Optional[float]] = {}
         self.split_at = -1e9
+        self.given_at = -1e9                       # when somebody gave a part of one of the two to the other
         self.killed = False                        # the serving instance of the settled pair
         self.final_at: Optional[float] = None      # when, as long as nobody has taken over
         self.bound = 0.0                           # for that
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
-        self.moved: List[float] = []               # when any part went anywhere
+        self.heir: Optional[str] = None            # the id of the one that serves
+        self.heirs: List[float] = []               # when that changed
         self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
         self.deaths_left: Optional[int] = None     # of a primary that crashes again and again
         self.served, self.counted_at, self.not_served = True, 0.0, 0.0  # seconds, so far
@@ -72,7 +74,8 @@ def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dic
             parts_change_hands_seldom(world, part)
             nothing_follows_what_is_lost(world, one, part, before)
             world.records[one.name].owed.discard(part)
-            world.watch.moved.append(world.hub.now)
+            note_heir(world)
+            note_relief(world, one)
             if before[part] == world.peer(one).id and world.peer(one).name in world.records:
                 world.records[world.peer(one).name].has_lost = True
 
@@ -90,6 +93,7 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
         only_the_holder_stops(world, one, name)
         steps_are_paced(world, one, name, how)
         who_cannot_nat_takes_nothing(world, one, name)
+        who_fails_its_checks_takes_nothing(world, one, name)
         decides_only_with_ec2(world, one, name)
         stops_no_healthy_peer(world, one, name)
     if name in CLAIMS:
@@ -114,11 +118,16 @@ def never_both_stopped(world: World) -> None:
         broken('1: both instances are stopped by the monitors')
 
 
-def passes_its_checks(world: World, one: Instance) -> bool:
-    """Tell whether the peer runs and passes its checks, and EC2 has told so within WAIT_FOR_INSTANCE_START."""
-    peer, record = world.peer(one), world.records[one.name]
+def passes_its_checks(world: World, one: Instance, patience: Optional[float] = None) -> bool:
+    """Tell whether the peer runs and passes its checks, and EC2 has told so within WAIT_FOR_INSTANCE_START.
+
+    It may have told for less than `patience` that they fail.
+    """
+    peer, record, now = world.peer(one), world.records[one.name], world.hub.now
+    patience = world.settings.wait_for_instance_stop if patience is None else patience
     return (peer.state, peer.checks) == world.cloud.seen(15.0).states[peer.id] == ('running', 'ok') and (
-        world.hub.now - record.checks_at < world.settings.wait_for_instance_start)
+        now - record.checks_at < world.settings.wait_for_instance_start) and (
+        now - record.failing_at < patience - CALL_DEADLINE)
 
 
 def is_claim_of_its_own(world: World, one: Instance, name: str) -> bool:
@@ -141,7 +150,8 @@ def never_against_an_answering_peer(world: World, one: Instance, name: str) -> N
     if name != 'start_instances' and not is_claim_of_its_own(world, one, name) and not (
             name == 'stop_instances' and world.peer(one).state != 'running'):
         record = world.records[one.name]
-        if record.answered_at < record.started_at and name in CLAIMS and passes_its_checks(world, one):
+        patience = UNARBITRATED if name == 'stop_instances' else world.settings.wait_for_instance_stop
+        if record.answered_at < record.started_at and passes_its_checks(world, one, patience):
             broken(f'2: {one.name} calls {name} against a peer that it never heard, and whose checks pass')
         since, wanted = world.hub.now - record.answered_at, world.settings.num_pings
         if since < silence - 0.001:
@@ -180,6 +190,10 @@ def stops_no_healthy_peer(world: World, one: Instance, name: str) -> None:
     unheard = world.hub.now - world.unheard_since(one)
     if (peer.up or peer.checks != 'impaired') and unheard < world.settings.wait_for_instance_stop - 0.01:
         broken(f'2: {one.name} stops its peer {unheard:.1f} s after it could hear it')
+    record = world.records[one.name]
+    is_fit = record.checks.get(one.id) != 'impaired' and not record.tagged[0]
+    if world.works(peer) and record.checks.get(peer.id) == 'ok' and not is_fit:
+        broken(f'2: {one.name} fails its checks or is worked on, and stops its peer, which works')
     kept = all(who == peer.id for past in (world.cloud.seen(0.0), world.cloud.seen(LATEST_READ + lifetime(world)))
                for who in [*past.routes.values()] + [past.owner] * world.schedule.conditions.address)
     if kept and world.works(peer):
@@ -214,7 +228,7 @@ def is_served(world: World) -> None:
     watch.not_served += 0.0 if watch.served else now - watch.counted_at
     watch.served, watch.counted_at = not world.parts() or bool(holder and world.works(holder)), now
     for one in world.instances:
-        if not world.is_able(one):
+        if not world.is_able(one) or may_stand_aside(world, one):
             watch.able_at[one.name] = None
         elif watch.able_at.get(one.name) is None:
             watch.able_at[one.name] = now
@@ -242,12 +256,26 @@ def is_served(world: World) -> None:
         broken(f'4: not served {now - watch.final_at:.1f} s after the death of the holder (bound: {watch.bound:.1f} s)')
 
 
+def may_stand_aside(world: World, one: Instance) -> bool:
+    """Tell whether somebody has parted two that are deaf to each other: each may think that the other has done so."""
+    given_at, record = world.watch.given_at, world.records.get(one.name)
+    return world.hub.now - given_at < AN_HOUR and world.peer(one).checks != 'impaired' and bool(
+        record and record.answered_at < given_at)
+
+
 def who_cannot_nat_takes_nothing(world: World, one: Instance, name: str) -> None:
     """4. A route to a host that does not forward serves nobody: it takes nothing, as soon as it has seen so itself."""
     fault = world.fault('forwarding lost', one)
     if name in CLAIMS and (not one.forwarding or (
             fault and world.knows_fault(one) and world.hub.now - fault.at > lifetime(world))):
         broken(f'4: {one.name} calls {name} and does not forward')
+
+
+def who_fails_its_checks_takes_nothing(world: World, one: Instance, name: str) -> None:
+    """4. Where EC2 has told that the checks of one fail and those of its peer pass, that one claims nothing."""
+    checks = world.records[one.name].checks
+    if name in CLAIMS and [checks.get(i.id) for i in (one, world.peer(one))] == ['impaired', 'ok']:
+        broken(f'4: {one.name} calls {name}, its checks fail, and those of its peer pass')
 
 
 def served_most_of_the_time(world: World) -> None:
@@ -304,7 +332,7 @@ def parts_change_hands_seldom(world: World, part: str) -> None:
     world.watch.worst('5: changes of a part in five minutes', in_five_minutes)
     if in_five_minutes > CHANGES_OF_A_PART:
         broken(f'5: {part} changes hands {in_five_minutes} times in five minutes')
-    if world.schedule.bound == 'contest' and not world.over:
+    if world.schedule.bound == 'contest' and world.schedule.faults[0].lasts > now - world.schedule.faults[0].at:
         begun_at = world.schedule.faults[0].at
         world.watch.worst('5: changes of a part between two that live', len(changes))
         if now - begun_at < 600.0 and len(changes) > CHANGES_AT_FIRST:
@@ -387,13 +415,28 @@ def is_relief(world: World, one: Instance) -> bool:
     booted_at = peer.came_up_at if silence < world.schedule.conditions.boot_takes else -1e9
     found = (record.lost_probes >= world.settings.num_pings and record.own_way_at >= record.lost_at
              and record.own_way_at >= record.status_at and record.forwarded_at > booted_at
-             and record.forwarded_at > max([at for at in world.watch.moved if now - at > 15.0], default=-1e9))
+             and record.forwarded_at > max([at for at in world.watch.heirs if now - at > 15.0], default=-1e9))
     if record.reliefs and now - record.reliefs[-1] < 30.0:
         return found  # the same one
-    spaced = not record.reliefs or now - record.reliefs[-1] > AN_HOUR * 2.0 ** (len(record.reliefs) - 1) - 1.0
+    spacing = AN_HOUR * 2.0 ** (len(record.reliefs) - 1) - LATEST_EFFECT
+    spaced = not record.reliefs or now - record.reliefs[-1] > spacing
     if found and spaced:
-        record.reliefs.append(now)
+        record.relief_at = now
     return found and spaced
+
+
+def note_heir(world: World) -> None:
+    if world.heir() != world.watch.heir:
+        world.watch.heir = world.heir()
+        world.watch.heirs.append(world.hub.now)
+
+
+def note_relief(world: World, one: Instance) -> None:
+    """Something has come here: a relief counts that makes this one serve, unless it belongs to the one before."""
+    record, now = world.records[one.name], world.hub.now
+    is_new = not record.reliefs or record.relief_at - record.reliefs[-1] >= 30.0
+    if now - record.relief_at < 30.0 and is_new and world.heir() == one.id:
+        record.reliefs.append(now)
 
 
 def is_relieved(world: World) -> None:
@@ -412,10 +455,11 @@ def is_relieved(world: World) -> None:
                     world.fault('loss', each) for each in world.instances))
         lasted = world.watch.lasts(f'{peer.name} does not forward', dark, now)
         if not record or not lasted or record.reliefs or record.misses or record.forwarded_at < peer.came_up_at or (
-                record.forwarded_at < max(world.watch.moved, default=-1e9) + LOOK_INTERVAL + LATER):
+                record.forwarded_at < max(world.watch.heirs, default=-1e9) + LOOK_INTERVAL + LATER):
             continue
         world.watch.worst('8: not relieved', lasted)
-        if lasted > relieved_within(world):
+        paused = 2 * LATER if now - record.refused_at < lasted + 300.0 else 0.0  # after what EC2 has not accepted
+        if lasted > relieved_within(world) + paused:
             broken(f'8: {peer.name} answers and does not forward, and {one.name} does not relieve it in {lasted:.1f} s')
 
 
@@ -444,6 +488,8 @@ def who_is_worked_on_is_left_alone(world: World, one: Instance, name: str) -> No
             broken(f'9: {one.name} calls {name}, and both are under maintenance')
         if record.misses < world.settings.num_pings and peer.state == 'running':
             broken(f'9: {one.name} calls {name} under maintenance, and its peer is not silent')
+        if world.works(peer) and record.checks.get(peer.id) == 'ok':
+            broken(f'9: {one.name} calls {name} under maintenance, and its peer works')
         if record.answered_at < record.started_at and passes_its_checks(world, one):
             broken(f'9: {one.name} calls {name} under maintenance, and its peer passes its checks')
 

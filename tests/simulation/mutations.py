@@ -24,7 +24,9 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 2: relieves a peer under maintenance, being so itself': ('work', (
         ('taken = () if seen.own_maintenance else due', 'taken = due'),)),
     'row 3: claims while it is under maintenance': ('work', (
-        ('if not is_silent and seen.own_maintenance:', 'if False:'),)),
+        ('if seen.own_maintenance and (may_live or not is_silent):', 'if False:'),)),
+    'row 3: takes over while it is under maintenance, and its peer lives': ('worked_on', (
+        ('if seen.own_maintenance and (may_live or not is_silent):', 'if seen.own_maintenance and not is_silent:'),)),
     'row 4: never relieves a peer that does not forward': ('unlit', (
         ('and memory.does_not_forward(seen, settings, now):', 'and False:'),)),
     'row 4: restarts a peer that does not forward': ('unlit', (
@@ -36,45 +38,54 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 4: its own probe came back before EC2 answered': ('unlit', (
         ('self.own_way_at > seen.asked_at', 'self.own_way_at > NEVER'),)),
     'row 4: a probe through the peer as it was before counts': ('unlit', (
-        ('return self.forwarded_at > max(self.unheard_at, self.changed_at)', 'return self.forwarded_at > NEVER'),)),
+        ('return self.forwarded_at > max(self.unheard_at, self.heir_at)', 'return self.forwarded_at > NEVER'),)),
     'row 4: probes count that never came back': ('unlit', (
-        ('return self.forwarded_at > max(self.unheard_at, self.changed_at)', 'return True'),)),
+        ('return self.forwarded_at > max(self.unheard_at, self.heir_at)', 'return True'),)),
     'row 4: relieves again and again': ('flapping', (
-        ('and not (self.reliefs and now - self.reliefs[-1] < pause)', ''),)),
+        ('and (now - latest >= pause or latest > self.heir_at)', ''),)),
+    'row 4: relieves once, whatever became of it': ('refused_relief', (
+        ('(now - latest >= pause or latest > self.heir_at)', 'now - latest >= pause'),)),
     'row 4: not later and later': ('flapping', (
         ('pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)', 'pause = AN_HOUR / 4'),)),
     'row 5: judges a peer that is not silent': ('schedules', (
         ('    if not is_silent:\n        return keep_together', '    if False:\n        return keep_together'),)),
     'row 6: never stands aside': ('contests', (
-        ('if now < memory.aside_until and seen.peer_may_live:', 'if False:'),)),
+        ('if now < memory.aside_until and may_live:', 'if False:'),)),
     'row 6: stands aside for one that is dead': ('deaf_and_dead', (
-        ('if now < memory.aside_until and seen.peer_may_live:', 'if now < memory.aside_until:'),)),
+        ('if now < memory.aside_until and may_live:', 'if now < memory.aside_until:'),)),
     'row 7: blocked pings are taken for a dead peer': ('schedules', (
-        ('if not memory.is_heard and seen.peer_may_live and is_protected:', 'if False:'),)),
+        ('if not memory.is_heard and may_live and', 'if False and'),)),
     'row 7: checks that tell nothing protect for ever': ('silent_checks', (
-        ("seen.peer_checks == 'ok' or unheard < wait_start", 'True'),)),
+        ('may_live and not (tells_nothing and unheard >= wait_start)', 'may_live'),)),
     'row 7: an error of EC2 protects nobody': ('unheard', (
-        ('is_protected = not seen.peer_state or', 'is_protected ='),)),
+        ('may_live = not seen.peer_state or seen.peer_state', 'may_live = seen.peer_state'),)),
     'row 7: checks that pass protect nobody': ('contests', (
-        ("or seen.peer_checks == 'ok' or unheard", 'or unheard'),)),
-    'row 8: never takes over': ('schedules', (('if seen.nat_fault or hopeless else memory.left(seen)', ''),)),
+        ("tells_nothing = seen.peer_state and seen.peer_checks not in ('ok', 'impaired')", 'tells_nothing = True'),)),
+    'row 7: checks that fail once protect nobody': ('alarmed', (
+        ("seen.peer_state == 'running' and failing < wait_stop",
+         "seen.peer_state == 'running' and seen.peer_checks != 'impaired'"),)),
+    'row 8: never takes over': ('schedules', (('memory.left(seen) if seen.is_fit else ()', '()'),)),
     'row 8: claims for ever what EC2 refuses': ('denied', (
         ('if left and memory.refusals < wait_stop / CLAIM_RETRY:', 'if left:'),)),
-    'row 8: claims while it cannot NAT': ('schedules', (('if seen.nat_fault or hopeless else', 'if hopeless else'),)),
+    'row 8: claims while it cannot NAT': ('schedules', (
+        ('memory.left(seen) if seen.is_fit else ()', 'memory.left(seen)'),)),
     'row 9: goes on though EC2 does not tell the states': ('silent_checks', (
         ('if not seen.peer_state or not seen.own_state:', 'if False:'),)),
     'row 10: never starts the peer': ('schedules', (("starting it', step=START)", "starting it')"),)),
     'row 10: starts it again at once': ('schedules', (
         ('if now < memory.step_due_at(START, memory.answered_at):', 'if False:'),)),
     'row 11: never forces a stop': ('schedules', (("forcing it', step=FORCE)", "forcing it')"),)),
-    'row 11: forces a stop at once': ('schedules', (('max(memory.state_at + wait_stop,', 'max(NEVER,'),)),
+    'row 11: forces a stop at once': ('schedules', (('max(memory.told_at + wait_stop,', 'max(NEVER,'),)),
     'row 12: starts a peer that is starting': ('schedules', (
         ("waiting for its answer', claims=due)\n    # 13", "waiting for its answer', step=START)\n    # 13"),)),
     'row 13: stops a peer that is gone': ('schedules', (("'alone', LATER, due)", "'alone', LATER, step=STOP)"),)),
     'row 14: stops a peer that it has not heard yet': ('stillborn', (
-        ("if not memory.is_heard and (unheard < wait_start or seen.peer_checks != 'impaired'):", 'if False:'),)),
+        ('if not memory.is_heard and (unheard < wait_start or failing < UNARBITRATED):', 'if False:'),)),
     'row 14: stops an unheard peer before it had the time to start': ('stillborn', (
-        ("(unheard < wait_start or seen.peer_checks != 'impaired')", "(seen.peer_checks != 'impaired')"),)),
+        ('(unheard < wait_start or failing < UNARBITRATED)', '(failing < UNARBITRATED)'),)),
+    'row 14: stops an unheard peer by one answer': ('alarmed', (
+        ('(unheard < wait_start or failing < UNARBITRATED)',
+         "(unheard < wait_start or seen.peer_checks != 'impaired')"),)),
     'row 15: stops without spacing': ('schedules', (('if now < memory.stop_due_at(settings):', 'if False:'),)),
     'row 15: not later and later': ('crash_loops', (('2.0 ** (len(stops) - 1))', '1.0)'),)),
     'row 15: a refused stop is tried at once again': ('denied', (
@@ -85,18 +96,20 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 16: settles for as long as a call takes': ('isolated', (
         ('return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout', 'return CALL_DEADLINE'),)),
     'row 17: who holds nothing stops its peer': ('outside', (
-        ('    if SELF not in memory.holders.values() and (', '    if False and ('),)),
+        ('    if not is_fit and min(failing, silence) < UNARBITRATED:', '    if False:'),)),
+    'row 17: who fails its checks stops its peer': ('unfit', (
+        ('is_fit = seen.is_fit and SELF in memory.holders.values()', 'is_fit = SELF in memory.holders.values()'),)),
     'row 17: who holds nothing stops a peer whose checks do not fail': ('outside', (
-        ("seen.peer_checks != 'impaired' or silence < UNARBITRATED", 'silence < UNARBITRATED'),)),
+        ('min(failing, silence) < UNARBITRATED', 'silence < UNARBITRATED'),)),
     'row 17: checks that fail arbitrate at once': ('powerless', (
-        ("seen.peer_checks != 'impaired' or silence < UNARBITRATED", "seen.peer_checks != 'impaired'"),)),
+        ('min(failing, silence) < UNARBITRATED', "seen.peer_checks != 'impaired'"),)),
     'row 18: never stops the peer': ('schedules', (("'stopping it', step=STOP)", "'stopping it')"),)),
     # Keeping together
     'together: the start claims nothing': ('schedules', (('if part in memory.owed and', 'if False and'),)),
     'together: the start claims from who is silent': ('unheard', (
-        ('else (ABSENT, PEER, UNKNOWN)', 'else (ABSENT,)'),)),
+        ('owed = () if may_serve else tuple(', 'owed = tuple('),)),
     'together: the start leaves what was given to something outside the pair': ('outside', (
-        ('spared = (ABSENT,) if', 'spared = (ABSENT, OTHER) if'),)),
+        ('and believed[part] != ABSENT)', 'and believed[part] not in (ABSENT, OTHER))'),)),
     'together: leaves apart what is apart': ('schedules', (
         ('    if apart and seen.is_complete', '    if False and seen.is_complete'),)),
     'together: claims by answers that are not complete': ('apart', (
@@ -107,9 +120,12 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('LAG if memory.heir == SELF else PATIENCE', 'LAG'),)),
     'together: nobody waits': ('lost', (('seen.asked_at - memory.changed_at >= patience', 'True'),)),
     'together: claims while it cannot NAT': ('schedules', (
-        ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
+        ('if not seen.is_fit or seen.asked_at < memory.claim_at:', 'if seen.asked_at < memory.claim_at:'),)),
+    'together: claims though its own checks fail': ('unfit', (
+        ("return not self.nat_fault and (self.own_checks, self.peer_checks) != ('impaired', 'ok')",
+         'return not self.nat_fault'),)),
     'together: claims without a pause': ('denied', (
-        ('if seen.nat_fault or seen.asked_at < memory.claim_at:', 'if seen.nat_fault:'),)),
+        ('if not seen.is_fit or seen.asked_at < memory.claim_at:', 'if not seen.is_fit:'),)),
     # The fields of Memory
     'primary: both are': ('schedules', (('self.memory = Memory(primary)', 'self.memory = Memory(True)'),)),
     'primary: neither is': ('contests', (('self.memory = Memory(primary)', 'self.memory = Memory(False)'),)),
@@ -124,10 +140,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('        self.owed.discard(part)\n        self.here_at[part] = now', '        self.here_at[part] = now'))),
     'owed: also when the peer has taken it since': ('denied', (('        self.owed.clear()\n', ''),)),
     'owed: nothing after maintenance': ('work', (
-        ('            self.owe(settings)  # as after a start', '            pass'),)),
-    'in_maintenance: for ever': ('work', (
-        ('        self.in_maintenance = seen.own_maintenance',
-         '        self.in_maintenance |= seen.own_maintenance'),)),
+        ('            self.owe(settings)  # once the work is done, as after a start', '            pass'),)),
     'answered_at: never': ('schedules', (
         ('self.answered_at, self.silent_at = now, math.inf', 'self.silent_at = math.inf'),)),
     'silent_at: an answer does not end a silence': ('schedules', (
@@ -138,18 +151,21 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'unheard_at: not set by what EC2 tells': ('stillborn', (
         ("if seen.peer_state not in ('running', ''):\n            self.unheard_at",
          'if False:\n            self.unheard_at'),)),
-    'state_at: since ever': ('schedules', (
-        ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.peer_state = seen.peer_state'),)),
-    'peer_state: never noted, so it has changed each time': ('schedules', (
-        ('self.peer_state, self.state_at = seen.peer_state, seen.asked_at', 'self.state_at = seen.asked_at'),)),
+    'told_at: since ever': ('schedules', (('self.told, self.told_at = told, seen.asked_at', 'self.told = told'),)),
+    'told: never noted, so it has changed each time': ('schedules', (
+        ('self.told, self.told_at = told, seen.asked_at', 'self.told_at = seen.asked_at'),)),
+    'told: whatever its checks': ('alarmed', (
+        ("told = seen.peer_state, seen.peer_checks == 'impaired'", 'told = seen.peer_state, False'),)),
     'holders: the heir is oneself': ('apart', (
         ('            for who in pair:\n', '            for who in (SELF, PEER):\n'),)),
     'here_at: what has come is believed for ever': ('schedules', (
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
     'here_at: claims again what came in this silence': ('blind', (
         ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
-    'changed_at: never': ('lost', (
-        ('self.holders, self.changed_at = believed, seen.asked_at', 'self.holders = believed'),)),
+    'changed_at: never': ('lost', (('self.holders, self.changed_at = self.heir, holders, at',
+                                    'self.holders = self.heir, holders'),)),
+    'heir_at: as soon as any part has come': ('refused_relief', (
+        ('self.heir_at = at if self.heir != heir else self.heir_at', 'self.heir_at = at'),)),
     'seen_at: never': ('schedules', (('        self.seen_at = seen.asked_at\n', ''),)),
     'watched_at: since the latest observation only': ('schedules', (
         ('elif gap or self.watched_at == math.inf:', 'else:'),)),
@@ -170,7 +186,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'claim_at: a silence inherits it': ('denied', (
         ('self.silent_at, self.claim_at, self.refusals = since, NEVER, 0',
          'self.silent_at, self.refusals = since, 0'),)),
-    'reliefs: never noted': ('flapping', (('            self.memory.reliefs.append(now)\n', '            pass\n'),)),
+    'reliefs: never noted': ('flapping', (('            self.memory.note_relief(now)\n', '            pass\n'),)),
     'steps: never noted': ('schedules', (
         ('if step.at - one.at < REMEMBERED] + [step]', 'if step.at - one.at < REMEMBERED]'),)),
     'steps: only the last one is remembered': ('crash_loops', (
@@ -224,8 +240,10 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'EC2: keeps connections that a move of the address has killed': ('schedules', (
         ('        self.close_connections()  # an older one may have died without a FIN', '        pass'),)),
     'EC2: keeps the old private address of the peer': ('schedules', (
-        ("            self.facts = results['instances']",
+        ("            self.facts = {**self.facts, **results['instances']}",
          "            self.facts = self.facts or results['instances']"),)),
+    'EC2: forgets one of the two that it leaves out': ('schedules', (
+        ("self.facts = {**self.facts, **results['instances']}", "self.facts = results['instances']"),)),
 }
 
 

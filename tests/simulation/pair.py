@@ -30,7 +30,8 @@ MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
 FORWARDING = ('forwarding lost', 'target dead')  # the first one, where `how` is odd, unnoticed by the host itself
 TAG = ('maintenance',)            # the tag of an instance that is being worked on
-EC2 = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'no data', 'left out', 'no capacity')
+EC2 = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'no data', 'left out',
+       'false alarm', 'no capacity')  # left out, where `how` is odd, of what EC2 calls the instances, too
 SOMEBODY = ('move route', 'move address')
 OF_BOTH = ('cut peer', 'no data', 'no capacity', 'crash loop', 'target dead')
 LOST = ('delete route', 'release address', 'add table')  # by somebody, and no reason to move anything else
@@ -96,12 +97,16 @@ class Record:
         self.status_at = -1e9                      # EC2's latest answer about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
         self.own_state = ''
+        self.checks: Dict[str, str] = {}           # by instance, as EC2 has last told them
+        self.failing_at = float('inf')             # since when it has told that the peer's fail
         self.checks_at = now                       # EC2 told that the peer's checks pass, or whether they do
         self.told_at: Dict[str, float] = {}        # by question: when EC2 last told who holds
         self.tagged = [False, False]               # so EC2 has told this monitor of itself and of its peer
         self.forwarded_at = self.own_way_at = self.lost_at = -1e9  # the latest probes: when they were sent
         self.lost_probes = 0                       # through the peer, in a row
         self.reliefs: List[float] = []             # of a peer that answers pings, and does not forward
+        self.relief_at = -1e9                      # the latest claim of one, whatever became of it
+        self.refused_at = -1e9                     # the latest claim that EC2 did not accept
         self.calls: Deque[float] = collections.deque()
         self.turns: Deque[float] = collections.deque(maxlen=invariants.TURNS_A_MINUTE)
         self.error: List[str] = []
@@ -139,7 +144,8 @@ class World:
         self.cloud = Cloud(self.hub, schedule.conditions, self.instances)
         self.cloud.no_data = lambda: bool(self.fault('no data'))
         self.cloud.no_capacity = lambda: bool(self.fault('no capacity'))
-        self.cloud.left_out = lambda one: bool(self.fault('left out', one))
+        self.cloud.left_out = lambda one: self.fault('left out', one)
+        self.cloud.false_alarm = lambda one: bool(self.fault('false alarm', one))
         self.cloud.booted = self.has_booted
         self.cloud.went_down = self.end_monitor
         self.hub.skip = self.skip
@@ -152,6 +158,7 @@ class World:
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
         self.watch = invariants.Watch()
+        self.watch.heir = self.heir()
         self.audible = {one.name: [(0.0, True)] for one in self.instances}  # since when each could (not) hear its peer
         self.over = False         # all faults have ended
         self.quiet_at = 0.0       # the latest call that is not a look
@@ -264,11 +271,18 @@ class World:
     def move(self, fault: Fault) -> None:
         """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]
+        before = self.cloud.owners()
         if fault.kind == 'move route':
             self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
         elif self.schedule.conditions.address:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
-        self.watch.moved.append(self.hub.now)
+        invariants.note_heir(self)
+        for one in self.instances:
+            if any(before[part] == one.id and owner == self.peer(one).id
+                   for part, owner in self.cloud.owners().items()):
+                self.watch.given_at = self.hub.now
+                if one.name in self.records:
+                    self.records[one.name].has_lost = True
         self.cloud.keep()
 
     def lose(self, fault: Fault) -> None:
@@ -495,16 +509,21 @@ class World:
             self.note(one.name, f'<- {name}: {result}')
         if name == 'describe_instance_status' and not (
                 isinstance(result, ClientError) and not result.response.get('Error')):
-            record.status_at, record.own_state = self.hub.now, 'not known'
+            record.status_at, record.own_state, record.checks = self.hub.now, 'not known', {}
             if not isinstance(result, Exception):
                 for found in result['InstanceStatuses']:
+                    record.checks[found['InstanceId']] = found['InstanceStatus']['Status']
                     if found['InstanceId'] == one.id:
                         record.own_state = found['InstanceState']['Name']
                         continue
                     if found['InstanceState']['Name'] != 'stopping':
                         record.stopping_at = self.hub.now
+                    fail = found['InstanceStatus']['Status'] == 'impaired'
+                    record.failing_at = min(record.failing_at, self.hub.now) if fail else float('inf')
                     if {found[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')} == {'ok'}:
                         record.checks_at = self.hub.now
+        elif name in invariants.CLAIMS and isinstance(result, Exception):
+            record.refused_at = self.hub.now
         elif name == 'describe_instances' and not isinstance(result, Exception):
             tags = {found['InstanceId']: bool(found['Tags'])
                     for some in result['Reservations'] for found in some['Instances']}
@@ -573,6 +592,12 @@ class World:
     def works(self, one: Instance) -> bool:
         return one.up and self.forwards(one) and one.state in ('running', 'stopping') and not self.fault('cut off', one)
 
+    def heir(self) -> Optional[str]:
+        """Return the id of the one that serves, as far as the parts are with the pair."""
+        tables, ids = set(self.cloud.routes.values()), [one.id for one in self.instances]
+        found = [i for parts in (tables, {self.cloud.owner}) for i in ids if i in parts]
+        return found[0] if found else None
+
     def hinders(self, fault: Optional[Fault]) -> bool:
         """Tell whether a fault of EC2 keeps monitors from a take-over, for however long it lasts."""
         return fault is not None and fault.kind not in ('no data', 'no capacity') and not (
@@ -583,7 +608,13 @@ class World:
         return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
                 and not (self.active and any(self.hinders(self.fault(kind, one)) for kind in EC2 + ('cut EC2',)))
-                and not (one.id in self.cloud.tagged and (self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
+                and not (self.fault('left out', self.peer(one)) and self.has_not_heard(one))
+                and not (one.id in self.cloud.tagged and (
+                    self.peer(one).id in self.cloud.tagged or self.peer(one).up or self.peer(one).checks == 'ok')))
+
+    def has_not_heard(self, one: Instance) -> bool:
+        record = self.records.get(one.name)
+        return bool(record and record.answered_at < record.started_at)
 
     def may_restart(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to restart its peer, even if it may not claim."""

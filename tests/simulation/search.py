@@ -66,6 +66,12 @@ lost = st.lists(faults('delete route', 'release address', 'add table', lasts=st.
                 min_size=1, max_size=2)
 unlit = after(faults('forwarding lost', lasts=st.integers(10, 800)),  # forwarding is lost, and something else
               st.one_of(faults(*FORWARDING), faults('crash', 'reboot', 'kill'), any_fault), st.integers(0, 300))
+refused_relief = st.builds(  # one does not forward, and EC2 does not let its peer take over for a while
+    lambda at, later, kind, lasts, others: [
+        Fault(at, 'forwarding lost', PRIMARY, 900, 1), Fault(at + later, kind, SECONDARY, lasts, 4), *(
+            other._replace(at=at + other.at % 60) for other in others)],
+    st.integers(60, 200), st.integers(-40, 10), st.sampled_from(('forbid', 'EC2 down', 'lossy', 'throttle')),
+    st.integers(20, 120), st.lists(trouble, max_size=1))
 work = after(faults(*TAG, lasts=st.integers(10, 600)),  # somebody works on one or both, and something else happens
              st.one_of(faults(*TAG), faults('crash', 'stop', 'reboot', 'kill'), any_fault), st.integers(0, 300))
 silent_checks = st.builds(  # a peer dies or starts, and its checks tell nothing for long
@@ -105,6 +111,27 @@ powerless = st.builds(  # one that may not take over sees its peer's checks fail
         Fault(at - 10, 'forbid', heads[1], 3600, 4), Fault(at, 'cut off', heads[0], lasts),
         Fault(at, 'cut peer', lasts=400), *(other._replace(at=at + other.at % 60) for other in others)],
     st.sampled_from(HEADS), st.integers(60, 200), st.integers(50, 100), st.lists(trouble, max_size=1))
+unfit = st.builds(  # one works again whose checks still fail, and would claim something
+    lambda who, at, lasts, later, why, others: [
+        Fault(at, 'cut off', who, lasts), Fault(at + lasts + later, why, who, 5), *(
+            other._replace(at=at + lasts + other.at % 60) for other in others)],
+    st.sampled_from(WHO[:2]), st.integers(60, 200), st.integers(60, 100), st.integers(-20, 40),
+    st.sampled_from(('kill', 'kill', 'delete route', 'release address')), st.lists(trouble, max_size=1))
+alarmed = st.builds(  # EC2 says of one for a while that its checks fail, and the two are deaf, and were never heard
+    lambda alarm, at, mute, kills, whom, others: [
+        Fault(at, mute, 'both', 3600), *(Fault(at + 10 + late, 'kill', who, 5) for late, who in kills),
+        *(Fault(at + 100 + later, 'false alarm', whom, lasts) for later, lasts in alarm), *(
+            other._replace(at=at + other.at % 400) for other in others)],
+    st.lists(st.tuples(st.integers(0, 600), st.integers(1, 250)), min_size=1, max_size=2), st.integers(60, 200),
+    st.sampled_from(('cut peer', 'block ping')),
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from(WHO)), max_size=2),
+    st.sampled_from(WHO), st.lists(st.one_of(trouble, faults(*TAG)), max_size=1))
+worked_on = st.builds(  # the work on one cuts it off from its peer, or EC2 says meanwhile that its checks fail
+    lambda who, at, later, kind, lasts, others: [
+        Fault(at, 'maintenance', who, 900), Fault(at + later, kind, who, lasts), *(
+            other._replace(at=at + later + other.at % 60) for other in others)],
+    st.sampled_from(WHO[:2]), st.integers(60, 200), st.integers(-20, 200),
+    st.sampled_from(('cut peer', 'block ping', 'false alarm')), st.integers(5, 200), st.lists(trouble, max_size=1))
 isolated = st.builds(  # one is cut off from everything for long, and comes back while the two are still deaf
     lambda who, kind, at, lasts, longer, how, others: [
         Fault(at, kind, who, lasts, how), Fault(at, 'cut peer', 'both', lasts + longer), *(
@@ -132,8 +159,9 @@ flapping = st.builds(  # now one does not forward, now the other
         for n in range(count)],
     st.integers(0, 1), st.integers(150, 1000), st.integers(2, 7), st.integers(0, 1))
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
-                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, work, work, silent_checks,
-                       deaf_and_dead, stillborn, stopping, unheard, outside, powerless, isolated, apart, blind)
+                       hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, refused_relief, work, work,
+                       silent_checks, deaf_and_dead, stillborn, stopping, unheard, outside, powerless, unfit, alarmed,
+                       worked_on, isolated, apart, blind)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -183,13 +211,15 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
               **{name: drawn(found) for name, found in (
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
-                  ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind))},
+                  ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind),
+                  ('alarmed', alarmed), ('worked_on', worked_on))},
               'isolated': drawn(isolated, greatest_lags),
+              'unfit': drawn(unfit, conditions.map(lambda one: one._replace(check_lag=60))),
               **{name: drawn(found, one_table(lag))
                  for name, found, lag in (('outside', outside, 300), ('powerless', powerless, 60))},
               **{name: drawn(found, conditions.map(lambda one: one._replace(frames=0)),
                              st.sampled_from((Pace(), Pace(6, 1.0, 0.25))), st.just(True))
-                 for name, found in (('unlit', unlit), ('flapping', flapping))}}
+                 for name, found in (('unlit', unlit), ('flapping', flapping), ('refused_relief', refused_relief))}}
 
 
 class Findings(NamedTuple):

@@ -21,9 +21,9 @@ import botocore.stub
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
-from nat_monitor import (ABSENT, CONNECTIONS, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, InstanceFacts, NoAnswer,
-                         clock_skew, code_of, connect, default_route, describe_address, describe_pair, describe_tables,
-                         has_answered, holder_of, in_words, lost_credentials, run_together, stop_arguments)
+from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, InstanceFacts,
+                         NoAnswer, clock_skew, code_of, connect, default_route, describe_address, describe_pair,
+                         describe_tables, has_answered, holder_of, in_words, lost_credentials, run_together, take_step)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -579,13 +579,18 @@ def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocor
     assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
 
 
-def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(client: Any) -> None:
-    wanted: Dict[str, Any] = {'InstanceIds': [PEER_ID], 'Force': True}
-    operation = client.meta.service_model.operation_model('StopInstances')
-    members = operation.input_shape.members
-    members.pop('SkipOsShutdown', None)
-    assert stop_arguments(client, PEER_ID, True, True) == wanted
+def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(
+        client: Any, ec2: botocore.stub.Stubber) -> None:
+    members = client.meta.service_model.operation_model('StopInstances').input_shape.members
+    newer = members.pop('SkipOsShutdown', members['Force'])
 
-    members['SkipOsShutdown'] = members['Force']
-    assert stop_arguments(client, PEER_ID, True, True) == {**wanted, 'SkipOsShutdown': True}
-    assert stop_arguments(client, PEER_ID, False, False) == {**wanted, 'Force': False}
+    def take(step: str, is_dead: bool, **wanted: bool) -> None:
+        ec2.add_response('stop_instances', {}, {'InstanceIds': [PEER_ID], **wanted})
+        take_step(client, PEER_ID, step, is_dead)
+
+    take(FORCE, True, Force=True)
+    members['SkipOsShutdown'] = newer
+    take(FORCE, False, Force=True, SkipOsShutdown=True)
+    take(STOP, True, Force=False, SkipOsShutdown=True)
+    take(STOP, False, Force=False)
+    ec2.assert_no_pending_responses()

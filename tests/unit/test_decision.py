@@ -126,12 +126,22 @@ def test_row_2_who_is_under_maintenance_too_takes_nothing() -> None:
     assert fell_silent(peer_maintenance=True, own_maintenance=True).judged()[1:4] == (LOOK_INTERVAL, (), '')
 
 
-def test_row_3_who_is_under_maintenance_claims_nothing_unless_the_peer_is_silent() -> None:
+def test_row_3_who_is_under_maintenance_claims_nothing() -> None:
     decision = Story(primary=True).starts().hears(5.0).sees(0.0, NOBODY, own_maintenance=True).judged()
 
     assert decision[1:4] == (LOOK_INTERVAL, (), '')
     assert 'maintenance' in decision.why
-    assert fell_silent(own_maintenance=True).judged().claims == BOTH
+
+
+@pytest.mark.parametrize('since, told, claims', [
+    (900.0, {}, ()), (900.0, ERROR, ()), (59.9, {'peer_checks': 'impaired'}, ()),
+    (60.0, {'peer_checks': 'impaired'}, BOTH), (1.0, {'peer_state': 'stopped'}, BOTH)])
+def test_row_3_who_is_under_maintenance_takes_over_only_from_the_dead(since: float, told: Any, claims: Any) -> None:
+    story = fell_silent(900.0, until=since + 0.1, own_maintenance=True)
+    story.watches(since, PEER, own_maintenance=True, **told)
+
+    assert (story.judged().claims, story.judged().step) == (claims, '')
+    assert claims or story.judged().again == SOON
 
 
 @pytest.mark.parametrize('fail_back, claims', [(True, BOTH), (False, ())])
@@ -145,7 +155,7 @@ def test_a_primary_whose_maintenance_is_over_starts_anew(fail_back: bool, claims
 
 def deaf_to_probes(misses: int = 3, well: float = 300.0, changed: float = 400.0, own_way: bool = True) -> Story:
     """Let a peer that answers pings, and let a probe through before, let none through any more."""
-    story = Story().sees(changed + 1.0, NOBODY).hears(changed).sees(changed, PEER).probes(well, True)
+    story = Story().sees(changed + 20.0, SELF).hears(changed).sees(changed, PEER).probes(well, True)
     for _ in range(misses - 1):
         story.probes(20.0, False)
     return story.sees(2.0, PEER).probes(1.0, False, own_way)
@@ -161,7 +171,7 @@ def test_row_4_a_peer_that_lets_no_probe_through_is_relieved_and_not_restarted()
 @pytest.mark.parametrize('story', [
     deaf_to_probes(misses=2),
     deaf_to_probes(own_way=False),
-    deaf_to_probes(well=401.0),                         # never since the holders changed
+    deaf_to_probes(well=401.0),                         # never since the heir changed
     deaf_to_probes().sees(0.0, PEER),                   # the deciding probe was sent before EC2 was asked
     deaf_to_probes().sees(2.0, PEER, nat_fault='net.ipv4.ip_forward is 0'),
     deaf_to_probes().sees(2.0, SELF),
@@ -190,6 +200,23 @@ def test_row_4_a_peer_is_relieved_once_an_hour_and_then_less_and_less(reliefs: A
     story.memory.reliefs = [NOW - each for each in reliefs]
 
     assert story.judged().relief is relieves
+
+
+def test_row_4_a_relief_that_moved_nothing_is_tried_again() -> None:
+    story = deaf_to_probes()
+    story.memory.note_relief(NOW - 60.0)
+    assert story.judged().relief
+
+    story.memory.note_relief(NOW - 5.0)
+    assert story.memory.reliefs == [NOW - 5.0]  # the first one was none
+
+
+def test_row_4_a_relief_is_forgotten_after_a_day() -> None:
+    story = deaf_to_probes()
+    story.memory.reliefs = [NOW - 26 * HOUR, NOW - 25 * HOUR, NOW - 23 * HOUR]
+    story.memory.note_relief(NOW)
+
+    assert story.memory.reliefs == [NOW - 23 * HOUR, NOW]
 
 
 # Row 5: keep together
@@ -250,7 +277,8 @@ def test_row_5_a_primary_that_starts_claims_from_whoever_has_it(holders: Holders
 def test_row_5_it_takes_nothing_from_a_peer_that_it_cannot_ping_yet() -> None:
     """EC2 has not told the peer's address."""
     assert Story(primary=True).starts().sees(0.0, PEER).judged().claims == ()
-    assert Story(primary=True).starts().sees(0.0, (PEER, NOBODY)).judged().claims == (ADDRESS,)
+    assert Story(primary=True).starts().sees(0.0, (PEER, NOBODY)).judged().claims == ()
+    assert Story(primary=True).starts().sees(0.0, (OTHER, NOBODY)).judged().claims == BOTH
 
 
 def test_row_5_it_claims_each_part_until_that_has_come_here_once() -> None:
@@ -319,10 +347,17 @@ def test_row_6_who_was_robbed_by_a_silent_peer_stands_aside(held: str, patience:
 
 
 @pytest.mark.parametrize('told, aside', [
-    ({}, True), (ERROR, True), ({'peer_checks': 'impaired'}, False), ({'peer_checks': 'initializing'}, True),
+    ({}, True), (ERROR, True), ({'peer_checks': 'impaired'}, True), ({'peer_checks': 'initializing'}, True),
     ({'peer_state': 'stopping'}, False), ({'peer_state': 'stopped'}, False)])
 def test_row_6_only_for_a_peer_that_may_live(told: Any, aside: bool) -> None:
     assert ('standing aside' in robbed(50.0, **told).judged().why) is aside
+
+
+@pytest.mark.parametrize('since, aside', [(59.9, True), (60.0, False)])
+def test_row_6_checks_that_fail_are_believed_when_they_go_on_to(since: float, aside: bool) -> None:
+    story = robbed(100.0).watches(since, PEER, peer_checks='impaired')
+
+    assert ('standing aside' in story.judged().why) is aside
 
 
 def test_row_6_not_for_a_peer_that_was_down_since_the_part_came_here() -> None:
@@ -507,10 +542,10 @@ def test_row_11_a_stop_that_was_forced_before_this_one_counts_no_more() -> None:
 
 
 @pytest.mark.parametrize('since, checks, step', [
-    (299.9, 'impaired', ''), (300.0, 'impaired', STOP), (900.0, 'initializing', ''), (900.0, '', '')])
+    (359.9, 'impaired', ''), (360.0, 'impaired', STOP), (900.0, 'initializing', ''), (900.0, '', '')])
 def test_row_14_a_started_peer_has_time_to_answer(since: float, checks: str, step: str) -> None:
-    story = fell_silent(999.0, LEFT).is_refused(20).sees(since, LEFT, peer_state='pending').asks_for(
-        START, since).watches(200.0, LEFT, peer_checks=checks)
+    story = fell_silent(999.0, LEFT).is_refused(20).sees(since + 0.1, LEFT, peer_state='pending').asks_for(
+        START, since + 0.1).watches(since, LEFT, peer_checks=checks)
 
     assert (story.judged().step, story.judged().claims) == (step, () if step else (ADDRESS,))
     assert step or 'waiting for its answer' in story.judged().why
@@ -588,12 +623,20 @@ def test_row_16_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
 
 @pytest.mark.parametrize('silence, checks, step', [
     (900.0, 'ok', ''), (900.0, 'initializing', ''), (359.9, 'impaired', ''), (360.0, 'impaired', STOP)])
-def test_row_17_who_holds_nothing_stops_only_a_peer_whose_checks_fail_for_long(
-        silence: float, checks: str, step: str) -> None:
-    decision = fell_silent(silence, PEER, peer_checks=checks).is_refused(20).judged()
+@pytest.mark.parametrize('holders, fault', [(PEER, ''), (SELF, 'net.ipv4.ip_forward is 0')])
+def test_row_17_who_holds_nothing_or_cannot_nat_stops_only_a_peer_whose_checks_fail_for_long(
+        silence: float, checks: str, step: str, holders: str, fault: str) -> None:
+    story = fell_silent(silence + 99.0, holders, until=silence + 0.1, nat_fault=fault)
+    story.is_refused(20).watches(silence, holders, peer_checks=checks, nat_fault=fault)
+    decision = story.judged()
 
-    assert (decision.step, decision.claims) == (step, () if step else BOTH)
+    assert (decision.step, decision.claims) == (step, () if step or fault else BOTH)
     assert step or 'EC2 cannot arbitrate' in decision.why
+
+
+def test_row_17_who_fails_its_checks_does_not_stop_a_peer_that_passes_them() -> None:
+    assert fell_silent(900.0, SELF, own_checks='impaired').judged().step == ''
+    assert fell_silent(900.0, SELF, own_checks='impaired', peer_checks='impaired').judged().step == STOP
 
 
 def test_row_18_a_peer_is_heard_again_only_by_an_answer_after_its_restart() -> None:
@@ -601,3 +644,16 @@ def test_row_18_a_peer_is_heard_again_only_by_an_answer_after_its_restart() -> N
 
     assert restarted.watches(200.0, SELF).judged().step == ''
     assert restarted.hears(399.0).misses(390.0).judged().step == STOP
+
+
+def test_what_is_lost_later_does_not_shorten_standing_aside() -> None:
+    story = Story().hears(900.0).sees(899.0, (PEER, SELF)).misses(400.0).claims(200.0, TABLE)
+    story.sees(180.0, SELF).sees(0.0, PEER)
+
+    assert story.memory.aside_until - NOW > HOUR - 200.0
+
+
+def test_what_the_peer_has_taken_puts_in_doubt_what_ec2_does_not_tell() -> None:
+    story = Story().hears(900.0).sees(899.0, PEER).misses(800.0).claims(700.0).sees(600.0, (UNKNOWN, PEER))
+
+    assert story.memory.left(story.seen) == BOTH

@@ -51,6 +51,7 @@ class Cloud:
         self.state = {PRIMARY: 'running', SECONDARY: 'running'}
         self.checks = {PRIMARY: 'ok', SECONDARY: 'ok'}
         self.tags: Dict[str, List[Dict[str, str]]] = {}
+        self.hidden = ''  # left out of what describes the instances
         self.calls: List[Called] = []
         self.closed: List[float] = []
         self.slow: Dict[str, float] = {}
@@ -77,13 +78,16 @@ class Cloud:
         return call
 
     def on_describe_instance_status(self, InstanceIds: List[str], IncludeAllInstances: bool) -> Any:
+        if not self.state.keys() >= set(InstanceIds):
+            raise refusal('InvalidInstanceID.NotFound')
         return {'InstanceStatuses': [
             {'InstanceId': i, 'InstanceState': {'Name': self.state[i]}, 'InstanceStatus': {'Status': self.checks[i]},
-             'SystemStatus': {'Status': self.checks[i]}} for i in InstanceIds if i in self.state]}
+             'SystemStatus': {'Status': self.checks[i]}} for i in InstanceIds]}
 
     def on_describe_instances(self, Filters: Any) -> Any:
         return {'Reservations': [{'Instances': [
-            {'InstanceId': i, 'PrivateIpAddress': PEERS_ADDRESS, 'Tags': self.tags.get(i, [])}]} for i in self.state]}
+            {'InstanceId': i, 'PrivateIpAddress': PEERS_ADDRESS, 'Tags': self.tags.get(i, [])}]}
+            for i in self.state if i != self.hidden]}
 
     def on_describe_route_tables(self, Filters: Any) -> Any:
         return {'RouteTables': [{'RouteTableId': table, 'Routes': [
@@ -812,6 +816,16 @@ def test_what_ec2_does_not_know_is_told_and_looked_for_soon() -> None:
     assert scene.cloud.routes[TABLE] == SECONDARY
 
 
+def test_a_peer_that_one_answer_leaves_out_is_pinged_as_before() -> None:
+    scene = at_rest()
+    scene.cloud.hidden = PRIMARY
+    scene.monitor.look_now()
+
+    scene.run(300.0)
+
+    assert scene.said('EC2 does not know') == scene.said('missed') == 0
+
+
 def test_an_absent_address_is_looked_for_every_fifteen_seconds() -> None:
     scene = at_rest()
     scene.cloud.allocated = False
@@ -1043,3 +1057,94 @@ def test_a_probe_that_was_lost_alone_is_told_and_that_the_next_one_was_answered(
 
     assert [scene.said(f'{words}a packet through {PRIMARY}') for words in ('', 'over after ')] == [2, 0]
     assert not scene.claims() and not scene.questions()
+
+
+# What a monitor must not get stuck in
+
+def test_an_error_in_the_middle_of_a_look_does_not_end_all_looking() -> None:
+    scene = at_rest()
+    scene.outcome = lambda now: MemoryError('no memory') if scene.cloud.calls else True
+    scene.monitor.look_now()
+    scene.cloud.slow['describe_instances'] = 1.0
+    with pytest.raises(MemoryError):
+        scene.run(10.0)
+    scene.outcome = lambda now: True
+
+    scene.run(20.0)
+
+    assert len(scene.questions()) > 1
+
+
+def test_a_reason_with_braces_is_told_as_it_is() -> None:
+    scene = at_rest()
+    scene.cloud.errors['describe_instance_status'] = ClientError(
+        {'Error': {'Code': 'Unavailable', 'Message': 'see {x}'}}, 'Call')
+    scene.silence()
+
+    scene.run(20.0)
+
+    assert scene.said('Unavailable: see {x}') > 0 and scene.cloud.routes[TABLE] == SECONDARY
+
+
+def test_a_start_that_ec2_refuses_asks_no_more_often_than_it_claims() -> None:
+    scene = Scene(primary=True, holder=SECONDARY)
+    scene.cloud.errors.update(dict.fromkeys(('replace_route', 'create_route'), refusal('UnauthorizedOperation')))
+    scene.run(600.0).cloud.calls.clear()
+
+    scene.run(1200.0)
+
+    assert len(scene.questions()) < 60 and len(scene.claims()) > 5
+
+
+def test_many_that_are_denied_keep_none_from_being_rehearsed() -> None:
+    scene = Scene(tables=tuple(f'rtb-0000000{n}' for n in range(8)))
+    scene.cloud.errors.update(dict.fromkeys(('replace_route', 'create_route'), refusal('UnauthorizedOperation')))
+
+    scene.run(400.0)
+
+    rehearsed = [each.name for each in scene.cloud.calls if each.how.get('DryRun')]
+    assert {'stop_instances', 'start_instances', 'associate_address'} <= set(rehearsed)
+    assert len(scene.questions()) < 10
+    told = [message for _, message in scene.lines if 'does not allow' in message][-1]
+    assert told.count('ReplaceRoute') == told.count('CreateRoute') == 8
+
+
+def test_a_peer_that_is_probed_no_more_leaves_no_trouble() -> None:
+    scene = at_rest(probe_address=TARGET)
+    scene.probed = lambda now, through: not through
+
+    scene.run(60.0)
+
+    assert scene.cloud.routes[TABLE] == SECONDARY
+    assert not scene.monitor.lasting.troubles
+
+
+def test_a_client_that_comes_too_late_serves_the_next_time() -> None:
+    scene = Scene()
+    scene.run(10.0)
+    scene.monitor.ec2.client = None
+    scene.latency = 7.0  # the making takes longer than a call may
+    made = scene.made
+    scene.monitor.look_now()
+    scene.run(8.0)
+    scene.latency = 0.1
+
+    scene.run(60.0)
+
+    assert scene.made == made + 1
+
+
+def test_a_stop_by_somebody_else_is_not_this_monitors() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.run(75.0)
+    assert scene.monitor.left_stopped
+    scene.cloud.state[PRIMARY] = 'running'
+    scene.outcome = lambda now: True
+    scene.run(10.0)
+
+    scene.cloud.state[PRIMARY] = 'stopped'
+    scene.silence()
+    scene.run(10.0)
+
+    assert not scene.monitor.left_stopped

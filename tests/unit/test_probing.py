@@ -106,7 +106,7 @@ def test_nothing_is_probed_while_pings_are_missed(watch: Watch) -> None:
 
 
 def test_misses_do_not_count_before_the_first_answer_through_the_peer(watch: Watch) -> None:
-    watch.monitor.memory.changed_at = 2.0
+    watch.monitor.memory.heir_at = 2.0
 
     watch.go_on(60.0)
 
