@@ -1573,7 +1573,8 @@ class Memory:
             if holder == PEER and before == SELF:
                 self.note_loss(part, seen, settings)
             if holder == SELF:
-                self.owed.discard(part)
+                if seen.holders[part] == SELF:
+                    self.owed.discard(part)
                 if before != SELF:
                     self.here_at.setdefault(part, seen.asked_at)
             else:
@@ -1718,9 +1719,8 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if taken or memory.is_contradicted(seen) else LOOK_INTERVAL, taken)
     # 3
-    if seen.own_maintenance and (may_live or not is_silent):
-        return Decision('{self} is under maintenance: it claims nothing, and restarts nobody',
-                        SOON if is_silent else LOOK_INTERVAL)
+    if not is_silent and seen.own_maintenance:
+        return Decision('{self} is under maintenance: it claims nothing', LOOK_INTERVAL)
     # 4
     if not is_silent and due and memory.does_not_forward(seen, settings, now):
         return Decision(f'{{peer}} answers pings, but lost {settings.num_pings} probes in a row '
@@ -1736,7 +1736,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
                         'restart {self}: standing aside')
     # 7
     if not memory.is_heard and may_live and not (tells_nothing and unheard >= wait_start):
-        kept = keep_together(memory, seen, settings)
+        kept = Decision('') if seen.own_maintenance else keep_together(memory, seen, settings)
         if seen.peer_checks != 'ok':
             return kept._replace(why='{peer} has not answered since it or this monitor started, '
                                      f'and EC2 {seen.told}: asking again', again=SOON)
@@ -1774,7 +1774,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision(f'{{peer}} is gone (EC2 calls it {seen.peer_state}): {{self}} serves on '
                         'alone', LATER, due)
     # 14
-    if not memory.is_heard and (unheard < wait_start or failing < UNARBITRATED):
+    if not memory.is_heard and (unheard < wait_start or failing < 2 * wait_stop):
         return Decision('{peer} has not answered yet: waiting for its answer', claims=due)
     # 15
     if now < memory.stop_due_at(settings):
@@ -1786,7 +1786,7 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
         return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
                         'as this may be a hiccup or a reboot', claims=due)
     # 17
-    is_fit = seen.is_fit and SELF in memory.holders.values()
+    is_fit = seen.is_fit and not seen.own_maintenance and SELF in memory.holders.values()
     if not is_fit and min(failing, silence) < UNARBITRATED:
         return Decision('{peer} is silent, but {self} holds nothing, or is not fit to, so EC2 '
                         'cannot arbitrate: it is stopped only if its checks fail for long',

@@ -115,7 +115,7 @@ def put_into_group(pair: Pair) -> None:
 
 
 def tag_for_maintenance(pair: Pair) -> None:
-    pair.ec2.create_tags(Resources=[pair.primary], Tags=[{'Key': 'nat_monitor_maintenance', 'Value': 'until noon'}])
+    pair.ec2.create_tags(Resources=[pair.primary], Tags=[{'Key': TAG, 'Value': 'until noon'}])
 
 
 def delete_table(pair: Pair) -> None:
@@ -1024,7 +1024,7 @@ def public_subnet(lab: Lab) -> Set[str]:
     return {record(lab, 'primary').subnet_id}
 
 
-TAG = 'nat_monitor_maintenance'
+TAG = nat_monitor.MAINTENANCE
 MONITOR, CONFIG = '/usr/local/sbin/nat_monitor.py', '/usr/local/sbin/nat_config.py'
 FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]]] = [
     # what is wrong, how it is made, the line that tells, its verdict, lines that this makes tell too

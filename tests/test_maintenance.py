@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any, Dict, Iterator
 
+from nat_monitor import MAINTENANCE
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ELASTIC_IP
 from tests.lab.traffic import LATE, Connections
@@ -13,7 +14,6 @@ from tests.test_failover import called, serves
 
 SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4, 'WAIT_FOR_INSTANCE_STOP': 20,
                             'WAIT_FOR_INSTANCE_START': 30}
-TAG = 'nat_monitor_maintenance'
 HAND_OVER = 0.2  # s of packets that a planned move may lose
 
 
@@ -46,7 +46,7 @@ def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python
     with pair(python) as lab, Connections(lab.network, 20, every=1.0) as connections:
         lab.wait_until(lambda: connections.alive(0.0) == 20, 10, 'all connections are alive')
         since = time.monotonic()
-        lab.ec2.tag('primary', TAG)
+        lab.ec2.tag('primary', MAINTENANCE)
         look(lab.secondary)
         serves(lab, lab.secondary)
         served_at = time.monotonic()
@@ -55,7 +55,7 @@ def test_tag_work_untag_is_a_maintenance_of_the_primary_without_an_outage(python
         has_looked(lab, lab.primary, 'it claims nothing')
 
         time.sleep(LATE)
-        lab.ec2.untag('primary', TAG)
+        lab.ec2.untag('primary', MAINTENANCE)
         look(lab.primary)
 
         serves(lab, lab.primary)
@@ -68,11 +68,11 @@ def test_the_primary_takes_over_from_a_secondary_under_maintenance(python: str) 
     with pair(python, 'secondary', fail_back=False) as lab:
         since = time.monotonic()
 
-        lab.ec2.tag('secondary', TAG, 'until noon')
+        lab.ec2.tag('secondary', MAINTENANCE, 'until noon')
         look(lab.primary)
 
         serves(lab, lab.primary)
-        lab.ec2.untag('secondary', TAG)
+        lab.ec2.untag('secondary', MAINTENANCE)
         look(lab.secondary)
         lab.stays(lambda: lab.holds(lab.primary), 3, 'the secondary does not take it back')
         assert lab.traffic.outage(since) <= HAND_OVER
@@ -81,7 +81,7 @@ def test_the_primary_takes_over_from_a_secondary_under_maintenance(python: str) 
 
 def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_claims_nothing(python: str) -> None:
     with pair(python) as lab:
-        lab.ec2.tag('primary', TAG)
+        lab.ec2.tag('primary', MAINTENANCE)
         has_looked(lab, lab.secondary, 'under maintenance')
         serves(lab, lab.secondary)
         since = time.monotonic()
@@ -97,7 +97,7 @@ def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_c
         assert lab.traffic.lost(since) == 0
         assert called(lab, lab.primary, since) == [] and restarted_nobody(lab)
 
-        lab.ec2.untag('primary', TAG)
+        lab.ec2.untag('primary', MAINTENANCE)
         look(lab.primary)
 
         serves(lab, lab.primary)
@@ -105,7 +105,7 @@ def test_nobody_starts_a_stopped_instance_under_maintenance_and_at_its_boot_it_c
 
 def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python: str) -> None:
     with pair(python, impaired=1.0) as lab:
-        lab.ec2.tag('primary', TAG)
+        lab.ec2.tag('primary', MAINTENANCE)
         since = time.monotonic()
 
         lab.primary.crash(ignores_stop=True)
@@ -119,7 +119,7 @@ def test_a_crash_under_maintenance_is_taken_over_and_restarted_by_nobody(python:
 
 def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> None:
     with pair(python) as lab:
-        lab.ec2.tag('secondary', TAG)
+        lab.ec2.tag('secondary', MAINTENANCE)
         since = time.monotonic()
 
         lab.secondary.crash()
@@ -133,7 +133,7 @@ def test_the_silence_of_a_stand_by_under_maintenance_is_nothing(python: str) -> 
 
 def test_an_instance_under_maintenance_takes_over_from_a_dead_peer_all_the_same(python: str) -> None:
     with pair(python) as lab:
-        lab.ec2.tag('secondary', TAG)
+        lab.ec2.tag('secondary', MAINTENANCE)
         has_looked(lab, lab.secondary, 'it claims nothing')
 
         since = lab.primary.crash()
@@ -144,8 +144,8 @@ def test_an_instance_under_maintenance_takes_over_from_a_dead_peer_all_the_same(
 
 def test_with_both_under_maintenance_nothing_moves_and_nobody_is_restarted(python: str) -> None:
     with pair(python) as lab:
-        lab.ec2.tag('primary', TAG)
-        lab.ec2.tag('secondary', TAG)
+        lab.ec2.tag('primary', MAINTENANCE)
+        lab.ec2.tag('secondary', MAINTENANCE)
         since = time.monotonic()
         for instance in lab.instances.values():
             has_looked(lab, instance, 'under maintenance')

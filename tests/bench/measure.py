@@ -29,7 +29,6 @@ TICKS = os.sysconf('SC_CLK_TCK')
 DEFAULTS = {'NUM_PINGS': 3, 'PING_TIMEOUT': 1, 'WAIT_BETWEEN_PINGS': 0.25}
 CHANGES = ('ReplaceRoute', 'CreateRoute', 'StopInstances')
 SETTLED = 20.0  # s after the latest claims; for ten, a monitor believes that what it has claimed is still there
-MAINTENANCE = 'nat_monitor_maintenance'  # the tag
 
 # Writes when the primary's answers to pings come by, as its port of the bridge sees them: there, who listens for IP
 # alone hears nothing, and who listens for all (3) hears what goes to the primary, too.
@@ -193,7 +192,7 @@ def hand_over(lab: Lab, contender: Contender) -> None:
     if contender.elects:
         lab.primary.run('killall', '-TERM', 'keepalived', check=True)  # it says good-bye to its peer
         return
-    lab.ec2.tag('primary', MAINTENANCE)
+    lab.ec2.tag('primary', nat_monitor.MAINTENANCE)
     for instance in (lab.secondary, lab.primary):
         instance.kill_monitor(signal.SIGHUP)
 

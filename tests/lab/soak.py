@@ -18,6 +18,8 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
+from nat_monitor import MAINTENANCE
+
 from .lab import Instance, Lab
 from .network import ELASTIC_IP
 from .traffic import LATE
@@ -25,7 +27,6 @@ from .traffic import LATE
 SETTINGS: Dict[str, Any] = {'PING_TIMEOUT': 0.2, 'WAIT_BETWEEN_PINGS': 0.2, 'WAIT_FOR_INSTANCE_STOP': 20,
                             'WAIT_FOR_INSTANCE_START': 30, 'FAIL_BACK': False}
 TIMES: Dict[str, Any] = {'latency': 0.15, 'pending': 0.5, 'boot': 1.0, 'job_delay': 0.2, 'stop': 1.0}
-TAG = 'nat_monitor_maintenance'
 ALLOWANCE = 1.0  # s, for a machine that is busy with other things, too
 # s of an outage by a crash: the wait, misses (the primary waits for twice as many), a call
 LONGEST = {who: 0.2 + misses * 0.2 + TIMES['latency'] + ALLOWANCE for who, misses in (('primary', 3), ('secondary', 6))}
@@ -158,10 +159,10 @@ class Soak:
     def hand_over(self, holder: Instance, peer: Instance) -> None:
         """Let an operator announce work on the holder, so that the peer takes over, and finish it."""
         since = time.monotonic()
-        self.lab.ec2.tag(holder.name, TAG)
+        self.lab.ec2.tag(holder.name, MAINTENANCE)
         peer.kill_monitor(signal.SIGHUP)
         self.serves(peer)
-        self.lab.ec2.untag(holder.name, TAG)
+        self.lab.ec2.untag(holder.name, MAINTENANCE)
         for instance in (holder, peer):
             self.look(instance)
         self.pause_until(time.monotonic() + LATE)

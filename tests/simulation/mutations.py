@@ -24,9 +24,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 2: relieves a peer under maintenance, being so itself': ('work', (
         ('taken = () if seen.own_maintenance else due', 'taken = due'),)),
     'row 3: claims while it is under maintenance': ('work', (
-        ('if seen.own_maintenance and (may_live or not is_silent):', 'if False:'),)),
-    'row 3: takes over while it is under maintenance, and its peer lives': ('worked_on', (
-        ('if seen.own_maintenance and (may_live or not is_silent):', 'if seen.own_maintenance and not is_silent:'),)),
+        ('if not is_silent and seen.own_maintenance:', 'if False:'),)),
     'row 4: never relieves a peer that does not forward': ('unlit', (
         ('and memory.does_not_forward(seen, settings, now):', 'and False:'),)),
     'row 4: restarts a peer that does not forward': ('unlit', (
@@ -80,11 +78,11 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ("waiting for its answer', claims=due)\n    # 13", "waiting for its answer', step=START)\n    # 13"),)),
     'row 13: stops a peer that is gone': ('schedules', (("'alone', LATER, due)", "'alone', LATER, step=STOP)"),)),
     'row 14: stops a peer that it has not heard yet': ('stillborn', (
-        ('if not memory.is_heard and (unheard < wait_start or failing < UNARBITRATED):', 'if False:'),)),
+        ('if not memory.is_heard and (unheard < wait_start or failing < 2 * wait_stop):', 'if False:'),)),
     'row 14: stops an unheard peer before it had the time to start': ('stillborn', (
-        ('(unheard < wait_start or failing < UNARBITRATED)', '(failing < UNARBITRATED)'),)),
+        ('(unheard < wait_start or failing < 2 * wait_stop)', '(failing < 2 * wait_stop)'),)),
     'row 14: stops an unheard peer by one answer': ('alarmed', (
-        ('(unheard < wait_start or failing < UNARBITRATED)',
+        ('(unheard < wait_start or failing < 2 * wait_stop)',
          "(unheard < wait_start or seen.peer_checks != 'impaired')"),)),
     'row 15: stops without spacing': ('schedules', (('if now < memory.stop_due_at(settings):', 'if False:'),)),
     'row 15: not later and later': ('crash_loops', (('2.0 ** (len(stops) - 1))', '1.0)'),)),
@@ -98,7 +96,9 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 17: who holds nothing stops its peer': ('outside', (
         ('    if not is_fit and min(failing, silence) < UNARBITRATED:', '    if False:'),)),
     'row 17: who fails its checks stops its peer': ('unfit', (
-        ('is_fit = seen.is_fit and SELF in memory.holders.values()', 'is_fit = SELF in memory.holders.values()'),)),
+        ('is_fit = seen.is_fit and not seen.own_maintenance and SELF', 'is_fit = SELF'),)),
+    'row 17: who is under maintenance stops its peer': ('worked_on', (
+        ('is_fit = seen.is_fit and not seen.own_maintenance and SELF', 'is_fit = seen.is_fit and SELF'),)),
     'row 17: who holds nothing stops a peer whose checks do not fail': ('outside', (
         ('min(failing, silence) < UNARBITRATED', 'silence < UNARBITRATED'),)),
     'row 17: checks that fail arbitrate at once': ('powerless', (
@@ -135,8 +135,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'owed: by the secondary, too': ('schedules', (
         (' if self.primary and settings.fail_back else set()', ' if settings.fail_back else set()'),)),
     'owed: for ever': ('schedules', (
-        ('            if holder == SELF:\n                self.owed.discard(part)\n',
-         '            if holder == SELF:\n'),
+        ('                if seen.holders[part] == SELF:\n                    self.owed.discard(part)\n', ''),
         ('        self.owed.discard(part)\n        self.here_at[part] = now', '        self.here_at[part] = now'))),
     'owed: also when the peer has taken it since': ('denied', (('        self.owed.clear()\n', ''),)),
     'owed: nothing after maintenance': ('work', (

@@ -277,12 +277,12 @@ class World:
         elif self.schedule.conditions.address:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
         invariants.note_heir(self)
+        if before != self.cloud.owners():
+            self.watch.given_at = self.hub.now
         for one in self.instances:
-            if any(before[part] == one.id and owner == self.peer(one).id
-                   for part, owner in self.cloud.owners().items()):
-                self.watch.given_at = self.hub.now
-                if one.name in self.records:
-                    self.records[one.name].has_lost = True
+            if one.name in self.records and any(before[part] == one.id and owner == self.peer(one).id
+                                                for part, owner in self.cloud.owners().items()):
+                self.records[one.name].has_lost = True
         self.cloud.keep()
 
     def lose(self, fault: Fault) -> None:
@@ -610,7 +610,7 @@ class World:
                 and not (self.active and any(self.hinders(self.fault(kind, one)) for kind in EC2 + ('cut EC2',)))
                 and not (self.fault('left out', self.peer(one)) and self.has_not_heard(one))
                 and not (one.id in self.cloud.tagged and (
-                    self.peer(one).id in self.cloud.tagged or self.peer(one).up or self.peer(one).checks == 'ok')))
+                    self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
 
     def has_not_heard(self, one: Instance) -> bool:
         record = self.records.get(one.name)
