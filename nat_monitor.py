@@ -2150,8 +2150,10 @@ class Monitor:
             memory.note_refusal(self.pause(refused), now)
             self.ask_at = min(self.ask_at, memory.claim_at)
         else:
-            memory.refusals = 0
-            if len(results) < len(parts) or not all(map(has_answered, results.values())):
+            is_answered = all(map(has_answered, results.values()))
+            if is_answered:
+                memory.refusals = 0
+            if len(results) < len(parts) or not is_answered:
                 self.ask_at = NEVER
             if address in parts and address not in results and (
                     memory.heir == SELF and self.misses >= self.threshold):

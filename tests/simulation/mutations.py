@@ -198,8 +198,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'claim: the address alone, wherever the heir is': ('denied', (
         ('not memory.refusals if calls else memory.address_may_come', 'True'),)),
     'claim: does not ask what has become of a lost answer': ('schedules', (
-        ('            if len(results) < len(parts) or not all(map(has_answered, results.values())):\n'
-         '                self.ask_at = NEVER\n',
+        ('            if len(results) < len(parts) or not is_answered:\n                self.ask_at = NEVER\n',
          ''),)),
     'claim: waits for the answer to the move of the address': ('schedules', (
         ('min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE', 'CALL_DEADLINE'),)),
