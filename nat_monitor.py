@@ -797,6 +797,16 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     return states
 
 
+def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
+    """Return by id what a Describe call lists.
+
+    By a filter, as one unknown id would fail the whole call.
+    """
+    answer = call(Filters=[{'Name': name, 'Values': list(values)}])
+    found = next(value for value in answer.values() if isinstance(value, list))
+    return {one[key]: one for group in found for one in group.get('Instances', [group])}
+
+
 class InstanceFacts(NamedTuple):
     """What EC2 tells of an instance beside its state."""
 
@@ -807,18 +817,14 @@ class InstanceFacts(NamedTuple):
 
 
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
-    """Return the facts by instance id, of those that EC2 knows.
-
-    A filter, as one unknown id would fail the whole call.
-    """
-    answer = client.describe_instances(
-        Filters=[{'Name': 'instance-id', 'Values': [own_id, peer_id]}])
-    return {one['InstanceId']: InstanceFacts(
+    """Return the facts by instance id, of those that EC2 knows."""
+    found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
+    return {i: InstanceFacts(
         one.get('PrivateIpAddress', ''),
         tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
         one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
-        for reservation in answer['Reservations'] for one in reservation['Instances']}
+        for i, one in found.items()}
 
 
 def holder_of(thing: Any, own_id: str, peer_id: str,
@@ -843,31 +849,25 @@ def default_route(table: Any) -> Dict[str, Any]:
 
 def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str,
                     interfaces: Optional[Dict[str, str]] = None) -> Dict[str, str]:
-    """Return by table who holds its default route.
-
-    A filter, as one unknown id would fail the whole call.
-    """
-    answer = client.describe_route_tables(
-        Filters=[{'Name': 'route-table-id', 'Values': list(table_ids)}])
+    """Return by table who holds its default route."""
+    found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     holders = dict.fromkeys(table_ids, ABSENT)
-    for table in answer['RouteTables']:
+    for i, table in found.items():
         route = default_route(table)
         lives = route and route.get('State') != 'blackhole'
-        holders[table['RouteTableId']] = (
-            holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY)
+        holders[i] = holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY
     return holders
 
 
 def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
                      interfaces: Optional[Dict[str, str]] = None) -> Tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist."""
-    found = client.describe_addresses(
-        Filters=[{'Name': 'public-ip', 'Values': [address]}])['Addresses']
+    found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
     if not found:
         return ABSENT, ''
-    held = found[0].get('AssociationId')
-    return (holder_of(found[0], own_id, peer_id, interfaces) if held else NOBODY,
-            found[0]['AllocationId'])
+    held = found.get('AssociationId')
+    return (holder_of(found, own_id, peer_id, interfaces) if held else NOBODY,
+            found['AllocationId'])
 
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
@@ -2294,16 +2294,6 @@ def mentions_start(line: str) -> bool:
 def has_profile(instance: Dict[str, Any]) -> bool:
     arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
     return arn.endswith(f':instance-profile/{PROFILE}')
-
-
-def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
-    """Return by id the list that a Describe call answers.
-
-    By a filter, as one unknown id would fail the whole call.
-    """
-    answer = call(Filters=[{'Name': name, 'Values': list(values)}])
-    found = next(value for value in answer.values() if isinstance(value, list))
-    return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
 class Check:

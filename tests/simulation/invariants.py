@@ -334,8 +334,9 @@ def parts_change_hands_seldom(world: World, part: str) -> None:
     world.watch.worst('5: changes of a part in five minutes', in_five_minutes)
     if in_five_minutes > CHANGES_OF_A_PART:
         broken(f'5: {part} changes hands {in_five_minutes} times in five minutes')
-    if world.schedule.bound == 'contest' and world.schedule.faults[0].lasts > now - world.schedule.faults[0].at:
-        begun_at = world.schedule.faults[0].at
+    mute = next(iter(world.schedule.faults), None)
+    if world.schedule.bound == 'contest' and mute and now < mute.at + mute.lasts:
+        begun_at = mute.at
         if now - world.watch.begun.get('apart', now) > LOOK_INTERVAL:
             world.watch.restored.add(now)  # which ends a split, and is no contest
         changes = [at for at in changes if at not in world.watch.restored]

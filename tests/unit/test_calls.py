@@ -548,7 +548,8 @@ def test_who_is_named_by_a_network_interface_alone_holds_it_too(client: Any, ec2
 
 
 def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2: botocore.stub.Stubber) -> None:
-    answer = {'Addresses': [{'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1', 'NetworkInterfaceId': 'eni-3'}]}
+    answer = {'Addresses': [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1',
+                             'NetworkInterfaceId': 'eni-3'}]}
     ec2.add_response('describe_addresses', answer)
     ec2.add_response('describe_addresses', answer)
     ec2.add_response('describe_addresses', {'Addresses': []})
