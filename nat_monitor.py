@@ -1318,6 +1318,7 @@ class Observation:
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_maintenance: bool = False  # the tag says so
     peer_maintenance: bool = False
+    tells_addresses: bool = True   # the private ones of the pair, which are pinged
     is_throttled: bool = False     # EC2 has refused one of the questions for their number
 
     @property
@@ -1427,7 +1428,7 @@ class Ec2:
         throttled = any(code_of(results[name]) in THROTTLED for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
                            '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
-                           throttled)
+                           isinstance(results['instances'], dict), throttled)
 
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
@@ -1436,7 +1437,8 @@ class Ec2:
         Returns whether more is to be rehearsed soon.
         """
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        left = sorted(calls.keys() - self.allowed, key=self.denied.__contains__)  # new ones first
+        left = [name for name in calls if name not in self.allowed]
+        left.sort(key=self.denied.__contains__)  # new ones first
         some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
         codes = {name: code_of(result) for name, result in self.call(some).items()} if some else {}
         told = {name for name, code in codes.items() if code and code not in BUSY}
@@ -1583,7 +1585,7 @@ class Memory:
         if seen.own_maintenance:
             self.owe(settings)  # once the work is done, as after a start
         gap = seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout
-        if not seen.is_complete:
+        if not (seen.is_complete and seen.tells_addresses):
             self.watched_at = math.inf
         elif gap or self.watched_at == math.inf:
             self.watched_at = seen.asked_at
@@ -1654,9 +1656,10 @@ class Memory:
             return ()
         if seen.is_complete:
             return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
+        since = self.silent_at if self.silent_at < math.inf else NEVER
         return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
                      and not self.may_have_come(part, seen)
-                     and self.here_at.get(part, NEVER) < self.silent_at)
+                     and self.here_at.get(part, NEVER) <= since)
 
     def may_have_come(self, part: str, seen: Observation) -> bool:
         """The address was claimed not long ago, and EC2 throttles the question where it is.

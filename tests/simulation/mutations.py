@@ -93,6 +93,8 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 16: ignores that what it sees has not settled': ('isolated', (('or watched < settings.settling:', ':'),)),
     'row 16: settles for as long as a call takes': ('isolated', (
         ('return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout', 'return CALL_DEADLINE'),)),
+    'row 16: goes by an address that may be old': ('denied', (
+        ('if not (seen.is_complete and seen.tells_addresses):', 'if not seen.is_complete:'),)),
     'row 17: who holds nothing stops its peer': ('outside', (
         ('    if not is_fit and min(failing, silence) < UNARBITRATED:', '    if False:'),)),
     'row 17: who fails its checks stops its peer': ('unfit', (
@@ -160,7 +162,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'here_at: what has come is believed for ever': ('schedules', (
         ('if asked_at - self.here_at.get(part, NEVER) < LAG:', 'if part in self.here_at:'),)),
     'here_at: claims again what came in this silence': ('blind', (
-        ('and self.here_at.get(part, NEVER) < self.silent_at)', ')'),)),
+        ('and self.here_at.get(part, NEVER) <= since)', ')'),)),
     'changed_at: never': ('lost', (('self.holders, self.changed_at = self.heir, holders, at',
                                     'self.holders = self.heir, holders'),)),
     'heir_at: as soon as any part has come': ('refused_relief', (

@@ -122,6 +122,13 @@ def test_row_2_a_tag_seen_before_it_is_clear_who_holds_is_looked_at_again_soon()
     assert story.judged()[1:4] == (SOON, (), '')
 
 
+def test_row_2_what_has_come_here_is_not_taken_again_where_ec2_does_not_tell_who_holds() -> None:
+    story = Story().hears(90.0).sees(80.0, UNKNOWN, peer_maintenance=True)
+    assert story.judged().claims == BOTH
+
+    assert story.claims(70.0).sees(0.0, UNKNOWN, peer_maintenance=True).judged().claims == ()
+
+
 def test_row_2_who_is_under_maintenance_too_takes_nothing() -> None:
     assert fell_silent(peer_maintenance=True, own_maintenance=True).judged()[1:4] == (LOOK_INTERVAL, (), '')
 
@@ -615,6 +622,11 @@ def test_row_16_observations_fifteen_seconds_and_three_pings_apart_have_no_gap(
 def test_row_16_a_claim_changes_who_holds_and_one_of_what_is_here_does_not() -> None:
     assert fell_silent(200.0, PEER).claims(20.0).watches(19.0, SELF).judged().step == ''
     assert fell_silent(200.0, SELF).claims(20.0).watches(19.0, SELF).judged().step == STOP
+
+
+def test_row_16_nobody_is_stopped_while_ec2_does_not_tell_its_address() -> None:
+    """It may have a new one, and answer there."""
+    assert fell_silent(200.0, SELF, tells_addresses=False).judged().step == ''
 
 
 def test_row_16_nobody_is_stopped_while_it_is_not_known_who_holds() -> None:
