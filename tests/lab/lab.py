@@ -22,7 +22,6 @@ SBIN = 'usr/local/sbin'
 LOG = 'var/log/nat_monitor.log'
 AUTHORITY = f'{SBIN}/ca.pem'  # whose certificates the instances accept
 ERRORS = 'var/log/errors'  # what a job wrote elsewhere than to its log; cron would send it by mail
-BOOT_JOB = '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log 2>&1'
 
 
 class Event(NamedTuple):
@@ -364,11 +363,9 @@ class Lab:
 
     def _cron_command(self) -> str:
         """Return the command of the @reboot job, with the Python under test."""
-        command = BOOT_JOB
-        with contextlib.suppress(OSError):
-            for line in (REPOSITORY / 'nat_monitor.cron').read_text().splitlines():
-                if line.startswith('@reboot'):
-                    command = line.split(None, 2)[2]
+        lines = (REPOSITORY / 'nat_monitor.cron').read_text().splitlines()
+        [job] = [line for line in lines if line.startswith('@reboot')]
+        command = job.split(None, 2)[2]
         program = f'/{SBIN}/nat_monitor.py'
         return command.replace(program, f'{self.python} {program}', 1) if self.python else command
 

@@ -20,11 +20,12 @@ What is modelled
 
   The network and the faults (pair.py).  Crash, hang, reboot, stop, termination, a new private address; ping blocked,
   lossy; an instance cut off from its peer, from EC2, from both; EC2 down, slow, late, lossy, throttled, without error
-  codes, forbidding an action, telling no checks, leaving one out, without capacity; metadata, credentials or forwarding
-  late at boot; a monitor killed or suspended; route and address moved, deleted or given to others; a table added.
-  Forwarding is lost for a while, noticed by the host itself or by nobody but a probe; the target of probes dies; frames
-  for what lies beyond are carried to a neighbour, or lost, or there is no neighbour.  An instance is under maintenance.
-  An operator steps in only after the last fault, and only where no monitor can: neither instance is on its feet.
+  codes, forbidding an action, telling no checks, or wrongly that they fail, leaving one out, without capacity;
+  metadata, credentials or forwarding late at boot; a monitor killed or suspended; route and address moved, deleted or
+  given to others; a table added.  Forwarding is lost for a while, noticed by the host itself or by nobody but a
+  probe; the target of probes dies; frames for what lies beyond are carried to a neighbour, or lost, or there is no
+  neighbour.  An instance is under maintenance. An operator steps in only after the last fault, and only where no
+  monitor can: neither instance is on its feet.
 
   The settings (pair.py, search.py).  How quick the monitors are, whether the primary fails back, whether they probe.
 
@@ -36,10 +37,14 @@ What must hold (invariants.py)
      maintenance or does not forward (8 and 9 say when).  Nobody stops a peer that keeps all tables before it had the
      time to be heard, nor one that is up, or whose checks do not fail, before it was unreachable for
      WAIT_FOR_INSTANCE_STOP; who holds nothing never stops one that holds everything and works.  A peer that was never
-     heard and whose checks pass is left alone, unless EC2 has not told so for WAIT_FOR_INSTANCE_START.
+     heard and whose checks pass is left alone, unless EC2 has not told so for WAIT_FOR_INSTANCE_START, or has told for
+     WAIT_FOR_INSTANCE_STOP (twice that, before a stop) that they fail.  Who fails its own checks, or is under
+     maintenance, never stops a peer that passes them.  Misses before a suspension, or before a ping that could not
+     leave, do not count.
   3. Who is not answered by EC2, cannot send, or is not running in EC2's eyes, decides nothing.
-  4. While a monitor is able to serve, route and address point to an instance that works, within a bound; once the pair
-     had settled, within a tight one.  Who knows that it cannot NAT takes nothing.
+  4. While a monitor is able to serve, route and address point to an instance that works, within a bound; once the
+     pair had settled, within a tight one.  Who knows that it cannot NAT takes nothing, nor does one whose checks fail
+     while its peer's pass.
   5. Calls are few: nothing but looks in a settled pair, a stated number a minute at most, no busy loop, no contest for
      a part, steps of a restart a minute apart and stops later and later, no stop for ping loss up to 20 %.  What lies
      outside the pair stays there, and what somebody loses, deletes or adds moves nothing else.
@@ -47,7 +52,8 @@ What must hold (invariants.py)
      A peer that is stopped is started soon, also where EC2 refuses every claim.
   7. Nothing unforeseen is raised.
   8. One that holds, answers pings and does not forward is replaced within a bound, where a probe had come back through
-     it and its peer is able to; at most once an hour, later and later; not for a target that is dead.
+     it and its peer is able to, also after EC2 has refused that for a while; at most once an hour, later and later; not
+     for a target that is dead.
   9. Nobody stops, starts or forces an instance of which EC2 has told that it is under maintenance; that one hands over
      within a look and claims nothing, unless its peer is silent and dead; nothing moves where both are.
 

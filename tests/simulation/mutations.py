@@ -97,7 +97,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('if not (seen.is_complete and seen.tells_addresses):', 'if not seen.is_complete:'),)),
     'row 17: who holds nothing stops its peer': ('outside', (
         ('    if not is_fit and min(failing, silence) < UNARBITRATED:', '    if False:'),)),
-    'row 17: who fails its checks stops its peer': ('unfit', (
+    'row 17: who fails its checks stops its peer': ('alarmed', (
         ('is_fit = seen.is_fit and not seen.own_maintenance and SELF', 'is_fit = SELF'),)),
     'row 17: who is under maintenance stops its peer': ('worked_on', (
         ('is_fit = seen.is_fit and not seen.own_maintenance and SELF', 'is_fit = seen.is_fit and SELF'),)),
@@ -215,14 +215,14 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ('return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)', 'return max(0.0, pause)'))),
     'loop: one ping too few': ('schedules', (
         ('return self.settings.num_pings * (2', 'return -1 + self.settings.num_pings * (2'),)),
-    'loop: a suspension keeps the misses': ('schedules', (
+    'loop: a suspension keeps the misses': ('suspended', (
         ('            self.start_over()  # nothing takes so long: this process was suspended', '            pass'),
         ('            answered = None  # suspended, too', '            pass'))),
-    'loop: a suspension within a ping keeps the misses': ('schedules', (
+    'loop: a suspension within a ping keeps the misses': ('suspended', (
         ('            answered = None  # suspended, too', '            pass'),)),
-    'loop: a fault of its own keeps the misses': ('schedules', (
+    'loop: a fault of its own keeps the misses': ('suspended', (
         ('        elif answered is None:\n            self.start_over()\n', '        elif answered is None:\n'),)),
-    'loop: a fault of its own is a miss': ('schedules', (
+    'loop: a fault of its own is a miss': ('suspended', (
         ('            failure = str(fault)\n', '            failure, answered = str(fault), False\n'),)),
     'loop: an old observation decides': ('schedules', (
         ('if self.clock.monotonic() - seen.asked_at > lifetime:', 'if False:'),)),

@@ -20,6 +20,7 @@ from .hub import Hub, Process
 LATEST_EFFECT = 15.0              # s from the sending of a call to its effect, at most: what invariant 1 stands on
 LATEST_READ = 3                   # s by which a read may lag
 TARGET = '192.0.2.1'              # of probes
+SUSPENDED = 7.0                   # s by which no call holds up a ping: the process was suspended
 
 # Faults that begin at a moment; `lasts` says for how long where it matters, `how` which way.
 ACTIONS = ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'describe_instances',
@@ -89,6 +90,7 @@ class Record:
         self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
         self.ping_left = True                      # the latest ping left this host
         self.misses = 0                            # in a row
+        self.ping_due_at = now                     # the next one, while nothing holds up the process
         self.start_at = -1e9                       # the latest start of the peer
         self.stops: List[float] = []               # those that took effect
         self.steps: Dict[str, float] = {}          # of the peer's restart, when each was last tried
@@ -388,14 +390,18 @@ class World:
         return since
 
     def ping(self, one: Instance, address: str) -> bool:
-        """Live through a ping: four requests, a quarter of the time-out apart."""
+        """Live through a ping; misses count in a row, without a suspension or a fault of this host's in between."""
         record, timeout = self.records[one.name], self.settings.ping_timeout
         sent_at = record.ping_at = self.hub.now
+        if sent_at - record.ping_due_at > SUSPENDED:
+            record.misses = 0
         status_at = record.status_at
         fault = self.fault('cut off', one)
         record.ping_left = not (fault and fault.how % 2)
         if not record.ping_left:
+            record.misses = 0
             self.hub.sleep(0.02)
+            record.ping_due_at = self.hub.now + 1.0
             raise self.module.OwnFault('Network is unreachable')
         loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
         right = address == self.peer(one).address
@@ -408,11 +414,13 @@ class World:
             self.hub.sleep(timeout)
             answered = any(is_answered(sent_at + timeout * n / nat_monitor.REQUESTS_PER_PING)
                            for n in range(1, nat_monitor.REQUESTS_PER_PING))
+        record.ping_due_at = self.hub.now
         if answered:
             record.answered_at, record.misses, record.first_claim_at = self.hub.now, 0, float('inf')
+            record.ping_due_at += self.settings.wait_between_pings
             return True
         record.miss_at, record.status_before_miss = record.ping_at, status_at
-        record.misses += 1
+        record.misses = 0 if self.hub.now - sent_at > timeout + 1.0 else record.misses + 1
         return False
 
     def probe(self, one: Instance, target: str, through: Optional[str]) -> Any:

@@ -120,7 +120,7 @@ unfit = st.builds(  # one works again whose checks still fail, and would claim s
 alarmed = st.builds(  # EC2 says of one for a while that its checks fail, and the two are deaf, and were never heard
     lambda alarm, at, mute, kills, whom, others: [
         Fault(at, mute, 'both', 3600), *(Fault(at + 10 + late, 'kill', who, 5) for late, who in kills),
-        *(Fault(at + 100 + later, 'false alarm', whom, lasts) for later, lasts in alarm), *(
+        *(Fault(at - 20 + later, 'false alarm', whom, lasts) for later, lasts in alarm), *(
             other._replace(at=at + other.at % 400) for other in others)],
     st.lists(st.tuples(st.integers(0, 600), st.integers(1, 250)), min_size=1, max_size=2), st.integers(60, 200),
     st.sampled_from(('cut peer', 'block ping')),
@@ -132,6 +132,13 @@ worked_on = st.builds(  # the work on one cuts it off from its peer, or EC2 says
             other._replace(at=at + later + other.at % 60) for other in others)],
     st.sampled_from(WHO[:2]), st.integers(60, 200), st.integers(-20, 200),
     st.sampled_from(('cut peer', 'block ping', 'false alarm')), st.integers(5, 200), st.lists(trouble, max_size=1))
+suspended = st.builds(  # one misses some pings, is suspended or cannot send, and misses some more
+    lambda who, at, before, late, kind, lasts, after, others: [
+        Fault(at, 'cut peer', 'both', before), Fault(at + before - late, kind, who, lasts, 1),
+        Fault(at + before - late + lasts - 1, 'cut peer', 'both', after), *(
+            other._replace(at=at + other.at % 60) for other in others)],
+    st.sampled_from(WHO), st.integers(60, 200), st.integers(1, 6), st.integers(0, 2),
+    st.sampled_from(('suspend', 'cut off')), st.integers(2, 40), st.integers(1, 7), st.lists(trouble, max_size=1))
 isolated = st.builds(  # one is cut off from everything for long, and comes back while the two are still deaf
     lambda who, kind, at, lasts, longer, how, others: [
         Fault(at, kind, who, lasts, how), Fault(at, 'cut peer', 'both', lasts + longer), *(
@@ -161,7 +168,7 @@ flapping = st.builds(  # now one does not forward, now the other
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, refused_relief, work, work,
                        silent_checks, deaf_and_dead, stillborn, stopping, unheard, outside, powerless, unfit, alarmed,
-                       worked_on, isolated, apart, blind)
+                       worked_on, suspended, isolated, apart, blind)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -212,7 +219,7 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
                   ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind),
-                  ('alarmed', alarmed), ('worked_on', worked_on))},
+                  ('alarmed', alarmed), ('worked_on', worked_on), ('suspended', suspended))},
               'isolated': drawn(isolated, greatest_lags),
               'unfit': drawn(unfit, conditions.map(lambda one: one._replace(check_lag=60))),
               **{name: drawn(found, one_table(lag))
