@@ -93,7 +93,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
     'row 16: ignores that what it sees has not settled': ('isolated', (('or watched < settings.settling:', ':'),)),
     'row 16: settles for as long as a call takes': ('isolated', (
         ('return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout', 'return CALL_DEADLINE'),)),
-    'row 16: goes by an address that may be old': ('denied', (
+    'row 16: goes by an address that may be old': ('stale', (
         ('if not (seen.is_complete and seen.tells_addresses):', 'if not seen.is_complete:'),)),
     'row 17: who holds nothing stops its peer': ('outside', (
         ('    if not is_fit and min(failing, silence) < UNARBITRATED:', '    if False:'),)),

@@ -132,6 +132,11 @@ worked_on = st.builds(  # the work on one cuts it off from its peer, or EC2 says
             other._replace(at=at + later + other.at % 60) for other in others)],
     st.sampled_from(WHO[:2]), st.integers(60, 200), st.integers(-20, 200),
     st.sampled_from(('cut peer', 'block ping', 'false alarm')), st.integers(5, 200), st.lists(trouble, max_size=1))
+stale = st.builds(  # EC2 does not tell the addresses, and one comes up with another
+    lambda who, at, later, others: [
+        Fault(at, 'forbid', 'both', 1600, 3), Fault(at + later, 'new private address', who, 5), *(
+            other._replace(at=at + later + other.at % 60) for other in others)],
+    st.sampled_from(WHO[:2]), st.integers(4, 200), st.integers(0, 200), st.lists(trouble, max_size=1))
 suspended = st.builds(  # one misses some pings, is suspended or cannot send, and misses some more
     lambda who, at, before, late, kind, lasts, after, others: [
         Fault(at, 'cut peer', 'both', before), Fault(at + before - late, kind, who, lasts, 1),
@@ -168,7 +173,7 @@ flapping = st.builds(  # now one does not forward, now the other
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, refused_relief, work, work,
                        silent_checks, deaf_and_dead, stillborn, stopping, unheard, outside, powerless, unfit, alarmed,
-                       worked_on, suspended, isolated, apart, blind)
+                       worked_on, suspended, stale, isolated, apart, blind)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -219,7 +224,8 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
                   ('hiccups', hiccups), ('lost', lost), ('denied', denied), ('work', work), ('deaf', deaf),
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
                   ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind),
-                  ('alarmed', alarmed), ('worked_on', worked_on), ('suspended', suspended))},
+                  ('alarmed', alarmed), ('worked_on', worked_on), ('suspended', suspended),
+                  ('stale', stale))},
               'isolated': drawn(isolated, greatest_lags),
               'unfit': drawn(unfit, conditions.map(lambda one: one._replace(check_lag=60))),
               **{name: drawn(found, one_table(lag))
