@@ -444,7 +444,7 @@ def test_a_call_takes_its_time_before_and_after_its_effect(lab: Lab) -> None:
     assert time.monotonic() - started >= 0.8
     [call] = lab.ec2.calls('ReplaceRoute')
     assert (call.instance, call.result, call.dry_run) == ('secondary', 'ok', False)
-    assert call.seconds >= 0.8
+    lab.wait_until(lambda: call.seconds >= 0.8, 5, 'the server has noted how long it took')
 
 
 def test_no_capacity_leaves_the_instance_stopped(lab: Lab) -> None:
@@ -642,5 +642,5 @@ def test_of_connections_only_those_on_which_the_private_host_sends_survive_a_mov
         moved_at = time.monotonic()
         lab.secondary.reconnect()
 
-        lab.wait_until(lambda: client.alive(moved_at) == 4 and all(server.lost), 20, 'the server has reset its own')
+        lab.wait_until(lambda: client.alive(moved_at) == 4 and all(server.lost), 60, 'the server has reset its own')
         assert server.alive(moved_at) == 0 and max(client.stalls) < 2.0
