@@ -43,6 +43,7 @@ class Watch:
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
         self.heir: Optional[str] = None            # the id of the one that serves
         self.heirs: List[float] = []               # when that changed
+        self.last: Dict[str, str] = {}             # by part: who of the two had it last
         self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
         self.deaths_left: Optional[int] = None     # of a primary that crashes again and again
         self.served, self.counted_at, self.not_served = True, 0.0, 0.0  # seconds, so far
@@ -75,10 +76,8 @@ def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dic
             parts_change_hands_seldom(world, part)
             nothing_follows_what_is_lost(world, one, part, before)
             world.records[one.name].owed.discard(part)
-            note_heir(world)
+            note_owners(world)
             note_relief(world, one)
-            if before[part] == world.peer(one).id and world.peer(one).name in world.records:
-                world.records[world.peer(one).name].has_lost = True
 
 
 def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
@@ -431,7 +430,15 @@ def is_relief(world: World, one: Instance) -> bool:
     return found and spaced
 
 
-def note_heir(world: World) -> None:
+def note_owners(world: World) -> None:
+    """Note who serves, and who of the two has lost a part to the other one, be it by way of nobody."""
+    last = world.watch.last
+    for part, owner in world.cloud.owners().items():
+        for one in world.instances:
+            if owner == world.peer(one).id and last.get(part) == one.id and one.name in world.records:
+                world.records[one.name].has_lost = True
+        if owner in world.cloud.instances:
+            last[part] = owner
     if world.heir() != world.watch.heir:
         world.watch.heir = world.heir()
         world.watch.heirs.append(world.hub.now)

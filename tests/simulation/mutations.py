@@ -63,7 +63,7 @@ MISTAKES: Dict[str, Tuple[str, Tuple[Tuple[str, str], ...]]] = {
         ("seen.peer_state == 'running' and failing < wait_stop",
          "seen.peer_state == 'running' and seen.peer_checks != 'impaired'"),)),
     'row 8: never takes over': ('schedules', (('memory.left(seen) if seen.is_fit else ()', '()'),)),
-    'row 8: claims for ever what EC2 refuses': ('denied', (
+    'row 8: claims for ever what EC2 refuses': ('refused', (
         ('if left and memory.refusals < wait_stop / CLAIM_RETRY:', 'if left:'),)),
     'row 8: claims while it cannot NAT': ('schedules', (
         ('memory.left(seen) if seen.is_fit else ()', 'memory.left(seen)'),)),

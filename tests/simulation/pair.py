@@ -161,6 +161,7 @@ class World:
         self.records: Dict[str, Record] = {}
         self.watch = invariants.Watch()
         self.watch.heir = self.heir()
+        self.watch.last = {part: owner for part, owner in self.cloud.owners().items() if owner}
         self.audible = {one.name: [(0.0, True)] for one in self.instances}  # since when each could (not) hear its peer
         self.over = False         # all faults have ended
         self.quiet_at = 0.0       # the latest call that is not a look
@@ -278,13 +279,9 @@ class World:
             self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
         elif self.schedule.conditions.address:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
-        invariants.note_heir(self)
+        invariants.note_owners(self)
         if before != self.cloud.owners():
             self.watch.given_at = self.hub.now
-        for one in self.instances:
-            if one.name in self.records and any(before[part] == one.id and owner == self.peer(one).id
-                                                for part, owner in self.cloud.owners().items()):
-                self.records[one.name].has_lost = True
         self.cloud.keep()
 
     def lose(self, fault: Fault) -> None:

@@ -132,6 +132,13 @@ worked_on = st.builds(  # the work on one cuts it off from its peer, or EC2 says
             other._replace(at=at + later + other.at % 60) for other in others)],
     st.sampled_from(WHO[:2]), st.integers(60, 200), st.integers(-20, 200),
     st.sampled_from(('cut peer', 'block ping', 'false alarm')), st.integers(5, 200), st.lists(trouble, max_size=1))
+refused = st.builds(  # a role that may not claim everything, as its peer dies, and dies again
+    lambda heads, at, how, lasts, again, others: [
+        Fault(at, 'forbid', heads[1], lasts, how), Fault(at + 5, 'crash', heads[0]),
+        Fault(at + 5 + again, 'crash', heads[0]), *(
+            other._replace(at=at + other.at % 100) for other in others)],
+    st.sampled_from(HEADS), st.integers(0, 200), st.sampled_from((4, 5, 8)), st.integers(100, 1600),
+    st.integers(20, 400), st.lists(faults(*SOMEBODY, 'kill', 'cut peer'), max_size=2))
 stale = st.builds(  # EC2 does not tell the addresses, and one comes up with another
     lambda who, at, later, others: [
         Fault(at, 'forbid', 'both', 1600, 3), Fault(at + later, 'new private address', who, 5), *(
@@ -173,7 +180,8 @@ flapping = st.builds(  # now one does not forward, now the other
 any_faults = st.one_of(st.lists(any_fault, min_size=1, max_size=6), near, near, deaf, deaf, denied, loss, heavy_loss,
                        hiccups, hiccups, long_ones, lost, unlit, unlit, flapping, refused_relief, work, work,
                        silent_checks, deaf_and_dead, stillborn, stopping, unheard, outside, powerless, unfit, alarmed,
-                       worked_on, suspended, stale, isolated, apart, blind)
+                       worked_on, suspended, stale, refused, isolated, apart,
+                       blind)
 phases = st.one_of(st.just(0.0), st.integers(0, 64).map(lambda n: n / 16))
 fail_backs = st.sampled_from((True, True, True, False))
 
@@ -225,7 +233,7 @@ GENERATORS = {'schedules': schedules, 'hardest': hardest, 'contests': contests, 
                   ('silent_checks', silent_checks), ('deaf_and_dead', deaf_and_dead), ('stillborn', stillborn),
                   ('stopping', stopping), ('unheard', unheard), ('apart', apart), ('blind', blind),
                   ('alarmed', alarmed), ('worked_on', worked_on), ('suspended', suspended),
-                  ('stale', stale))},
+                  ('stale', stale), ('refused', refused))},
               'isolated': drawn(isolated, greatest_lags),
               'unfit': drawn(unfit, conditions.map(lambda one: one._replace(check_lag=60))),
               **{name: drawn(found, one_table(lag))
