@@ -1786,8 +1786,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
     # 16
     watched = seen.asked_at - max(memory.watched_at, memory.changed_at)
     if silence < wait_stop or watched < settings.settling:
-        return Decision(f'{{peer}} is to be stopped if it stays silent: waiting {wait_stop:g} s, '
-                        'as this may be a hiccup or a reboot', claims=due)
+        return Decision(f'{{peer}} is to be stopped if it stays silent: waiting until that lasts '
+                        f'{wait_stop:g} s and all else stayed as it is for {settings.settling:g} '
+                        's, as this may be a hiccup or a reboot', claims=due)
     # 17
     is_fit = seen.is_fit and not seen.own_maintenance and SELF in memory.holders.values()
     if not is_fit and min(failing, silence) < UNARBITRATED:
