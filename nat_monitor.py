@@ -82,6 +82,7 @@ if TYPE_CHECKING:
 
 VERSION = '1.0'
 LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
+PROGRAM = '/usr/local/sbin/nat_monitor.py'
 SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
 EVERYWHERE = '0.0.0.0/0'
 NEVER = -math.inf          # when something happened that never did
@@ -95,19 +96,20 @@ CONNECTIONS = 16           # at the same time: of more, the handshakes take long
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
 LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, or not yet rehearsed
-SOON, LATER = 5.0, 60.0    # while something is on its way, and while nothing is
+SOON = 5.0                 # while something is on its way
 CLAIM_RETRY = 3.0          # longest pause between two claims
 
 # Other times of the decision, in seconds
-LATEST_EFFECT = 15.0       # from sending a call until it takes effect, as late as it may be
-LATEST_READ = 3.0          # by which EC2's answers may lag behind what is so
-LAG = 10.0                 # for which a claim is believed, whatever EC2 answers
-GAP = 15.0                 # between two observations: longer, and the pair was not watched
-PATIENCE = LOOK_INTERVAL + 30.0  # for the heir to bring together what is apart, before another does
-UNARBITRATED = 360.0       # of silence and failed checks until one that holds nothing may stop
+HALF_A_MINUTE = 30.0       # for which EC2's checks must fail a peer, and not this instance
+MINUTE = 60.0              # the longest gap between two answers that tell the same
+WELL = 10.0                # of answers without a miss: what the peer took before is no news
+HEIR_WAITS = 10.0          # until it brings together what is apart
+PATIENCE = LOOK_INTERVAL + 30.0  # the same for the other one
+UNWATCHED = 300.0          # without a ping from the peer: no monitor runs there
 AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
 A_DAY = 24 * AN_HOUR       # for which reliefs are remembered
+REFUSED_FOR_LONG = 20      # claims
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
@@ -277,15 +279,6 @@ class Settings:
         """All that one of the pair holds: the route tables, then the address."""
         return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
 
-    @property
-    def settling(self) -> float:
-        """Seconds for which the pair must be seen as it is before one stops the other.
-
-        So long may it take until both see what either does: the other one's call takes effect
-        late, both reads lag, and it has decided by an answer that was a call and two pings old.
-        """
-        return LATEST_EFFECT + 2 * LATEST_READ + CALL_DEADLINE + 2 * self.ping_timeout
-
 
 SETTINGS = {field.name.upper(): field for field in dataclasses.fields(Settings)}
 REQUIRED = [name for name, field in SETTINGS.items() if field.default is dataclasses.MISSING]
@@ -374,6 +367,7 @@ UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.EN
                errno.EPROTO)
 REQUESTS_PER_PING = 6  # with four, three misses in a row are too frequent at a loss of 40 %
 SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
+SIOCGIFADDR = 0x8915
 
 
 def checksum(data: bytes) -> int:
@@ -392,11 +386,17 @@ class Ping:
         self.timeout = timeout
         self.identifier, self.sequence = random.randrange(1 << 16), 0
 
-    def __call__(self, address: str) -> bool:
+    def __call__(self, address: str, own: Sequence[str] = ()) -> bool:
         """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
 
-        A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host.
+        A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host,
+        or would leave it with another address than its own ones, where these are given: the kernel
+        would send it elsewhere (a VPN, or a bridge with a network of the VPC).
         """
+        source = source_towards(address)
+        if own and source not in own:
+            raise OwnFault(f'the way to {address} is by {interface_with(source)} ({source}), not by '
+                           f'the interface with {own[0]}; look at: ip route get {address}')
         return self.seconds_to(address) is not None
 
     def seconds_to(self, address: str) -> Optional[float]:
@@ -463,6 +463,53 @@ class Ping:
         return True
 
 
+def source_towards(address: str, device: str = '') -> str:
+    """Return this host's address that the kernel would send from; raise OwnFault if from none."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+            if device:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+            connection.connect((address, 9))  # sends nothing
+            return str(connection.getsockname()[0])
+    except OSError as error:
+        raise OwnFault(f'{error.strerror or error}')
+
+
+def interface_with(address: str) -> str:
+    """Return the name of the interface that has an address, or words for none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(connection, SIOCGIFADDR, struct.pack('256s', name.encode()))
+                if answer[20:24] == socket.inet_aton(address):
+                    return name
+    return 'another interface'
+
+
+class Requests:
+    """The pings of the peer's monitor, as they reach this host; the kernel answers them anyway."""
+
+    def __init__(self) -> None:
+        self.socket: Optional[socket.socket] = None
+        self.address = ''
+
+    def __call__(self, address: str) -> bool:
+        """Tell whether one has come from there since this was last asked; the first time, yes."""
+        if not self.socket or address != self.address:
+            self.address, self.socket = address, socket.socket(*Ping.socket_kind)
+            only = struct.pack('=I', ~(1 << ECHO_REQUEST) & 0xFFFFFFFF)
+            self.socket.setsockopt(SOL_RAW, ICMP_FILTER, only)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the smallest there is
+            self.socket.setblocking(False)
+            self.socket.connect((address, 0))
+            return True
+        came = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                came = bool(self.socket.recv(64)) or came
+        return came
+
+
 SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
 ARP_COMPLETE = 0x02  # a flag in /proc/net/arp: the MAC address is known
 
@@ -522,7 +569,8 @@ class Detour(Ping):
     def aim(self, connection: socket.socket, address: str) -> None:
         """Let in the echo replies that come from the address, whoever brings them."""
         self.device, self.mac = neighbour(self.through)
-        self.addresses = own_address(self.device, self.through) + socket.inet_aton(address)
+        source = source_towards(self.through, self.device)
+        self.addresses = socket.inet_aton(source) + socket.inet_aton(address)
         program = array.array('B', echo_replies_from(address))
         start, size = program.buffer_info()
         connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
@@ -554,14 +602,6 @@ def neighbour(address: str) -> Tuple[str, bytes]:
             if known == address and int(flags, 16) & ARP_COMPLETE:
                 return device, bytes.fromhex(mac.replace(':', ''))
     raise NoNeighbour(f'the MAC address of {address} is not known here')
-
-
-def own_address(device: str, towards: str) -> bytes:
-    """Return this host's address on the interface, as hosts over there see it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        connection.connect((towards, 9))  # sends nothing
-        return socket.inet_aton(connection.getsockname()[0])
 
 
 def echo_replies_from(address: str) -> bytes:
@@ -810,10 +850,12 @@ def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[s
 class InstanceFacts(NamedTuple):
     """What EC2 tells of an instance beside its state."""
 
-    address: str                 # the private one, '' if it has none (terminated)
-    interfaces: Tuple[str, ...]  # ids
-    tags: Dict[str, str]
-    reason: str                  # why it is in its state, in EC2's words, '' if it tells none
+    address: str = ''                  # the primary private one, '' if it has none (terminated)
+    addresses: Tuple[str, ...] = ()    # all private ones
+    interfaces: Tuple[str, ...] = ()   # ids
+    tags: Dict[str, str] = {}
+    reason: str = ''                   # why it is in its state, in EC2's words, '' if it tells none
+    source_dest_check: bool = False    # it is on
 
 
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
@@ -821,9 +863,12 @@ def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, Ins
     found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
     return {i: InstanceFacts(
         one.get('PrivateIpAddress', ''),
+        tuple(address['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
+              for address in card.get('PrivateIpAddresses', [])),
         tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
-        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
+        one.get('SourceDestCheck', False))
         for i, one in found.items()}
 
 
@@ -860,14 +905,21 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
 
 
 def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
-                     interfaces: Optional[Dict[str, str]] = None) -> Tuple[str, str]:
-    """Return who holds the address and its allocation id, '' if it does not exist."""
+                     facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
+    """Return who holds the address and its allocation id, '' if it does not exist.
+
+    At a secondary private address of the right instance nobody holds it: traffic leaves with
+    the primary one.
+    """
     found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
     if not found:
         return ABSENT, ''
-    held = found.get('AssociationId')
-    return (holder_of(found, own_id, peer_id, interfaces) if held else NOBODY,
-            found['AllocationId'])
+    cards = {card: i for i, one in facts.items() for card in one.interfaces}
+    holder = holder_of(found, own_id, peer_id, cards) if found.get('AssociationId') else NOBODY
+    private = facts.get({SELF: own_id, PEER: peer_id}.get(holder, ''), InstanceFacts()).address
+    if private and found.get('PrivateIpAddress', private) != private:
+        holder = NOBODY
+    return holder, found['AllocationId']
 
 
 def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
@@ -1300,6 +1352,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 # The observation ----------------------------------------------------------------------------------
 
 UNKNOWN = 'unknown'  # EC2 has not told who holds this part
+CLAIMED = 'claimed'  # the same, and a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
 
 
@@ -1316,24 +1369,37 @@ class Observation:
     reason: str = ''        # why the peer is in its state, in EC2's words
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # by part
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
-    own_maintenance: bool = False  # the tag says so
-    peer_maintenance: bool = False
-    tells_addresses: bool = True   # the private ones of the pair, which are pinged
-    is_throttled: bool = False     # EC2 has refused one of the questions for their number
+    own_tag: bool = False   # of maintenance
+    peer_tag: bool = False
+    tells_tags: bool = True          # in this answer, and the peer's address
+    peer_source_check: bool = False  # its source/destination check is on
+    lacks_answer: bool = False       # a question got none
+    is_throttled: bool = False       # EC2 has refused one of the questions for their number
 
     @property
     def is_complete(self) -> bool:
         return UNKNOWN not in self.holders.values()
 
     @property
-    def is_fit(self) -> bool:
-        """This host can NAT, and its own checks do not fail while the peer's pass."""
-        return not self.nat_fault and (self.own_checks, self.peer_checks) != ('impaired', 'ok')
-
-    @property
     def told(self) -> str:
         """What EC2 says of the peer."""
+        if self.peer_state == 'running':
+            return f'calls it running (checks: {self.peer_checks or "none"})'
         return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.error}'
+
+    def failed(self) -> Optional[bool]:
+        """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.
+
+        One that is being worked on has not failed.
+        """
+        if not (self.own_state and self.peer_state):
+            return None
+        return (self.peer_state == 'running' and self.peer_checks == 'impaired'
+                and self.own_checks != 'impaired' and not self.peer_tag)
+
+    def does_not_pass(self) -> Optional[bool]:
+        """Tell whether EC2 does not say that the peer is well; None: no answer."""
+        return self.peer_checks != 'ok' if self.peer_state else None
 
 
 class Ec2:
@@ -1402,14 +1468,16 @@ class Ec2:
                 client, self.settings.route_table_ids, *pair, cards)}
         if address:
             questions['address'] = lambda client: describe_address(
-                client, address or '', *pair, cards)
+                client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
         results = self.call(questions, at_once=2 if calm else CONNECTIONS, nat_fault=nat_fault)
-        if any(has_answered(results[name]) for name in questions):
+        answered = [has_answered(results[name]) for name in questions]
+        if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
-        holders, states = dict.fromkeys(self.settings.parts, UNKNOWN), results['states']
-        if isinstance(results['instances'], dict):
-            self.facts = {**self.facts, **results['instances']}  # an answer may leave one out
+        states = results['states']
+        described = results['instances'] if isinstance(results['instances'], dict) else {}
+        self.facts = {**self.facts, **described}  # an answer may leave one out
+        holders = dict.fromkeys(self.settings.parts, UNKNOWN)
         if isinstance(results['tables'], dict):
             holders.update(results['tables'])
         if isinstance(results.get('address'), tuple):
@@ -1417,18 +1485,21 @@ class Ec2:
             self.allocation_id = allocation_id or self.allocation_id
         if not has_answered(states):
             return None
-        error = in_words(states) if isinstance(states, Exception) else 'nothing about it'
         told = {} if isinstance(states, Exception) else states
         own, peer = (told.get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
-        reason = self.facts[self.peer_id].reason if self.peer_id in self.facts else ''
+        facts = self.facts.get(self.peer_id, InstanceFacts())
         fault = results['nat_fault']
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
-        throttled = any(code_of(results[name]) in THROTTLED for name in questions)
-        return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
-                           isinstance(results['instances'], dict), throttled)
+        return Observation(
+            asked_at, own[0], own[1], peer[0], peer[1],
+            error=in_words(states) if isinstance(states, Exception) else 'nothing about it',
+            reason=facts.reason, holders=holders,
+            nat_fault='' if isinstance(fault, Exception) else fault,
+            own_tag=tagged[0], peer_tag=tagged[1], tells_tags=self.peer_id in described,
+            peer_source_check=facts.source_dest_check, lacks_answer=not all(answered),
+            is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
@@ -1461,231 +1532,230 @@ class Step(NamedTuple):
     name: str
     at: float
     refused: bool
-    busy: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
+    pause: float  # s until the next try, where it is refused
+
+
+class Probing(NamedTuple):
+    """What came of probes that were sent at the same time."""
+
+    at: float
+    through: bool          # the peer let it through
+    own_way: bool = False  # one by this instance's own route came back
 
 
 @dataclasses.dataclass
 class Memory:
-    """What outlasts an observation: times rather than flags, so that nothing need be reset.
-
-    Times are monotonic.  The peer is heard when `answered_at` > `unheard_at`.
-    """
+    """What outlasts an observation; times are monotonic, and all else is derived from these."""
 
     primary: bool
-    owed: Set[str] = dataclasses.field(default_factory=set)  # what the primary's start claims
+    owed: Dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
     # Of pings
-    answered_at: float = NEVER       # the latest answer
+    heard_at: float = NEVER          # the first answer of the latest run; NEVER: not yet heard
     silent_at: float = math.inf      # the first miss of the present run was sent
+    deaf_at: float = NEVER           # the same, before which it answered for ten seconds
     # Of observations
-    unheard_at: float = NEVER        # the peer was stopped or started, or did not run
-    told: Tuple[str, bool] = ('', False)  # of the peer: its state, and whether its checks fail
-    told_at: float = NEVER           # since when EC2 tells that
-    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # as is believed
-    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # by part: it came here
-    changed_at: float = NEVER        # since when the holders are as they are
-    heir_at: float = NEVER           # since when the heir is
-    seen_at: float = NEVER           # the latest observation
-    watched_at: float = NEVER        # since when they have been complete, and without a gap
-    aside_until: float = NEVER
-    # Of probes
-    forwarded_at: float = NEVER      # one came back through the peer
-    unforwarded: int = 0             # misses in a row
-    own_way_at: float = NEVER        # one came back by this instance's own route
+    history: List[Observation] = dataclasses.field(default_factory=list)  # the latest is the last
+    holders: Dict[str, str] = dataclasses.field(default_factory=dict)     # as last told
+    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)   # by part, the latest time
     # Of acts
-    refusals: int = 0                # of claims in a row
-    claim_at: float = NEVER          # no claim before that
-    moved_at: float = NEVER          # the address was claimed, and no answer came
-    reliefs: List[float] = dataclasses.field(default_factory=list)  # of a peer that answered pings
+    failures: List[float] = dataclasses.field(default_factory=list)  # of claims: until when to wait
     steps: List[Step] = dataclasses.field(default_factory=list)
+    probes: List[Probing] = dataclasses.field(default_factory=list)  # one that came back, misses
+    reliefs: List[float] = dataclasses.field(default_factory=list)
 
     @property
     def is_heard(self) -> bool:
-        return self.answered_at > self.unheard_at
-
-    def hold(self, holders: Dict[str, str], at: float) -> None:
-        """Note who holds, and when that or the heir has changed."""
-        if holders != self.holders:
-            heir, self.holders, self.changed_at = self.heir, holders, at
-            self.heir_at = at if self.heir != heir else self.heir_at
+        """The peer has answered since it was last seen otherwise than running."""
+        return self.heard_at > NEVER
 
     @property
-    def at_tables(self) -> Set[str]:
-        """Who holds tables."""
-        return {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
+    def is_silent(self) -> bool:
+        return self.silent_at < math.inf
+
+    @property
+    def heir(self) -> str:
+        """Return to whom everything belongs; both of the pair come to the same result.
+
+        The primary if it has a table, else the secondary if it has one, else who has the address.
+        """
+        pair = (SELF, PEER) if self.primary else (PEER, SELF)
+        tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
+        for parts in (tables, {*self.holders.values()}):
+            for who in pair:
+                if who in parts:
+                    return who
+        return pair[0]
 
     @property
     def address_may_come(self) -> bool:
         """The address is claimed alone only where the tables are, or from nowhere."""
-        return (self.heir == SELF or PEER not in self.at_tables
+        at_tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
+        return (self.heir == SELF or PEER not in at_tables
                 or NOBODY in self.holders.values())
 
     @property
-    def heir(self) -> str:
-        """Return who of the pair everything belongs to: the primary if it has a table.
+    def taken_at(self) -> float:
+        """When something was here last, in this silence, that the peer has now; NEVER: nothing."""
+        return max((at for part, at in self.here_at.items()
+                    if at > self.deaf_at and self.holders[part] == PEER), default=NEVER)
 
-        Both come to the same result.  Where nobody has a table, it is who has the address.
+    def owe(self, settings: Settings, now: float) -> None:
+        """Let a primary that starts claim everything, `FAIL_BACK` seconds later if it is a number.
+
+        (True == 1 in Python, and is told apart from a number of seconds.)
         """
-        pair = (SELF, PEER) if self.primary else (PEER, SELF)
-        for found in (self.at_tables, set(self.holders.values())):
-            for who in pair:
-                if who in found:
-                    return who
-        return pair[0]
+        if self.primary and settings.fail_back is not False:
+            due_at = now if settings.fail_back is True else now + settings.fail_back
+            self.owed = dict.fromkeys(settings.parts, due_at)
 
-    def owe(self, settings: Settings) -> None:
-        """Let a primary that starts claim everything."""
-        self.owed = set(settings.parts) if self.primary and settings.fail_back else set()
-
-    def note_probe(self, through: Optional[bool], own_way: bool, sent_at: float) -> None:
-        """Note whether a probe came back through the peer, and by the own route; None: not sent."""
-        if own_way:
-            self.own_way_at = sent_at
-        if through:
-            self.forwarded_at, self.unforwarded = sent_at, 0
-        elif through is not None:
-            self.unforwarded += 1
-
-    def has_been_probed(self) -> bool:
-        """Tell whether misses count: one has come back through the peer as it is now."""
-        return self.forwarded_at > max(self.unheard_at, self.heir_at)
-
-    def does_not_forward(self, seen: Observation, settings: Settings, now: float) -> bool:
-        """Tell whether the peer answers pings and lets no probe through, and nothing else does."""
-        latest = self.reliefs[-1] if self.reliefs else NEVER
-        pause = AN_HOUR * 2.0 ** (len(self.reliefs) - 1)
-        return (self.unforwarded >= settings.num_pings and self.has_been_probed()
-                and self.own_way_at > seen.asked_at
-                and (now - latest >= pause or latest > self.heir_at))
+    def note_answer(self, now: float) -> None:
+        """The peer has answered a ping."""
+        if self.is_silent or not self.is_heard:
+            self.heard_at = now
+        self.silent_at = math.inf
 
     def note_silence(self, since: float) -> None:
-        """The first ping of a run was missed; what EC2 refused before that counts no more."""
-        self.silent_at, self.claim_at, self.refusals = since, NEVER, 0
+        """The first ping of a run was missed; what EC2 refused before that counts no more.
 
-    def note_answer(self, now: float, settings: Settings) -> None:
-        """The peer has answered a ping: it will not be restarting this instance."""
-        self.answered_at, self.silent_at = now, math.inf
-        self.aside_until = min(self.aside_until, now + settings.wait_for_instance_stop)
+        At a high loss, a single answer must not make it forget what the peer took.
+        """
+        self.silent_at, self.failures = since, []
+        if since - self.heard_at >= WELL:
+            self.deaf_at = since
 
     def note(self, seen: Observation, settings: Settings) -> None:
         """Take in what was observed."""
-        believed = {part: self.believe(part, holder, seen.asked_at)
-                    for part, holder in seen.holders.items()}
-        for part, holder in believed.items():
-            before = self.holders.get(part, UNKNOWN)
-            if holder == PEER and before == SELF:
-                self.note_loss(part, seen, settings)
-            if holder == SELF:
-                if seen.holders[part] == SELF:
-                    self.owed.discard(part)
-                if before != SELF:
-                    self.here_at.setdefault(part, seen.asked_at)
-            else:
-                self.here_at.pop(part, None)
-        self.hold(believed, seen.asked_at)
-        if seen.own_maintenance:
-            self.owe(settings)  # once the work is done, as after a start
-        gap = seen.asked_at - self.seen_at > GAP + 3 * settings.ping_timeout
-        if not (seen.is_complete and seen.tells_addresses):
-            self.watched_at = math.inf
-        elif gap or self.watched_at == math.inf:
-            self.watched_at = seen.asked_at
-        self.seen_at = seen.asked_at
-        told = seen.peer_state, seen.peer_checks == 'impaired'
-        if seen.peer_state and told != self.told:
-            self.told, self.told_at = told, seen.asked_at
+        if self.history and self.history[-1].own_tag and not seen.own_tag:
+            self.owe(settings, seen.asked_at)  # as after a start
         if seen.peer_state not in ('running', ''):
-            self.unheard_at = seen.asked_at
-
-    def believe(self, part: str, told: str, asked_at: float) -> str:
-        """Return who holds a part: as EC2's reads lag, what came a moment ago is here."""
-        if asked_at - self.here_at.get(part, NEVER) < LAG:
-            return SELF
-        return self.holders.get(part, UNKNOWN) if told == UNKNOWN else told
-
-    def note_loss(self, part: str, seen: Observation, settings: Settings) -> None:
-        """The peer has a part that was here: unless it has been down meanwhile, it is alive.
-
-        If it took that in this silence, the two do not hear each other; and if it was a part that
-        had been claimed in this silence, they would go on to take it from each other.
-        """
-        self.owed.clear()
-        for other in seen.holders:
-            if seen.holders[other] == UNKNOWN:
-                self.here_at.pop(other, None)  # the peer may have taken that, too
-        came_at = self.here_at.get(part, NEVER)
-        if self.unheard_at < came_at:
-            patience = (AN_HOUR + 2 * LAG if came_at > self.silent_at else
-                        settings.wait_for_instance_start if self.seen_at > self.silent_at else
-                        settings.wait_for_instance_stop)
-            self.aside_until = max(self.aside_until, max(self.seen_at, came_at) + patience)
-            self.told_at = seen.asked_at  # checks that fail are believed if they go on to
+            self.heard_at = NEVER
+        for part, holder in seen.holders.items():
+            if holder == UNKNOWN:
+                continue
+            if holder == PEER and self.holders.get(part) == SELF:
+                self.owed.clear()
+            self.holders[part] = holder
+            if holder == SELF:
+                self.note_here(part, seen.asked_at)
+        oldest = seen.asked_at - max(settings.wait_for_instance_start,
+                                     settings.wait_for_instance_stop, PATIENCE) - MINUTE
+        self.history = [one for one in self.history if one.asked_at > oldest] + [seen]
 
     def note_here(self, part: str, now: float) -> None:
-        """A claim was answered: the part has come here."""
-        self.owed.discard(part)
-        self.here_at[part] = now
-        self.hold({**self.holders, part: SELF}, now)
+        """The part is here: EC2 has told so, or has accepted a claim."""
+        self.holders[part], self.here_at[part] = SELF, now
+        self.owed.pop(part, None)
 
-    def note_refusal(self, pause: float, now: float) -> None:
-        """EC2 has refused a claim."""
-        self.refusals += 1
-        self.claim_at = now + pause
-
-    def note_step(self, step: Step, accepted: bool) -> None:
+    def note_step(self, step: Step) -> None:
         """A step of a restart was asked for."""
         self.steps = [one for one in self.steps if step.at - one.at < REMEMBERED] + [step]
-        if accepted and step.name in (STOP, START):
-            self.unheard_at = step.at
+        if not step.refused:
+            self.heard_at = NEVER
+
+    def note_probes(self, found: Probing) -> None:
+        """Keep the latest that came back through the peer, and the misses since then."""
+        if found.through:
+            self.probes = [found]
+        elif self.probes:
+            self.probes = self.probes[:1] + self.probes[1:][-100:] + [found]
 
     def note_relief(self, now: float) -> None:
-        """A peer that answers pings is relieved; an earlier relief that moved nothing was none."""
-        self.reliefs = [at for at in self.reliefs
-                        if now - at < A_DAY and at <= self.heir_at] + [now]
+        """A peer that answers pings is relieved."""
+        self.reliefs = self.reliefs_before(now) + [now]
 
-    def is_contradicted(self, seen: Observation) -> bool:
-        """EC2's answer contradicts what is believed to be here."""
-        return any(self.holders[part] == SELF and holder not in (SELF, UNKNOWN)
-                   for part, holder in seen.holders.items())
+    def reliefs_before(self, now: float) -> List[float]:
+        """Return the reliefs of the last day; one that moved nothing was none."""
+        return [at for at in self.reliefs
+                if now - at < A_DAY and at <= max(self.here_at.values(), default=NEVER)]
+
+    def since(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
+              gap: float = math.inf) -> float:
+        """Return since when all observations asked for after that time say so; math.inf: not now.
+
+        One that says None is as if it were not there; a longer gap between two ends the run.
+        """
+        begun_at, later_at = math.inf, self.history[-1].asked_at
+        for seen in reversed(self.history):
+            told = says(seen)
+            if seen.asked_at <= after or later_at - seen.asked_at > gap or told is False:
+                break
+            if told:
+                begun_at = later_at = seen.asked_at
+        return begun_at
+
+    def has_failed(self, after: float) -> bool:
+        """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
+
+        Two such answers, however alike, may be a false alarm each: hence no gap above a minute.
+        """
+        latest = self.history[-1].asked_at
+        return latest - self.since(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
+
+    def is_failing(self, settings: Settings) -> bool:
+        """Tell whether the peer, whose silence tells nothing, may be taken over from all the same.
+
+        EC2 calls it anything but running, or failed; or for long does not say that it is well.
+        This counts in this silence, and since the peer last took something.
+        """
+        seen, after = self.history[-1], max(self.silent_at, self.taken_at)
+        unwell = seen.asked_at - self.since(Observation.does_not_pass, after, MINUTE)
+        return (seen.peer_state not in ('running', '') or self.has_failed(after)
+                or unwell >= settings.wait_for_instance_start)
+
+    def may_live(self, settings: Settings) -> bool:
+        """Tell whether the silence of the peer tells nothing: the two may just be deaf."""
+        return (self.is_silent and not self.is_failing(settings)
+                and (self.taken_at > NEVER or not self.is_heard))
+
+    def does_not_forward(self, settings: Settings, now: float) -> bool:
+        """Tell whether the peer lets no probe through, though one by the own route comes back.
+
+        The one that decides was sent after EC2 was asked.  It is relieved once an hour, later and
+        later; by the secondary the second time at once, as its primary may have started anew.
+        """
+        if len(self.probes) <= settings.num_pings:
+            return False
+        decisive, reliefs = self.probes[-1], self.reliefs_before(now)
+        hours = 2.0 ** (len(reliefs) - 1) * (self.primary or len(reliefs) > 1)
+        return (decisive.own_way and decisive.at > self.history[-1].asked_at
+                and (not reliefs or now - reliefs[-1] >= hours * AN_HOUR))
 
     def left(self, seen: Observation) -> Tuple[str, ...]:
         """Return what a take-over has left to claim.
 
-        Nothing where EC2 contradicts what is believed to be here, or both may believe to have it.
+        What was claimed, and got no answer, is not claimed anew while EC2 throttles the question
+        where it is: that call would be made instead of another pair's.
         """
-        if self.is_contradicted(seen):
-            return ()
-        if seen.is_complete:
-            return tuple(p for p, holder in self.holders.items() if holder in (PEER, NOBODY))
-        since = self.silent_at if self.silent_at < math.inf else NEVER
-        return tuple(part for part, holder in self.holders.items() if holder not in (OTHER, ABSENT)
-                     and not self.may_have_come(part, seen)
-                     and self.here_at.get(part, NEVER) <= since)
+        wanted = (PEER, NOBODY, UNKNOWN) if seen.is_throttled else (PEER, NOBODY, UNKNOWN, CLAIMED)
+        return tuple(part for part in seen.holders
+                     if self.holders.get(part, UNKNOWN) in wanted)
 
-    def may_have_come(self, part: str, seen: Observation) -> bool:
-        """The address was claimed not long ago, and EC2 throttles the question where it is.
+    def is_refused(self, now: float) -> bool:
+        """Tell whether EC2 has refused the last claim, and the next one is not due."""
+        return now < max(self.failures, default=NEVER)
 
-        The answer to a claim that succeeds is often lost, and one more claim would be made instead
-        of another pair's.
+    def down_at(self) -> float:
+        """Return when the peer was last seen otherwise than running, tagged, or stopped or started.
+
+        From then on it has the time to start.
         """
-        return (seen.is_throttled and not part.startswith('rtb-')
-                and seen.holders.get(part) == UNKNOWN and seen.asked_at - self.moved_at < LATER)
+        seen = [one.asked_at for one in self.history
+                if one.peer_tag or one.peer_state not in ('running', '')]
+        return max(seen + [step.at for step in self.steps if not step.refused], default=NEVER)
 
     def step_due_at(self, name: str, since: float) -> float:
-        """Return when a step may be tried again: it is tried later and later, up to 10 minutes."""
+        """Return when a step may be tried again: later and later, up to 10 minutes."""
         tries = [one for one in self.steps if one.name == name and one.at > since]
         if not tries:
             return NEVER
-        count = sum(not one.busy for one in tries)
-        return tries[-1].at + (tries[-1].busy or min(600.0, LATER * 2.0 ** (count - 1)))
+        return tries[-1].at + (tries[-1].pause or min(600.0, MINUTE * 2.0 ** (len(tries) - 1)))
 
     def stop_due_at(self, settings: Settings) -> float:
         """Return when the peer may be stopped once more: twice as far apart with each stop."""
         stops = [one.at for one in self.steps if one.name == STOP and not one.refused]
-        refused_at = self.step_due_at(STOP, max([self.answered_at, *stops]))
-        if not stops:
-            return refused_at
+        refused_at = self.step_due_at(STOP, max([self.heard_at, *stops]))
         spacing = min(AN_HOUR, settings.wait_for_instance_start * 2.0 ** (len(stops) - 1))
-        return max(refused_at, stops[-1] + spacing)
+        return max(refused_at, max(stops, default=NEVER) + spacing)
 
 
 class Decision(NamedTuple):
@@ -1695,136 +1765,150 @@ class Decision(NamedTuple):
     """
 
     why: str
-    again: float = SOON
+    again: float = LOOK_INTERVAL
     claims: Tuple[str, ...] = ()
     step: str = ''
-    relief: bool = False  # the claims relieve a peer that answers pings
+    level: int = logging.WARNING
+    relief: bool = False  # the claims relieve a peer that lets no probe through
 
 
-def decide(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
-    """Judge the peer: the first row that fits, as in README.adoc, "What the monitor does"."""
-    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    is_silent, silence = memory.silent_at < math.inf, now - memory.silent_at
-    unheard = now - max(memory.unheard_at, memory.silent_at)
-    failing = now - memory.told_at if seen.peer_checks == 'impaired' else 0.0
-    may_live = not seen.peer_state or seen.peer_state == 'running' and failing < wait_stop
-    tells_nothing = seen.peer_state and seen.peer_checks not in ('ok', 'impaired')
-    left = memory.left(seen) if seen.is_fit else ()
-    due = left if now >= memory.claim_at else ()
+def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
+    """Decide who serves: the first row that fits, as in README.adoc."""
+    left, calm = memory.left(seen), LOOK_AFTER_CHANGE if memory.is_silent else LOOK_INTERVAL
+    may_live, peer_has = memory.may_live(settings), PEER in memory.holders.values()
 
-    # 1
+    # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
-        return Decision(f'{{self}} is called {seen.own_state} by EC2, so it is being stopped or '
-                        'started itself: doing nothing')
-    # 2
-    if seen.peer_maintenance:
-        taken = () if seen.own_maintenance else due
+        return Decision(f'EC2 calls {{self}} {seen.own_state}, so it is being stopped or started '
+                        'itself: it does nothing', SOON)
+    # S2: this host cannot NAT, or EC2 goes on refusing claims
+    if seen.nat_fault or memory.is_refused(now):
+        return Decision('', min(calm, max([one - now for one in memory.failures], default=calm)))
+    # S3: the peer is under maintenance, this one is not
+    if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
-                        SOON if taken or memory.is_contradicted(seen) else LOOK_INTERVAL, taken)
-    # 3
-    if not is_silent and seen.own_maintenance:
-        return Decision('{self} is under maintenance: it claims nothing', LOOK_INTERVAL)
-    # 4
-    if not is_silent and due and memory.does_not_forward(seen, settings, now):
+                        SOON if left else LOOK_INTERVAL, left, level=logging.INFO)
+    # S4: this one is under maintenance, and the peer may work, or is under maintenance, too
+    if seen.own_tag and (not memory.is_silent or may_live or seen.peer_tag):
+        return Decision('{self} is under maintenance: it claims nothing', level=logging.INFO)
+    # S5: the peer answers and holds, but does not forward
+    if not memory.is_silent and peer_has and seen.peer_source_check:
+        return Decision('the source/destination check of {peer} is on, so it cannot NAT: taking '
+                        f'over {" and ".join(left)}, and restarting nobody; run: aws ec2 '
+                        'modify-instance-attribute --instance-id {peer} --no-source-dest-check',
+                        SOON, left, level=logging.ERROR)
+    if not memory.is_silent and peer_has and memory.does_not_forward(settings, now):
         return Decision(f'{{peer}} answers pings, but lost {settings.num_pings} probes in a row '
-                        'while one went well beside it: taking over ' + ' and '.join(due) + ', and '
-                        'restarting nobody (look at forwarding, masquerading and firewall there)',
-                        SOON, due, relief=True)
-    # 5
-    if not is_silent:
-        return keep_together(memory, seen, settings)
-    # 6
-    if now < memory.aside_until and may_live:
-        return Decision('{peer} has taken over what was here, so it is alive, and may be about to '
-                        'restart {self}: standing aside')
-    # 7
-    if not memory.is_heard and may_live and not (tells_nothing and unheard >= wait_start):
-        kept = Decision('') if seen.own_maintenance else keep_together(memory, seen, settings)
-        if seen.peer_checks != 'ok':
-            return kept._replace(why='{peer} has not answered since it or this monitor started, '
-                                     f'and EC2 {seen.told}: asking again', again=SOON)
-        return kept._replace(why='{peer} has not answered since it or this monitor started, but '
-                                 'EC2 calls it running with all checks passed: ping is blocked '
-                                 '(look at the security groups of both instances, which must let '
-                                 'each other ping); nobody is stopped',
-                             again=min(LATER, kept.again))
-    # 8
-    if left and memory.refusals < wait_stop / CLAIM_RETRY:
-        again = CLAIM_RETRY if due else min(CLAIM_RETRY, memory.claim_at - now)
-        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: taking over '
-                        + ' and '.join(left), again, due)
-    # 9
-    if not seen.peer_state or not seen.own_state:
-        return Decision('{peer} is not restarted for now, as EC2 does not tell the states of both '
-                        f'({seen.error}): asking again', claims=due)
-    # 10
-    if seen.peer_state == 'stopped':
-        if now < memory.step_due_at(START, memory.answered_at):
-            return Decision('{peer} is stopped again, or still: starting it later and later '
-                            f'({seen.reason or "EC2 tells no reason"})', claims=due)
-        return Decision('{peer} is stopped: starting it', step=START)
-    # 11
-    if seen.peer_state == 'stopping':
-        force_at = max(memory.told_at + wait_stop, memory.step_due_at(FORCE, memory.told_at))
-        if now < force_at:
-            return Decision('{peer} is stopping: waiting until it is stopped', claims=due)
-        return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', step=FORCE)
-    # 12
-    if seen.peer_state == 'pending':
-        return Decision('{peer} is starting: waiting for its answer', claims=due)
-    # 13
-    if seen.peer_state != 'running':
-        return Decision(f'{{peer}} is gone (EC2 calls it {seen.peer_state}): {{self}} serves on '
-                        'alone', LATER, due)
-    # 14
-    if not memory.is_heard and (unheard < wait_start or failing < 2 * wait_stop):
-        return Decision('{peer} has not answered yet: waiting for its answer', claims=due)
-    # 15
-    if now < memory.stop_due_at(settings):
-        return Decision('{peer} was stopped not long ago: waiting before it is stopped once more',
-                        claims=due)
-    # 16
-    watched = seen.asked_at - max(memory.watched_at, memory.changed_at)
-    if silence < wait_stop or watched < settings.settling:
-        return Decision(f'{{peer}} is to be stopped if it stays silent: waiting until that lasts '
-                        f'{wait_stop:g} s and all else stayed as it is for {settings.settling:g} '
-                        's, as this may be a hiccup or a reboot', claims=due)
-    # 17
-    is_fit = seen.is_fit and not seen.own_maintenance and SELF in memory.holders.values()
-    if not is_fit and min(failing, silence) < UNARBITRATED:
-        return Decision('{peer} is silent, but {self} holds nothing, or is not fit to, so EC2 '
-                        'cannot arbitrate: it is stopped only if its checks fail for long',
-                        claims=due)
-    # 18
-    return Decision(f'{{peer}} stays silent, EC2 calls it running (checks: {seen.peer_checks}): '
-                    'stopping it', step=STOP)
+                        f'while one went well beside it: taking over {" and ".join(left)}, and '
+                        'restarting nobody; look at forwarding, masquerading and firewall there',
+                        SOON, left, level=logging.ERROR, relief=True)
+    # S6: the peer is silent, and not one that may live
+    if memory.is_silent and not may_live:
+        taking = f'{{peer}} is silent, and EC2 {seen.told}: taking over {" and ".join(left)}'
+        return Decision(taking * bool(left), CLAIM_RETRY if left else calm, left)
+    # S7: anything else
+    kept = keep_together(memory, seen, settings, now)
+    return kept._replace(why=deaf(memory, seen)) if may_live else kept
 
 
-def keep_together(memory: Memory, seen: Observation, settings: Settings) -> Decision:
-    """Claim what the primary's start owes itself, then what lies apart or nowhere.
+def deaf(memory: Memory, seen: Observation) -> str:
+    """Say why the silent peer may live, and what to look at."""
+    why = ('{peer} is silent, but has taken what was here, so it lives: it keeps that'
+           if memory.taken_at > NEVER else
+           f'{{peer}} has not answered since it or this monitor started, and EC2 {seen.told}, so it '
+           'may live: it keeps what it has')
+    return f'{why}; look at the security groups, network ACLs and packet filters between the two'
+
+
+def keep_together(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
+    """Claim what the primary's start is owed, then what lies apart or nowhere.
 
     The heir is given the time to look first, as each of the two looks only now and then.
     """
-    believed = memory.holders
-    may_serve = not memory.is_heard and {PEER, UNKNOWN} & set(believed.values())
+    holders = memory.holders
+    may_serve = not memory.is_heard and {PEER, UNKNOWN} & {*seen.holders.values()}
     owed = () if may_serve else tuple(
-        part for part in settings.parts if part in memory.owed and believed[part] != ABSENT)
-    has_part = SELF in believed.values()
-    apart = tuple(part for part, holder in believed.items()
-                  if holder == NOBODY or holder == PEER and has_part)
-    again = SOON if owed or memory.is_contradicted(seen) else (
-        LOOK_AFTER_CHANGE if apart else LOOK_INTERVAL)
-    if not seen.is_fit or seen.asked_at < memory.claim_at:
-        return Decision('', max(again, min(memory.claim_at - seen.asked_at, LOOK_INTERVAL)))
+        part for part, due_at in memory.owed.items() if holders.get(part) != ABSENT
+        and (now >= due_at or holders.get(part) == NOBODY))
     if owed:
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
-                        again, owed)
-    patience = LAG if memory.heir == SELF else PATIENCE
-    if apart and seen.is_complete and memory.left(seen) and (
-            seen.asked_at - memory.changed_at >= patience):
+                        SOON, owed)
+    apart = tuple(part for part, holder in holders.items()
+                  if holder == NOBODY or holder == PEER and SELF in holders.values())
+    unchanged = seen.asked_at - memory.since(
+        lambda one: one.holders == seen.holders if one.is_complete else None)
+    patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
+    if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
-                        'claiming', again, apart)
-    return Decision('', again)
+                        'claiming', LOOK_AFTER_CHANGE, apart)
+    wait = min((due_at - now for due_at in memory.owed.values()), default=LOOK_INTERVAL)
+    again = LOOK_AFTER_CHANGE if apart or memory.is_silent else LOOK_INTERVAL
+    return Decision('', min(again, max(SOON, wait)))
+
+
+def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
+    """Decide whether a silent peer is restarted: one row for each state, as in README.adoc."""
+    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
+    state, info = seen.peer_state, logging.INFO
+    if not memory.is_silent or seen.peer_tag or seen.own_state not in ('running', ''):
+        return Decision('')
+    # not told
+    if not seen.own_state or not state:
+        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}', SOON, level=info)
+    # stopped
+    if state == 'stopped':
+        if now < memory.step_due_at(START, memory.heard_at):
+            return Decision('{peer} is stopped again, or still: starting it later and later '
+                            f'({seen.reason or "EC2 tells no reason"})', SOON)
+        return Decision('{peer} is stopped: starting it', SOON, step=START, level=info)
+    # stopping
+    if state == 'stopping':
+        stopping_at = memory.since(lambda one: one.peer_state == state if one.peer_state else None)
+        if now < max(stopping_at + wait_stop, memory.step_due_at(FORCE, stopping_at)):
+            return Decision('{peer} is stopping: waiting until it is stopped', SOON, level=info)
+        return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', SOON,
+                        step=FORCE)
+    # pending
+    if state == 'pending':
+        return Decision('{peer} is starting: waiting for its answer', SOON, level=info)
+    # gone, shutting-down, terminated
+    if state != 'running':
+        return Decision(f'{{peer}} is gone (EC2 calls it {state}): {{self}} serves on alone',
+                        MINUTE)
+    # running
+    may_be_stopped = seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at)
+    if may_be_stopped and now >= max(memory.down_at() + wait_start, memory.stop_due_at(settings)):
+        return Decision('{peer} is silent, and EC2 has failed its status checks for half a minute: '
+                        'stopping it', SOON, step=STOP)
+    again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
+    if now - max(memory.silent_at, *(one.at for one in memory.steps), NEVER) < wait_start:
+        return Decision('{peer} is silent: it is stopped once EC2 fails its status checks for half '
+                        'a minute', again, level=info)
+    return Decision(f'{{peer}} stays silent for {wait_start:g} s and more, and EC2 {seen.told}: '
+                    + remedy(memory, seen), again, level=logging.ERROR)
+
+
+def remedy(memory: Memory, seen: Observation) -> str:
+    """Say what to do about a peer that stays silent, and is not stopped now."""
+    if seen.peer_checks == 'ok':
+        return ('a restart would not help; look at the security groups, network ACLs and packet '
+                'filters between the two')
+    stops = sum(step.name == STOP and not step.refused for step in memory.steps)
+    return (f'{f"{stops} restarts have not helped, " if stops else ""}if it is dead, run: aws ec2 '
+            'stop-instances --instance-ids {peer}, and when it is stopped: aws ec2 '
+            'start-instances --instance-ids {peer}')
+
+
+def decide(memory: Memory, seen: Observation, settings: Settings, now: float
+           ) -> Tuple[Decision, Decision]:
+    """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
+    serving = serve(memory, seen, settings, now)
+    restarting = restart(memory, seen, settings, now)
+    if serving.claims and restarting.step:
+        if memory.failures:  # what EC2 refuses holds up no restart
+            return serving._replace(claims=()), restarting
+        return serving, Decision('')
+    return serving, restarting
 
 
 # The monitor --------------------------------------------------------------------------------------
@@ -1833,26 +1917,30 @@ class Monitor:
     """One monitor's life.  The arguments after `settings` are its only doors to the world."""
 
     def __init__(self, settings: Settings, *, clock: Any = time,
-                 ping: Optional[Callable[[str], bool]] = None, metadata: Any = None,
+                 ping: Optional[Callable[..., bool]] = None, metadata: Any = None,
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
                  nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
                  probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
+                 requests_from: Optional[Callable[[str], bool]] = None,
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or Probe(settings.ping_timeout)
+        self.requests_from = requests_from or Requests()
         self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
         self.lasting = Lasting(clock, log)
         self.ec2 = Ec2(settings, connect, run_together, self.ping_meanwhile, self.lasting)
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses = 0                    # in a row
+        self.answered_at = NEVER           # the latest answer to a ping
+        self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.hurried_at = NEVER                         # the latest one that did not wait
         self.observation: Optional[Observation] = None  # that has not been judged
-        self.said = ''
+        self.said: Tuple[str, ...] = ()
 
     # Start
 
@@ -1883,7 +1971,7 @@ class Monitor:
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
         self.memory = Memory(primary)
-        self.memory.owe(self.settings)
+        self.memory.owe(self.settings, self.clock.monotonic())
 
     # The loop
 
@@ -1912,6 +2000,12 @@ class Monitor:
         """Misses in a row that make the peer silent: the primary is in no hurry."""
         return self.settings.num_pings * (2 if self.memory.primary else 1)
 
+    @property
+    def peer_address(self) -> Optional[str]:
+        """The peer's private address; '' where there is no such instance, None while not known."""
+        facts = self.ec2.facts
+        return None if not facts else facts[self.peer_id].address if self.peer_id in facts else ''
+
     def ping_once(self) -> None:
         """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing."""
         address, timeout = self.peer_address, self.settings.ping_timeout
@@ -1921,7 +2015,8 @@ class Monitor:
         answered, failure = None, ''
         try:
             if address:
-                answered = self.ping(address)
+                own = self.ec2.facts.get(self.own_id, InstanceFacts())
+                answered = self.ping(address, own.addresses)
             elif address == '':  # there is no such instance
                 self.clock.sleep(timeout)
                 answered = False
@@ -1952,12 +2047,6 @@ class Monitor:
             pause = self.next_ping_at - self.clock.monotonic()
         return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)
 
-    @property
-    def peer_address(self) -> Optional[str]:
-        """The peer's private address; '' where there is no such instance, None while not known."""
-        facts = self.ec2.facts
-        return None if not facts else facts[self.peer_id].address if self.peer_id in facts else ''
-
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
         if not self.misses:
@@ -1969,20 +2058,21 @@ class Monitor:
             if self.misses > 1 and asked_at <= self.memory.silent_at:
                 self.ask_at, self.hurried_at = NEVER, sent_at
         if self.misses == self.threshold:
-            self.log.warning(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
-                             'EC2 answers')
+            self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
+                          'EC2 answers')
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if not self.memory.is_heard:
             self.log.info(f'{self.peer_id} answers')
-            self.lasting('probe', '', '')
+            self.requested_at = now
         elif self.misses >= self.settings.num_pings:
             self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
                           'holds the route serves on (to move it to the primary, restart the '
                           'monitor there)')
         self.misses = 0
-        self.memory.note_answer(now, self.settings)
+        self.answered_at = now
+        self.memory.note_answer(now)
 
     def start_over(self) -> None:
         """Count misses anew: what was known of a silence may no longer be so."""
@@ -1991,35 +2081,32 @@ class Monitor:
     def probe_once(self, target: str) -> None:
         """Send a packet through the peer that serves and, after a miss, one by the own route.
 
-        The one that decides is sent after EC2 has answered.  It holds up no ping.
+        It holds up no ping.
         """
         memory, peer, timeout = self.memory, self.peer_address or '', self.settings.ping_timeout
         sent_at = self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
-        if memory.heir != PEER:
+        if memory.heir != PEER or not memory.is_heard:
             self.lasting('probe', '', '')
         if self.misses or memory.heir != PEER or not memory.is_heard:
             return
         calls = {'through': functools.partial(self.probe, target, peer)}
-        if memory.unforwarded:
+        if len(memory.probes) > 1:
             calls['own way'] = functools.partial(self.probe, target)
         found = self.run_together(calls, timeout + 0.5, self.ping_meanwhile)
         through, own_way = (isinstance(one, Probed) and one.answered
                             for one in (found['through'], found.get('own way')))
-        sent = isinstance(found['through'], Probed)
-        memory.note_probe(through if sent else None, own_way, sent_at)
-        valid = memory.has_been_probed()
-        failure = '' if through else str(found['through'])
-        self.lasting('probe', failure, every=math.inf, words=(
-            f'a packet through {self.peer_id} to {target} {{}}: probing again' if valid else
+        if isinstance(found['through'], Probed):
+            memory.note_probes(Probing(sent_at, through, own_way))
+        lost, wanted = len(memory.probes) - 1, self.settings.num_pings
+        self.lasting('probe', '' if through else str(found['through']), every=math.inf, words=(
+            f'a packet through {self.peer_id} to {target} {{}}: probing again' if lost >= 0 else
             f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
             'probed here: nothing is decided by that'))
-        if valid and not through and memory.unforwarded < self.settings.num_pings - 1:
+        if 0 < lost < wanted:
             self.probe_at = sent_at
-        elif valid and not through and own_way and not self.observation and (
-                memory.unforwarded <= 2 * self.settings.num_pings
-                or sent_at - self.asked_at >= LATER):  # no relief followed: it is not to be yet
-            self.ask_at = self.probe_at = NEVER  # ask EC2, then send the probe that decides
+        elif lost == wanted and own_way:
+            self.ask_at = NEVER  # then the probe that decides is sent
 
     def look_now(self) -> None:
         """Ask EC2 as soon as the loop comes to it (SIGHUP)."""
@@ -2031,31 +2118,33 @@ class Monitor:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
-        address = self.peer_address
-        seen = self.ec2.observe(
-            self.asked_at, self.nat_fault,
-            calm=self.memory.is_heard and not (self.misses or self.memory.owed))
-        pause = SOON if seen else (
-            self.chance.uniform(1.0, CLAIM_RETRY) if self.misses or self.memory.owed else
+        memory, address = self.memory, self.peer_address
+        hurry = bool(self.misses or memory.owed or len(memory.probes) > self.settings.num_pings)
+        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
+        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY) if hurry else (
             LOOK_AFTER_CHANGE)
-        self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
+        now = self.clock.monotonic()
+        self.ask_at = min(self.ask_at, now + pause)  # a miss may have set it
         if self.peer_address != address:
-            self.next_ping_at = NEVER  # now: nothing is judged before
+            self.next_ping_at = min(self.next_ping_at, now)  # as nothing is judged before
+        if len(memory.probes) > 1:
+            self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
             self.note(seen)
 
     def note(self, seen: Observation) -> None:
-        memory, before = self.memory, self.memory.holders
+        """Remember what was observed, and log what is news."""
+        memory, before = self.memory, dict(self.memory.holders)
         memory.note(seen, self.settings)
         self.observation = seen
         for part, holder in memory.holders.items():
             if holder == SELF and before.get(part) != SELF:
                 self.log_here(part)
             if holder == OTHER and before.get(part) != OTHER and part not in memory.owed:
-                until = ' until the monitor of the primary starts' * self.settings.fail_back
+                until = ' until the monitor of the primary starts' * bool(self.settings.fail_back)
                 self.log.warning(
                     f'{part} is at something outside the pair: it is left there{until}')
-        found = set(memory.holders.values()) - {OTHER, ABSENT}
+        found = {*memory.holders.values()} - {OTHER, ABSENT}
         if memory.holders != before and found in ({SELF}, {PEER}):
             holder = self.own_id if found == {SELF} else self.peer_id
             self.log.info(f'{holder} holds tables and address')
@@ -2064,6 +2153,23 @@ class Monitor:
         self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
         self.lasting('host', seen.nat_fault,
                      f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
+        self.watch_the_watcher(seen)
+
+    def watch_the_watcher(self, seen: Observation) -> None:
+        """Say so if the peer answers pings for long, and its monitor sends none: it does not run.
+
+        The kernel answers pings, whether a monitor runs there or not.
+        """
+        now, settings = self.clock.monotonic(), self.settings
+        patience = max(UNWATCHED, 3 * settings.wait_between_pings)
+        if self.requests_from(self.peer_address or '') or self.misses or seen.peer_tag or (
+                now - self.memory.down_at() < UNWATCHED):
+            self.requested_at = now
+        silent = f'{now - self.requested_at:.0f} s'
+        self.lasting('watcher', silent if now - self.requested_at >= patience else '', (
+            f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
+            f'nobody takes over if {self.own_id} fails; start it there: echo '
+            f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
 
     def log_here(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
@@ -2082,43 +2188,51 @@ class Monitor:
 
     def judge(self, seen: Observation) -> None:
         """Decide, once for each observation; say why when it is news; do it."""
-        now = self.clock.monotonic()
-        decision = decide(self.memory, seen, self.settings, now)
+        now, memory = self.clock.monotonic(), self.memory
+        serving, restarting = decide(memory, seen, self.settings, now)
         self.observation = None
+        again = min(serving.again, restarting.again)
+        if seen.lacks_answer:
+            again = min(again, LOOK_AFTER_CHANGE)
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + max(decision.again, self.give_way(seen, decision))
-        why = decision.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
-        if why and why != self.said:
-            self.log.warning(why)
-        self.said = why
-        if decision.relief:
-            self.memory.note_relief(now)
-        if decision.claims:
-            self.claim(decision.claims)
-        elif decision.step:
-            self.take_step(decision.step, seen.peer_checks == 'impaired')
-        elif not self.misses and decision.again > SOON:
+            self.ask_at = now + max(again, self.give_way(seen, serving))
+        self.say(serving, restarting)
+        if serving.relief:
+            memory.note_relief(now)
+        if serving.claims:
+            self.claim(serving.claims)
+        elif restarting.step:
+            self.take_step(restarting.step, seen.peer_checks == 'impaired')
+        elif not self.misses and again > SOON:
             if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
-        if decision == Decision('', LOOK_INTERVAL):  # nothing is left to do
-            self.memory.refusals = 0
+        if serving == Decision('') and not (self.misses or memory.is_refused(now)):
+            memory.failures = []
             for about in (*self.settings.parts, 'restart'):
                 self.lasting(about, '', '')
         self.report()
 
-    def give_way(self, seen: Observation, decision: Decision) -> float:
+    def say(self, *decisions: Decision) -> None:
+        """Log why, where that is news; while EC2 refuses something, a sentence is news once."""
+        words = [one._replace(why=one.why.replace('{self}', self.own_id)
+                              .replace('{peer}', self.peer_id)) for one in decisions if one.why]
+        for why, *_, level, _ in words:
+            if why not in self.said:
+                self.log.log(level, why)
+        kept = self.said if self.memory.failures else ()
+        self.said = tuple(dict.fromkeys((*kept, *(one.why for one in words))))
+
+    def give_way(self, seen: Observation, serving: Decision) -> float:
         """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
 
         Where hundreds of pairs of an account have failed at once, those that are served leave its
-        request buckets to the others.  Who was told all the holders soon asks again, as the peer
-        must be watched without a gap before it is stopped; if all did so, none would be told.
+        request buckets to the others.  A minute between two answers would undo what they prove.
         """
-        claims = decision.claims or self.memory.claim_at > self.clock.monotonic()
-        if not seen.is_throttled or claims or decision.again <= CLAIM_RETRY:
+        if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
-        return float(self.chance.uniform(SOON, GAP if seen.is_complete else LOOK_INTERVAL))
+        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
 
-    def claim(self, parts: Tuple[str, ...]) -> None:
+    def claim(self, parts: Tuple[str, ...], again: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
@@ -2129,8 +2243,8 @@ class Monitor:
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
-        if address in parts and self.ec2.allocation_id and (
-                not memory.refusals if calls else memory.address_may_come):
+        may_come = not memory.failures if calls else memory.address_may_come
+        if address in parts and self.ec2.allocation_id and may_come:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
@@ -2138,30 +2252,34 @@ class Monitor:
         deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
         results = self.ec2.call(calls, deadline) if calls else {}
         for part, result in results.items():
-            if not isinstance(result, Exception):
-                memory.note_here(part, now)
-                self.log_here(part)
-            elif has_answered(result):
-                self.lasting(part, in_words(result), f'{part} could not be moved to {self.own_id} '
-                                                     '({}): trying again')
-            else:
-                memory.moved_at = now if part == address else memory.moved_at
-                self.lasting(part, in_words(result), f'{part}: the answer to its move to '
-                             f'{self.own_id} did not come ({{}}): asking EC2 where it is')
+            self.note_claim(part, result, now)
         self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
         if refused or not calls:
-            memory.note_refusal(self.pause(refused), now)
-            self.ask_at = min(self.ask_at, memory.claim_at)
+            memory.failures.append(now + self.pause(refused))
+            self.ask_at = min(self.ask_at, memory.failures[-1])
+            return
+        unanswered = [result for result in results.values() if not has_answered(result)]
+        if not unanswered:
+            memory.failures = []
+        if unanswered or len(results) < len(parts):
+            self.ask_at = NEVER
+        if address in parts and address not in results and memory.heir == SELF and (
+                self.misses >= self.threshold):
+            self.claim((address,))  # at once, so that some connections may survive
+
+    def note_claim(self, part: str, result: Any, now: float) -> None:
+        """Note what came of a claim."""
+        if not isinstance(result, Exception):
+            self.memory.note_here(part, now)
+            self.log_here(part)
+        elif has_answered(result):
+            self.lasting(part, in_words(result),
+                         f'{part} could not be moved to {self.own_id} ({{}}): trying again')
         else:
-            is_answered = all(map(has_answered, results.values()))
-            if is_answered:
-                memory.refusals = 0
-            if len(results) < len(parts) or not is_answered:
-                self.ask_at = NEVER
-            if address in parts and address not in results and (
-                    memory.heir == SELF and self.misses >= self.threshold):
-                self.claim((address,))  # at once, so that some connections may survive
+            self.memory.holders[part] = CLAIMED
+            self.lasting(part, in_words(result), f'{part}: the answer to its move to '
+                         f'{self.own_id} did not come ({{}}): asking EC2 where it is')
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2169,15 +2287,15 @@ class Monitor:
         What EC2 refuses for long, or for the credentials, is asked for once a minute, then once in
         five; not where it is only busy.
         """
-        count = self.memory.refusals
+        count = len(self.memory.failures)
         is_busy = bool(refused) and all(code in BUSY for code in refused)
-        is_lasting = count >= self.settings.wait_for_instance_stop / CLAIM_RETRY or any(
+        is_lasting = count >= REFUSED_FOR_LONG or any(
             code in REFUSED_CREDENTIALS for code in refused)
         if count == 0:
             return 0.0
         if is_busy or not is_lasting:
             return float(self.chance.uniform(0.0, SOON))
-        return 60.0 if count < 30 else 300.0
+        return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
@@ -2186,12 +2304,11 @@ class Monitor:
         now = self.clock.monotonic()
         results = self.ec2.call({done: call})
         code = code_of(results[done])
-        busy = self.chance.uniform(LATER, 2 * LATER) if code in THROTTLED else 0.0
-        self.memory.note_step(Step(name, now, bool(code), busy),
-                              not isinstance(results[done], Exception))
+        pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
+        self.memory.note_step(Step(name, now, bool(code), pause))
         if not self.lasting('restart', failures_in(results),
                             f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
-            self.log.warning(f'{self.peer_id} is being {done}: ' + (
+            self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
     # Words
@@ -2201,20 +2318,22 @@ class Monitor:
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + STATUS_INTERVAL
         ids = {SELF: self.own_id, PEER: self.peer_id}
+        seen_at = memory.history[-1].asked_at if memory.history else NEVER
+        answered_age, seen_age = (None if at == NEVER else now - at
+                                  for at in (self.answered_at, seen_at))
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
             'holders': {part: ids.get(holder, holder) for part, holder in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
-            'last_answer_age': None if memory.answered_at == NEVER else now - memory.answered_at,
-            'last_observation_age': None if memory.seen_at == NEVER else now - memory.seen_at,
-            'decision': self.said,
+            'last_answer_age': answered_age, 'last_observation_age': seen_age,
+            'decision': '; '.join(self.said),
             'troubles': [words for *_, words in self.lasting.troubles.values()]})
 
     @property
     def left_stopped(self) -> bool:
         """The peer was stopped by this monitor, and is not back yet."""
-        return any(step.name == STOP and not step.refused and step.at > self.memory.answered_at
+        return any(step.name == STOP and not step.refused and step.at > self.answered_at
                    for step in self.memory.steps)
 
 
