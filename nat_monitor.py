@@ -1630,28 +1630,28 @@ class Memory:
         if not step.refused:
             self.heard_at = NEVER
 
-    def since(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
+    def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
               gap: float = math.inf) -> float:
-        """Return since when all observations asked for after that time say so; math.inf: not now.
+        """Return for how long all observations asked for after that time have said so, in seconds.
 
-        One that says None is as if it were not there; a longer gap between two ends the run.
+        From the first to the latest that does; one that says None is as if it were not there, and
+        a longer gap between two ends the run.
         """
-        begun_at, later_at = math.inf, self.history[-1].asked_at
+        times: List[float] = []
         for seen in reversed(self.history):
             told = says(seen)
+            later_at = times[-1] if times else self.history[-1].asked_at
             if told is False or seen.asked_at <= after or later_at - seen.asked_at > gap:
                 break
-            if told:
-                begun_at = later_at = seen.asked_at
-        return begun_at
+            times += [seen.asked_at] if told else []
+        return times[0] - times[-1] if times else 0.0
 
     def has_failed(self, after: float) -> bool:
         """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
 
         Two such answers, however alike, may be a false alarm each: hence no gap above a minute.
         """
-        begun_at = self.since(Observation.failed, after, MINUTE)
-        return self.history[-1].asked_at - begun_at >= HALF_A_MINUTE
+        return self.lasts(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
 
     def may_live(self, settings: Settings) -> bool:
         """Tell whether the silence of the peer tells nothing, as the two may just be deaf.
@@ -1661,7 +1661,7 @@ class Memory:
         long nothing good of it.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
-        unwell = seen.asked_at - self.since(Observation.is_unwell, after, MINUTE)
+        unwell = self.lasts(Observation.is_unwell, after, MINUTE)
         return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
                 and seen.peer_state in ('running', '') and not self.has_failed(after)
                 and unwell < settings.wait_for_instance_start)
@@ -1790,10 +1790,9 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
                         SOON, owed)
     apart = tuple(part for part, holder in holders.items()
                   if holder == NOBODY or holder == PEER and has_part)
-    unchanged_at = memory.since(
-        lambda one: one.holders == seen.holders if one.is_complete else None)
+    unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
-    if apart and seen.is_complete and seen.asked_at - unchanged_at >= patience:
+    if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
                         'claiming', LOOK_AFTER_CHANGE, apart)
     pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
@@ -1818,8 +1817,8 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
                         f'({seen.reason or "EC2 tells no reason"})', SOON, level=logging.WARNING)
     # stopping
     if state == 'stopping':
-        since = memory.since(lambda one: one.peer_state == state if one.peer_state else None)
-        if now >= max(since + wait_stop, memory.due_at(FORCE)):
+        stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
+        if stopping >= wait_stop and now >= memory.due_at(FORCE):
             return Decision(f'{{peer}} is stopping for {wait_stop:g} s: forcing it', SOON,
                             step=FORCE)
         return Decision('{peer} is stopping: waiting until it is stopped', SOON)
