@@ -503,11 +503,11 @@ class Requests:
             self.socket.setblocking(False)
             self.socket.connect((address, 0))
             return True
-        came = False
+        count = 0
         with contextlib.suppress(BlockingIOError):
-            while True:
-                came = bool(self.socket.recv(64)) or came
-        return came
+            while self.socket.recv(64):
+                count += 1
+        return count > 0
 
 
 SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
@@ -1353,6 +1353,8 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
+SOURCE_CHECK = ('its source/destination check is on (run: aws ec2 modify-instance-attribute '
+                '--instance-id {peer} --no-source-dest-check)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1485,6 +1487,8 @@ class Ec2:
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
         own_facts, facts = (self.facts.get(i, InstanceFacts()) for i in pair)
+        if own_facts.source_dest_check and not fault:
+            fault = SOURCE_CHECK.replace('{peer}', self.own_id)
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1],
             'nothing about it' if states else in_words(results['states']), facts.reason, holders,
@@ -1727,8 +1731,6 @@ class Decision(NamedTuple):
 LOOK_BETWEEN = 'look at the security groups, network ACLs and packet filters between the two'
 RESTART_BY_HAND = ('if it is dead, run: aws ec2 stop-instances --instance-ids {peer}, and once it '
                    'is stopped: aws ec2 start-instances --instance-ids {peer}')
-SOURCE_CHECK = ('its source/destination check is on (run: aws ec2 modify-instance-attribute '
-                '--instance-id {peer} --no-source-dest-check)')
 LOST_PROBES = ('it lets no packet through, while one beside it came back (look at forwarding, '
                'masquerading and firewall there)')
 
@@ -1743,9 +1745,11 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if seen.own_state not in ('running', ''):
         return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
-    refused_for = max(memory.failures, default=NEVER) - now
-    if seen.nat_fault or refused_for > 0.0:
-        return Decision(again=rest if seen.nat_fault else min(rest, refused_for))
+    if seen.nat_fault:
+        return Decision(again=rest)
+    if now < max(memory.failures, default=NEVER):
+        return Decision('EC2 has refused what {self} claims: it tries again later',
+                        min(rest, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
@@ -2029,7 +2033,9 @@ class Monitor:
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
             self.lasting('probe', '', '')
-        if self.misses or memory.heir != PEER or not memory.is_heard:
+            memory.lost = memory.lost and []
+            return
+        if self.misses:
             return
         calls = {'through': functools.partial(self.probe, target, peer)}
         if memory.lost:
@@ -2048,7 +2054,7 @@ class Monitor:
         lost = len(memory.lost or ())
         if 0 < lost < self.settings.num_pings:
             self.probe_at = sent_at
-        elif lost == self.settings.num_pings and own_way:
+        elif own_way and (lost == self.settings.num_pings or sent_at - self.asked_at >= MINUTE):
             self.ask_at = NEVER  # then the probe that decides is sent
 
     def look_now(self) -> None:
@@ -2062,7 +2068,8 @@ class Monitor:
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
         memory, address = self.memory, self.peer_address
-        hurry = bool(self.misses or memory.owed or memory.lost)
+        is_due = min(memory.owed.values(), default=math.inf) <= self.asked_at
+        hurry = bool(self.misses or is_due or memory.lost)
         seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
         pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY) if hurry else (
             LOOK_AFTER_CHANGE)
@@ -2097,7 +2104,7 @@ class Monitor:
         for holder in sorted({*holders.values()} - {CLAIMED, ABSENT}):
             parts = [part for part in holders if holders[part] == holder != before.get(part)]
             if parts:
-                name = {OTHER: 'something outside the pair: left there'}.get(
+                name = {OTHER: 'something outside the pair, and left there'}.get(
                     holder, self.name_of(holder))
                 self.log.log(logging.WARNING if holder == OTHER else logging.INFO,
                              f'{" and ".join(parts)} at {name}')
@@ -2111,13 +2118,12 @@ class Monitor:
 
         The kernel answers pings, whether a monitor runs there or not.
         """
-        now, settings = self.clock.monotonic(), self.settings
-        patience = max(UNWATCHED, 3 * settings.wait_between_pings)
-        if self.requests_from(self.peer_address or '') or self.misses or seen.peer_tag or (
-                now - self.memory.down_at() < UNWATCHED):
+        now, address = self.clock.monotonic(), self.peer_address
+        patience = max(UNWATCHED, 3 * self.settings.wait_between_pings)
+        if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
-        silent = f'{now - self.requested_at:.0f} s'
-        self.lasting('watcher', silent if now - self.requested_at >= patience else '', (
+        is_late = now - self.requested_at >= patience
+        self.lasting('watcher', f'{patience:g} s' if is_late else '', (
             f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
             f'nobody takes over if {self.own_id} fails; start it there: echo '
             f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
