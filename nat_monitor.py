@@ -65,7 +65,8 @@ import threading
 import time
 import traceback
 from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple)
+    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
+    Union)
 
 try:
     import boto3
@@ -137,12 +138,8 @@ class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
-def on_one_line(value: Any, form: Callable[[Any], str] = str) -> str:
-    """Return what `form` makes of a value, on one line; a setting's value may raise there."""
-    try:
-        return ' '.join(form(value).split())
-    except BaseException:
-        return f'something odd ({type(value).__name__})'
+def on_one_line(value: Any) -> str:
+    return ' '.join(str(value).split())
 
 
 def in_words(error: BaseException) -> str:
@@ -194,83 +191,80 @@ class Lasting:
 
 # Settings -----------------------------------------------------------------------------------------
 
-FOR_DOCUMENTATION = [ipaddress.IPv4Network(network) for network in (
-    '192.0.2.0/24', '198.51.100.0/24', '203.0.113.0/24')]
+FOR_DOCUMENTATION = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks, by how they begin
+AN_INSTANCE = "an instance id such as 'i-0123456789abcdef0'"
+AN_ADDRESS = "a public IPv4 address such as '198.51.100.7', or None"
 
-
-# Exact types first: nothing is asked of a value that may raise, or be true or equal as it likes.
 
 def is_id(value: Any, kind: str) -> bool:
     pattern = f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})'
-    return type(value) is str and re.fullmatch(pattern, value) is not None
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return type(value) in (list, tuple) and all(is_id(each, 'rtb') for each in value) and (
+    return isinstance(value, (list, tuple)) and all(is_id(each, 'rtb') for each in value) and (
         0 < len(value) == len(set(value)))
 
 
 def is_public_address(value: Any) -> bool:
     """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
     try:
-        address = ipaddress.IPv4Address(value if type(value) is str else '')
+        address = ipaddress.IPv4Address(value if isinstance(value, str) else '')
     except ValueError:
         return False
-    return address.is_global and not address.is_multicast or any(
-        address in network for network in FOR_DOCUMENTATION)
+    return address.is_global and not address.is_multicast or value.startswith(FOR_DOCUMENTATION)
+
+
+def is_number(value: Any, least: float, most: float, *types: type) -> bool:
+    return type(value) in types and least <= value <= most  # exact types, as True is an int
 
 
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
-    return type(value) in (list, tuple) and len(value) > 0 and all(
-        type(word) is str and '\0' not in word for word in value) and os.path.isabs(value[0]) and (
-        os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
-        and all(fine for _, fine in on_the_way_to(value[0])))
+    if not (isinstance(value, (list, tuple)) and value
+            and all(isinstance(word, str) and '\0' not in word for word in value)):
+        return False
+    return (os.path.isabs(value[0]) and os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
+            and all(fine for _, fine in on_the_way_to(value[0])))
 
 
-def setting(is_allowed: Callable[[Any], bool], allowed: str,
+def setting(allowed: str, is_allowed: Callable[..., bool], *details: Any,
             default: Any = dataclasses.MISSING) -> Any:
-    """Declare a setting: how it is checked, what is allowed in words, a default if it may miss."""
-    metadata = {'is_allowed': is_allowed, 'allowed': allowed}
-    return dataclasses.field(default=default, metadata=metadata)
+    """Declare a setting: what is allowed, the check with its details, a default if it may miss.
 
-
-def instance() -> Any:
-    return setting(functools.partial(is_id, kind='i'),
-                   "an instance id such as 'i-0123456789abcdef0'")
+    The default is always allowed.
+    """
+    return dataclasses.field(default=default, metadata={
+        'allowed': allowed, 'is_allowed': lambda value: is_allowed(value, *details)})
 
 
 def seconds(least: float, most: float, default: float) -> Any:
-    return setting(lambda value: type(value) in (int, float) and least <= value <= most,
-                   f'a number of seconds from {least} to {most}', default)
+    return setting(f'a number of seconds from {least} to {most}', is_number, least, most,
+                   int, float, default=default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
 
-    primary_instance_id: str = instance()
-    secondary_instance_id: str = instance()
+    primary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
+    secondary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
     route_table_ids: Tuple[str, ...] = setting(
-        is_list_of_tables,
-        "a list of different route table ids such as ['rtb-0123456789abcdef0']")
-    elastic_ip: Optional[str] = setting(
-        lambda value: value is None or is_public_address(value),
-        "a public IPv4 address such as '198.51.100.7', or None", None)
-    num_pings: int = setting(
-        lambda value: type(value) is int and 2 <= value <= 100, 'a whole number from 2 to 100', 3)
+        "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
+    elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
+    num_pings: int = setting('a whole number from 2 to 100', is_number, 2, 100, int, default=3)
     ping_timeout: float = seconds(0.05, 30, 1.0)
     wait_between_pings: float = seconds(0.05, 600, 0.25)
     wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
     wait_for_instance_start: float = seconds(30, 7200, 300.0)
-    fail_back: bool = setting(lambda value: type(value) is bool, 'True or False', True)
-    probe_address: Optional[str] = setting(
-        lambda value: value is None or is_public_address(value),
-        "a public IPv4 address that answers pings, such as '192.0.2.1', or None", None)
+    fail_back: Union[bool, int] = setting(
+        "True (at once), False (never), or a whole number of seconds from 1 to 86400 after the "
+        "monitor's start", lambda value: type(value) is bool or is_number(value, 1, 86400, int),
+        default=True)
+    probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
     notify_command: Optional[Sequence[str]] = setting(
-        lambda value: value is None or is_command(value),
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
-        'write, nor any directory above it, or None', None)
+        'write, nor any directory above it, or None', is_command, default=None)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -294,39 +288,33 @@ REQUIRED = [name for name, field in SETTINGS.items() if field.default is datacla
 def read_settings(path: str = SETTINGS_FILE) -> Settings:
     """Read and check the settings; raise Refusal with all that is wrong with them."""
     try:
-        names = {name: value for name, value in runpy.run_path(path).items()
-                 if not name.startswith('__')}
-    except BaseException as error:  # whatever a line of the file may raise
-        if isinstance(error, OSError) and error.filename == path:
-            raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
-        line = isinstance(error, SyntaxError) and error.lineno
-        raise Refusal(f'{path}{f", line {line}" if line else ""}: {in_words(error)}; '
-                      'allowed are lines of the form NAME = value')
-    return check_settings(names, path)
+        found = runpy.run_path(path)
+    except BaseException as error:  # whatever a line of the file may raise, such as SystemExit
+        raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
+    return check_settings({name: value for name, value in found.items()
+                           if not name.startswith('__')}, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     faults = []
-    empty = [name for name in REQUIRED if name in names
-             and type(names[name]) in (str, list, tuple, type(None)) and not names[name]]
+    empty = [name for name in REQUIRED if names.get(name, name) in ('', [], (), None)]
     if empty:
         faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the '
                       'ids of your two NAT instances and of the route tables of their private '
                       'subnets')
-    for name, value in names.items():
-        if name not in SETTINGS:
-            nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
-            faults.append(f'{name} is not a setting; ' + (
-                f'did you mean {nearest[0]}?' if nearest else
-                f'the settings are {", ".join(SETTINGS)}'))
-        elif name not in empty and not SETTINGS[name].metadata['is_allowed'](value):
-            faults.append(f'{name} is {on_one_line(value, repr)}, '
-                          f'but must be {SETTINGS[name].metadata["allowed"]}')
-    faults += [f'{name} is missing; it must be {SETTINGS[name].metadata["allowed"]}'
-               for name in REQUIRED if name not in names]
+    for name, field in SETTINGS.items():
+        value, allowed = names.get(name, field.default), field.metadata['allowed']
+        if value is dataclasses.MISSING:
+            faults.append(f'{name} is missing; it must be {allowed}')
+        elif not (name in empty or value is field.default or field.metadata['is_allowed'](value)):
+            faults.append(f'{name} is {on_one_line(repr(value))}, but must be {allowed}')
+    for name in (name for name in names if name not in SETTINGS):
+        nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
+        hint = f'did you mean {nearest[0]}?' if nearest else f'allowed are {", ".join(SETTINGS)}'
+        faults.append(f'{name} is not a setting; {hint}')
     primary, secondary = map(names.get, REQUIRED[:2])
-    if is_id(primary, 'i') and is_id(secondary, 'i') and primary == secondary:
+    if primary and primary == secondary:
         faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, '
                       'but must be two different instances')
     if faults:
@@ -337,12 +325,12 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
 
 def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
-    primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
-    if own_id not in (primary, secondary):
-        raise Refusal(
-            f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
-            f'{primary} and {secondary}: the monitor runs on these two only')
-    return own_id == primary, secondary if own_id == primary else primary
+    pair = settings.primary_instance_id, settings.secondary_instance_id
+    if own_id not in pair:
+        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and '
+                      f'SECONDARY_INSTANCE_ID are {" and ".join(pair)}: the monitor runs on these '
+                      'two only')
+    return own_id == pair[0], pair[own_id == pair[0]]
 
 
 # Metadata -----------------------------------------------------------------------------------------
