@@ -6,7 +6,7 @@ falls silent and EC2 answers this monitor, it takes over: it moves the default r
 subnets and the egress address to its own instance, then restarts the peer.  What it does is in
 README.adoc, section "Operation", in the same words.
 
-Usage: nat_monitor.py [--check | --status | --help]
+Usage: nat_monitor.py [--check | --status | --version | --help]
 
   --check   verify the set-up of the pair, change nothing, and end
   --status  say how the pair is as the monitor on this host sees it, and end; any user may ask
@@ -15,26 +15,14 @@ Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           /run/nat_monitor.status: what it knows, in JSON, replaced once a minute at least
           standard output: one line per event
-Signals:  SIGHUP (a closed terminal) asks EC2 now; all else that would kill ends it at once with
-          a line, as SIGTERM and SIGINT do
+Signals:  SIGHUP (a closed terminal) asks EC2 now; SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2
+          end it at once with a line
 Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
-          something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
-          not one of the pair, not root; --status: 0 all is well, 1 something is to mend, 2 no
-          monitor runs
+          something failed, or a signal ended it), 2 bad settings or arguments, a missing or
+          broken package, not one of the pair, not root; --status: 0 all is well, 1 something is
+          to mend, 2 no monitor runs
 """
 from __future__ import annotations
-
-import os
-import sys
-
-if __name__ == '__main__' and os.path.basename(__file__) == 'nat_monitor.py':
-    # Go on as a module: Python keeps the syntax tree of a script in memory while it runs, 7 MB.
-    os.execv(sys.executable, [sys.executable, '-Bc', (
-        "import os, sys; name = '/proc/self/comm'; "  # for killall
-        "os.access(name, os.W_OK) and open(name, 'w').write('nat_monitor.py'); "
-        'del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); '
-        'import nat_monitor; sys.exit(nat_monitor.main())'), os.path.abspath(__file__),
-        *sys.argv[1:]])
 
 import array
 import contextlib
@@ -51,6 +39,7 @@ import ipaddress
 import json
 import logging
 import math
+import os
 import queue
 import random
 import re
@@ -61,6 +50,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -74,9 +64,9 @@ try:
     import botocore.session
     import requests
     from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
-    MISSING_PACKAGE = None
-except ImportError as import_error:
-    MISSING_PACKAGE = import_error.name or str(import_error)
+    IMPORT_ERROR = None
+except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
+    IMPORT_ERROR = import_error
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -2744,32 +2734,31 @@ class Check:
 
 # The program --------------------------------------------------------------------------------------
 
-LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
-LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
-NOTICES_KEPT = 100     # while the command runs for another line
+LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
+LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
-
-# What ends no process or cannot be caught, what Python ignores, and faults of the program itself.
-NOT_CAUGHT = {getattr(signal, f'SIG{name}') for name in (
-    'KILL STOP TSTP TTIN TTOU CONT CHLD URG WINCH PIPE XFSZ SEGV BUS FPE ILL TRAP SYS').split()}
+UTC = '%Y-%m-%dT%H:%M:%SZ'
+SIGNALS = [getattr(signal, f'SIG{name}') for name in 'TERM INT HUP QUIT USR1 USR2'.split()]
 
 
-class LineHandler(logging.Handler):
-    """Write each record to standard output as one line, at once, in a thread of its own.
+class Writer(logging.Handler):
+    """Give each record's level and line to `write`, one after the other, in a thread of its own.
 
-    A full pipe, a held terminal or a frozen file system holds up this thread alone.  Lines that
-    find no place or cannot be written are dropped, and counted when writing works again.
+    A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
+    alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
+    is told when it works again, in the words of `lost`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
+                 lost: str) -> None:
         super().__init__()
+        self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
-        self.dropped = 0
-        threading.Thread(target=self.write_all, name='log', daemon=True).start()
+        threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put(self.format(record))
+            self.waiting.put((record.levelname, self.format(record)))
         else:
             self.dropped += 1
 
@@ -2781,103 +2770,89 @@ class LineHandler(logging.Handler):
 
     def write_all(self) -> None:
         """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
-        failed = told = 0
         while True:
             item = self.waiting.get()
-            if isinstance(item, str) and not self.write(item):
-                failed += 1
-                continue
-            lost = self.dropped + failed - told
-            if lost and self.waiting.empty() and self.write(self.format(logging.makeLogRecord(
-                    {'levelname': 'WARNING', 'msg': f'lines that could not be written: {lost}'}))):
-                told += lost
             if isinstance(item, threading.Event):
                 item.set()
-
-    def write(self, line: str) -> bool:
-        """Write a line, however long it takes; tell whether it could be written."""
-        rest = (line + '\n').encode(errors='replace')
-        try:
-            output = sys.stdout.fileno()
-            while rest:
-                select.select([], [output], [])  # somebody may have set it not to block
-                rest = rest[os.write(output, rest):]
-        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
-            return False
-        return True
+            elif not self.write(*item):
+                self.dropped += 1
+            elif self.dropped and self.waiting.empty():
+                count, self.dropped = self.dropped, 0
+                log.warning(f'{self.lost}: {count}')
 
 
-class Notifier(logging.Handler):
-    """Run a command for each line of level WARNING and above, and for what ends them.
+def write_line(level: str, line: str) -> bool:
+    """Write a line to standard output, however long it takes; tell whether it could be written."""
+    rest = (line + '\n').encode(errors='replace')
+    try:
+        output = sys.stdout.fileno()
+        while rest:
+            select.select([], [output], [])  # somebody may have set it not to block
+            rest = rest[os.write(output, rest):]
+    except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
+        return False
+    return True
 
-    One at a time, in a thread of its own.  Lines that find no place are dropped and counted.
-    """
 
-    def __init__(self, command: Sequence[str], formatter: Optional[logging.Formatter]) -> None:
-        super().__init__()
-        self.setFormatter(formatter)
-        self.command, self.dropped = command, 0
-        self.waiting: 'queue.SimpleQueue[Tuple[str, str]]' = queue.SimpleQueue()
-        threading.Thread(target=self.run_all, name='notify', daemon=True).start()
+def notify(command: Sequence[str], level: str, line: str) -> bool:
+    """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
+    failure, null = '', subprocess.DEVNULL
+    try:
+        process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
+                                   start_new_session=True)
+        write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
+        if process.wait(NOTIFY_TIMEOUT):
+            failure = f'ended with exit code {process.returncode}'
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
+    except Exception as error:  # no memory, no such file any more, an odd line
+        failure = f'could not be run ({in_words(error)})'
+    if failure:
+        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return not failure
 
-    def emit(self, record: logging.LogRecord) -> None:
-        tells = record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')
-        if not tells or hasattr(record, 'of_notifier'):
-            return
-        if self.waiting.qsize() < NOTICES_KEPT:
-            self.waiting.put((record.levelname, self.format(record)))
-        else:
-            self.dropped += 1
 
-    def run_all(self) -> None:
-        told = 0
-        while True:
-            failure = self.run(*self.waiting.get())
-            if failure:
-                log.warning(f'{self.command[0]} {failure}', extra={'of_notifier': True})
-            lost = self.dropped - told
-            if lost and self.waiting.empty():
-                told += lost
-                log.warning(f'lines of which {self.command[0]} was not told: {lost}')
+def is_notified(record: logging.LogRecord) -> bool:
+    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
+    return not hasattr(record, 'of_notify') and (
+        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
 
-    def run(self, level: str, line: str) -> str:
-        """Run the command to its end, or kill all of it; return what went wrong, '' if nothing."""
-        null = subprocess.DEVNULL
-        try:
-            process = subprocess.Popen([*self.command, level, line], stdin=null, stdout=null,
-                                       stderr=null, start_new_session=True)
-            write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
-            code = process.wait(NOTIFY_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return f'was killed after {NOTIFY_TIMEOUT:g} s'
-        except Exception as error:  # no memory, no such file any more, an odd line
-            return f'could not be run ({in_words(error)})'
-        return f'ended with exit code {code}' if code else ''
+
+def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
+    """Send the log to standard output from now on, and return what writes it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
+        output = sys.stdout.fileno()
+        if os.path.isfile(output):  # behind `>`: write at the end after somebody has emptied it
+            flags = fcntl.fcntl(output, fcntl.F_GETFL)
+            fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
+    formatter = logging.Formatter(form, UTC)
+    formatter.converter = time.gmtime
+    writer = Writer(write_line, formatter, 'lines that could not be written')
+    log.handlers = [writer]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
+    return writer
+
+
+def start_notifying(command: Sequence[str]) -> None:
+    """Run the command for warnings from now on."""
+    notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
+                      f'lines of which {command[0]} was not told')
+    notifier.addFilter(is_notified)
+    log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
-    written = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump({'time': written, 'version': VERSION, **status}, file)
+            json.dump({'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status},
+                      file)
         os.replace(f'{path}.new', path)
-
-
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> LineHandler:
-    """Send the log to standard output from now on, and return what writes it."""
-    handler = LineHandler()
-    formatter = logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ')
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
-    return handler
 
 
 def take_lock(path: str = LOCK_FILE) -> int:
@@ -2886,17 +2861,15 @@ def take_lock(path: str = LOCK_FILE) -> int:
     Raises Refusal if a monitor has it.
     """
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
-    os.fchmod(lock, 0o600)
-    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.read(lock, 20).decode(errors='replace').strip() or 'unknown'
+        pid = os.read(lock, 20).decode().strip() or 'unknown'
         suspended = ' (suspended)' if is_suspended(pid) else ''
         raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
                       exit_code=1)
+    except OSError as error:
+        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     os.ftruncate(lock, 0)
     os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
@@ -2915,48 +2888,47 @@ def write_proc(path: str, text: str) -> None:
         file.write(text)
 
 
+def import_fault(error: BaseException) -> str:
+    """Say which package is missing, or what a broken one raised."""
+    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
+    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {name} is missing: '
+                f'install boto3 and requests for {sys.executable}')
+    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments in (['--help'], ['-h']):
-        print((__doc__ or '').strip())
+    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
+    if arguments in ('--help', '-h', '--version'):
+        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
         return 0
-    status = arguments == ['--status']
-    check = arguments == ['--check'] or status
+    check = arguments in ('--check', '--status')
     output = start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
-    ending = False
 
-    def end(number: int, _: Any) -> None:
-        nonlocal ending
-        if not ending:  # a further signal does not wait for the lines of the first
-            ending = True
-            left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: '
-                    'see to it' if monitor and monitor.left_stopped else '')
-            log.info(f'ended by {signals[number]}{left}')
-            output.flush()
-        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
-
-    def look(_: int, __: Any) -> None:
-        if monitor:
+    def heed(number: int, _: Any) -> None:
+        if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
             log.info('SIGHUP: asking EC2 now')
             monitor.look_now()
+            return
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
+                if monitor and monitor.left_stopped else '')
+        log.info(f'ended by {signal.Signals(number).name}{left}')
+        output.flush()
+        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
 
-    signals = {int(number): getattr(number, 'name', f'signal {number:d}')
-               for number in signal.valid_signals() - NOT_CAUGHT}
-    for number in signals:
-        signal.signal(number, end)
-    if not check:
-        signal.signal(signal.SIGHUP, look)  # the terminal was closed: no reason to leave the pair
+    for number in SIGNALS:
+        signal.signal(number, heed)
     write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         if arguments and not check:
-            raise Refusal(f'the arguments are {" ".join(arguments)!r}, '
-                          'but must be none, --check, --status or --help')
-        if MISSING_PACKAGE:
-            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: '
-                          f'install boto3 and requests for {sys.executable}')
-        if status:
+            raise Refusal(f'the arguments are {arguments!r}, '
+                          'but must be none, --check, --status, --version or --help')
+        if IMPORT_ERROR:
+            raise Refusal(import_fault(IMPORT_ERROR))
+        if arguments == '--status':
             return Check().status()
         if os.geteuid() != 0:
             raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
@@ -2967,7 +2939,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         take_lock()
         write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
         if settings.notify_command:
-            log.addHandler(Notifier(settings.notify_command, output.formatter))
+            start_notifying(settings.notify_command)
         monitor = Monitor(settings, publish=write_status)
         monitor.run()
     except Refusal as refusal:
