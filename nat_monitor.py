@@ -55,8 +55,7 @@ import threading
 import time
 import traceback
 from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
-    Union)
+    Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union)
 
 try:
     import boto3
@@ -67,9 +66,6 @@ try:
     IMPORT_ERROR = None
 except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
     IMPORT_ERROR = import_error
-
-if TYPE_CHECKING:
-    from mypy_boto3_ec2 import EC2Client
 
 VERSION = '1.0'
 LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
@@ -122,6 +118,10 @@ class Refusal(Exception):
 
 class NoAnswer(Exception):
     """No answer came back before the deadline."""
+
+
+class NotSent(NoAnswer):
+    """A call was given up before it was sent (by HTTP), so nothing came of it."""
 
 
 class OwnFault(Exception):
@@ -564,7 +564,10 @@ def echo_replies_from(address: str) -> bytes:
 SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'
 
 
-in_call = threading.local()  # `deadline`: when this thread's call is given up, monotonic
+EC2Client = Any  # boto3 makes its class as it runs
+Call = Callable[[EC2Client], Any]
+
+in_call = threading.local()  # `sending`: notes a request of this thread, returns its seconds left
 
 
 @functools.lru_cache(maxsize=None)  # once
@@ -579,13 +582,10 @@ def forbid_late_sending() -> None:
     send = http.client.HTTPConnection.send
 
     def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
-        deadline = getattr(in_call, 'deadline', None)
-        if deadline is not None:
+        if hasattr(in_call, 'sending'):
             if self.sock is None:
                 self.connect()  # as `send` would do
-            left = math.ceil(min(deadline - time.monotonic(), READ_TIMEOUT) * 1000)  # ms
-            if left <= 0:
-                raise NoAnswer('given up before it was sent')
+            left = math.ceil(min(in_call.sending(), READ_TIMEOUT) * 1000)  # ms
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
         send(self, data)
 
@@ -593,35 +593,46 @@ def forbid_late_sending() -> None:
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Optional[Callable[[], Optional[float]]] = None,
-                 at_once: int = CONNECTIONS) -> Dict[str, Any]:
+                 meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
+                 after_sending: float = math.inf) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    They begin in their order, `at_once` at a time.  An answer that takes longer than `timeout`
-    seconds gives NoAnswer, and its thread is left to itself, for no time-out of the libraries
-    covers name resolution.  `meanwhile` runs on the calling thread, at first at once, then as long
-    as answers are outstanding; it returns the seconds for which it need not be called again.  It
-    may take long: what came in time counts.
+    They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
+    and `after_sending` seconds from its latest request, if that is earlier: what it takes to find
+    and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
+    not leave, and its thread is left to itself, for no time-out of the libraries covers name
+    resolution.  `meanwhile` runs on the calling thread as long as answers are outstanding, at first
+    at once; it returns the seconds for which it need not be called again.  It may take long: what
+    came in time counts.
     """
     done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
+    deadline = time.monotonic() + timeout
+    limits = dict.fromkeys(calls, deadline)  # when each call is given up
+    not_sent = NotSent(f'no answer within {timeout:g} s')
+    results: Dict[str, Any] = dict.fromkeys(calls, not_sent)
+
+    def note_sending(name: str) -> float:
+        # Noted before the time is read: who gives the call up from then on knows of it.
+        results[name] = NoAnswer(f'no answer within {min(timeout, after_sending):g} s')
+        now = time.monotonic()
+        if now >= limits[name]:
+            results[name] = not_sent
+            raise NotSent('given up before it was sent')
+        left = min(deadline - now, after_sending)
+        limits[name] = now + left
+        return left
 
     def make_some() -> None:
-        in_call.deadline = deadline
         for name, call in waiting:
             if time.monotonic() > deadline:
                 break
+            in_call.sending = functools.partial(note_sending, name)
             try:
                 result = call()
             except Exception as error:
                 result = error
             done.put((name, result, time.monotonic()))
 
-    def next_due() -> float:
-        pause = meanwhile() if meanwhile else None
-        return math.inf if pause is None else time.monotonic() + pause
-
-    deadline = time.monotonic() + timeout
-    results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
     waiting = iter(tuple(calls.items()))  # one for all threads
     try:
         for _ in range(min(len(calls), at_once)):
@@ -629,59 +640,28 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
             done.put((name, error, time.monotonic()))
-    due_at, outstanding = next_due() if calls else math.inf, len(calls)
+    due_at, outstanding = NEVER, set(calls)
     while outstanding:
+        now, end = time.monotonic(), max(limits[name] for name in outstanding)
         try:
-            pause = min(due_at, deadline) - time.monotonic()
+            pause = min(due_at, end, now + after_sending) - now
             name, result, answered_at = done.get(timeout=max(0.0, pause))
         except queue.Empty:  # nothing more has come by now
-            now = time.monotonic()
-            if now >= deadline:
+            if now >= end:
                 break
             if now >= due_at:
-                due_at = next_due()
+                due_at = time.monotonic() + meanwhile()
         else:
-            outstanding -= 1
-            if answered_at <= deadline:
+            outstanding.discard(name)
+            if answered_at <= limits[name]:
                 results[name] = result
-    return results
+    return dict(results)  # what is still under way changes its own
 
 
 NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
     'profile': (None, None, None, None),
     'config_file': (None, None, os.devnull, None),
     'credentials_file': (None, None, os.devnull, None)}
-
-
-ACTIONS = (  # of EC2's some 800, all that are called here
-    'AssociateAddress', 'CreateRoute', 'DescribeAddresses', 'DescribeInstanceAttribute',
-    'DescribeInstanceStatus', 'DescribeInstances', 'DescribeRouteTables',
-    'DescribeSpotInstanceRequests', 'DescribeSubnets', 'ReplaceRoute', 'StartInstances',
-    'StopInstances')
-
-
-def forget_other_actions(core: botocore.session.Session) -> None:
-    """Leave of boto3's model of EC2 what belongs to ACTIONS: the whole takes 7 MB more."""
-    loader = core.get_component('data_loader')
-    model = loader.load_service_model('ec2', 'service-2', api_version=None)  # kept for clients
-    actions = {name: model['operations'][name] for name in ACTIONS}
-    shapes: Dict[str, Any] = {}
-    left = list(shapes_named_in(actions))
-    while left:
-        name = left.pop()
-        if name not in shapes:
-            shapes[name] = model['shapes'][name]
-            left += shapes_named_in(shapes[name])
-    model.update(operations=actions, shapes=shapes)
-
-
-def shapes_named_in(part: Any) -> Iterator[str]:
-    """Yield the names of the data types that a part of the model refers to."""
-    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
-        if key == 'shape' and isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, list)):
-            yield from shapes_named_in(value)
 
 
 def connect(region: str) -> EC2Client:
@@ -696,8 +676,6 @@ def connect(region: str) -> EC2Client:
     if not endpoint:
         chain = core.get_component('credential_provider')
         chain.providers = [chain.get_provider('iam-role')]
-    with contextlib.suppress(Exception):  # a botocore of another age may keep it elsewhere
-        forget_other_actions(core)
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
         'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
@@ -713,7 +691,6 @@ def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) 
         raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
 
 
-Call = Callable[[Any], Any]  # takes the EC2 client
 
 
 def has_answered(result: Any) -> bool:
@@ -738,15 +715,13 @@ def lost_credentials(result: Any) -> bool:
             or code_of(result) in REFUSED_CREDENTIALS)
 
 
-def clock_skew(error: Any, now: Optional[float] = None) -> float:
+def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
     try:
-        headers = error.response['ResponseMetadata']['HTTPHeaders']
-        date = email.utils.parsedate_to_datetime(headers['date'])
+        date: Any = error.response['ResponseMetadata']['HTTPHeaders']['date']
+        return time.time() - email.utils.mktime_tz(email.utils.parsedate_tz(date))
     except (LookupError, TypeError, ValueError, AttributeError):
         return 0.0
-    date = date.replace(tzinfo=date.tzinfo or datetime.timezone.utc)
-    return (time.time() if now is None else now) - date.timestamp()
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
@@ -889,10 +864,9 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
 
     Each raises, and changes nothing.
     """
-    steps: List[Tuple[str, str, Dict[str, Any]]] = [
-        (action, table, {
-            'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
-        for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
+    route: Dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
+    steps = [(action, table, {'RouteTableId': table, **route})
+             for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
     if allocation_id:
         steps.append(('AssociateAddress', settings.elastic_ip or '', {
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
