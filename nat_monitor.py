@@ -355,10 +355,9 @@ SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
 
 
 def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of an even number of bytes."""
+    """Return the Internet checksum (RFC 1071) of an even number of bytes, not all of them zero."""
     total: int = sum(struct.unpack(f'!{len(data) // 2}H', data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return -total % 0xFFFF  # a carry that is added again is worth 1: so is 0x10000 here
 
 
 class Ping:
@@ -420,21 +419,19 @@ class Ping:
 
     def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
         """Wait until the monotonic time `until` for a reply to one of the requests, and tell."""
-        while True:
-            seconds_left = max(0.0, until - time.monotonic())
-            if not select.select([connection], [], [], seconds_left)[0]:
-                return False
+        while select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
             try:
                 packet, sender = connection.recvfrom(2048)
             except OSError as error:
                 # Other than in sending, "network unreachable" is an ICMP message here, too.
-                if error.errno not in UNREACHABLE + (errno.ENETUNREACH, errno.EAGAIN):
+                if error.errno not in (*UNREACHABLE, errno.ENETUNREACH, errno.EAGAIN):
                     raise
                 continue  # reading the error has cleared it
             reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
             if (reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent
                     and self.counts(sender)):
                 return True
+        return False
 
     def counts(self, sender: Any) -> bool:
         """Tell whether a reply from there counts: the socket lets in no other."""
@@ -605,11 +602,11 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     at once; it returns the seconds for which it need not be called again.  It may take long: what
     came in time counts.
     """
-    done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # when each call is given up
     not_sent = NotSent(f'no answer within {timeout:g} s')
     results: Dict[str, Any] = dict.fromkeys(calls, not_sent)
+    changed = threading.Event()
 
     def note_sending(name: str) -> float:
         # Noted before the time is read: who gives the call up from then on knows of it.
@@ -620,7 +617,14 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             raise NotSent('given up before it was sent')
         left = min(deadline - now, after_sending)
         limits[name] = now + left
+        changed.set()
         return left
+
+    def note_result(name: str, result: Any) -> None:
+        if time.monotonic() <= limits[name]:
+            results[name] = result
+        limits[name] = NEVER  # nothing more is waited for
+        changed.set()
 
     def make_some() -> None:
         for name, call in waiting:
@@ -628,10 +632,9 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                 break
             in_call.sending = functools.partial(note_sending, name)
             try:
-                result = call()
+                note_result(name, call())
             except Exception as error:
-                result = error
-            done.put((name, result, time.monotonic()))
+                note_result(name, error)
 
     waiting = iter(tuple(calls.items()))  # one for all threads
     try:
@@ -639,23 +642,15 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
-            done.put((name, error, time.monotonic()))
-    due_at, outstanding = NEVER, set(calls)
-    while outstanding:
-        now, end = time.monotonic(), max(limits[name] for name in outstanding)
-        try:
-            pause = min(due_at, end, now + after_sending) - now
-            name, result, answered_at = done.get(timeout=max(0.0, pause))
-        except queue.Empty:  # nothing more has come by now
-            if now >= end:
-                break
-            if now >= due_at:
-                due_at = time.monotonic() + meanwhile()
-        else:
-            outstanding.discard(name)
-            if answered_at <= limits[name]:
-                results[name] = result
-    return dict(results)  # what is still under way changes its own
+            note_result(name, error)
+    due_at = NEVER
+    while time.monotonic() < max(limits.values(), default=NEVER):
+        if time.monotonic() >= due_at:
+            pause = meanwhile()
+            due_at = time.monotonic() + pause
+        changed.wait(max(0.0, min(due_at, max(limits.values())) - time.monotonic()))
+        changed.clear()
+    return dict(results)  # a thread that is left to itself may still change its own
 
 
 NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
