@@ -726,8 +726,6 @@ def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) 
         raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
 
 
-
-
 def has_answered(result: Any) -> bool:
     """Tell whether this came from EC2: an error with a code of its own is an answer too.
 
@@ -1362,8 +1360,8 @@ class Ec2:
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
 
-    def call(self, calls: Dict[str, Call], deadline: float = CALL_DEADLINE,
-             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
+             after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
@@ -1371,7 +1369,8 @@ class Ec2:
                             'no EC2 client could be made ({}): trying again'):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
-        results = self.run_together({**beside, **bound}, deadline, self.meanwhile, at_once)
+        results = self.run_together(
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, at_once, after_sending)
         answers = [results[name] for name in calls]
         unanswered = [answer for answer in answers if not has_answered(answer)]
         if unanswered:
@@ -1384,7 +1383,7 @@ class Ec2:
             self.lasting(
                 'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
                 'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
-        elif deadline == CALL_DEADLINE:
+        elif after_sending == math.inf:
             self.lasting('EC2', in_words(unanswered[0]),
                          'EC2 does not answer this monitor ({}): it decides nothing')
         return results
@@ -1418,7 +1417,7 @@ class Ec2:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, at_once=2 if calm else CONNECTIONS, nat_fault=nat_fault)
+        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=nat_fault)
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
@@ -2129,12 +2128,12 @@ class Monitor:
             return 0.0
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
 
-    def claim(self, parts: Tuple[str, ...], again: bool = True) -> None:
+    def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
         yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
-        table is here.
+        table is here.  What was not sent in time is known not to be done, and tried again at once.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
@@ -2148,27 +2147,25 @@ class Monitor:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        rounds = math.ceil(len(calls) / CONNECTIONS)
-        deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
-        results = self.ec2.call(calls, deadline) if calls else {}
+        limit = MOVE_DEADLINE if address in calls else math.inf
+        results = self.ec2.call(calls, after_sending=limit) if calls else {}
         before = dict(memory.holders)
         for part, result in results.items():
             self.note_claim(part, result, now)
         self.log_moved(before)
         self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
-        if refused or not calls:
+        rest = tuple(part for part in parts if isinstance(results.get(part, NotSent()), NotSent))
+        if refused or rest and not (calls and is_first):
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
             return
-        unanswered = [result for result in results.values() if not has_answered(result)]
-        if not unanswered:
+        if all(map(has_answered, results.values())):
             memory.failures = []
-        if unanswered or len(results) < len(parts):
+        else:
             self.ask_at = NEVER
-        if address in parts and address not in results and memory.heir == SELF and (
-                self.misses >= self.threshold):
-            self.claim((address,))  # at once, so that some connections may survive
+        if rest:
+            self.claim(rest, is_first=False)
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
@@ -2176,7 +2173,7 @@ class Monitor:
         words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
         if not failure:
             self.memory.note_here(part, now)
-        elif not has_answered(result):
+        elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
             words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
                      'asking EC2 where it is')
