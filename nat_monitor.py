@@ -72,7 +72,11 @@ try:
     import botocore.config
     import botocore.session
     import requests
-    from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
+    from botocore.credentials import CredentialResolver, InstanceMetadataProvider
+    from botocore.exceptions import (
+        ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError)
+    from botocore.httpsession import URLLib3Session
+    from botocore.utils import InstanceMetadataFetcher
     MISSING_PACKAGE = None
 except ImportError as import_error:
     MISSING_PACKAGE = import_error.name or str(import_error)
@@ -669,10 +673,8 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     return results
 
 
-NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
-    'profile': (None, None, None, None),
-    'config_file': (None, None, os.devnull, None),
-    'credentials_file': (None, None, os.devnull, None)}
+# All of the starter's environment that counts for the calls to EC2 and to the metadata service.
+VARIABLES = ('AWS_ENDPOINT_URL_EC2', 'AWS_EC2_METADATA_SERVICE_ENDPOINT', 'AWS_CA_BUNDLE')
 
 
 ACTIONS = (  # of EC2's some 800, all that are called here
@@ -709,20 +711,26 @@ def shapes_named_in(part: Any) -> Iterator[str]:
 def connect(region: str) -> EC2Client:
     """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
 
-    It has the credentials of the instance's role, whatever an administrator has left in the
-    environment or in /root/.aws; others only with an endpoint of its own (a test, a local stand).
+    It has the credentials of the instance's role.  Beside VARIABLES, nothing counts that somebody
+    has left in the environment or in /root/.aws: no proxy, for one, is told a token.
     """
     forbid_late_sending()
-    endpoint = os.environ.get('AWS_ENDPOINT_URL_EC2') or None  # Debian 12's boto3 does not read it
-    core = botocore.session.Session(None if endpoint else NOTHING_OF_ROOTS)
-    if not endpoint:
-        chain = core.get_component('credential_provider')
-        chain.providers = [chain.get_provider('iam-role')]
+    endpoint, _, bundle = map(os.environ.get, VARIABLES)  # all boto3 of Debian 12 reads is the last
+    core = botocore.session.Session({
+        **{name: (None, None, *default)  # neither read from a file nor from the environment
+           for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
+        'config_file': (None, None, os.devnull, None),
+        'credentials_file': (None, None, os.devnull, None),
+        'ignore_configured_endpoint_urls': (None, None, True, None)})
+    fetcher: Any = InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
+    fetcher._session = URLLib3Session(timeout=1)  # that of its own would ask a proxy
+    core.register_component('credential_provider', CredentialResolver(
+        [InstanceMetadataProvider(fetcher)]))
     with contextlib.suppress(Exception):  # a botocore of another age may keep it elsewhere
         forget_other_actions(core)
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
-        'ec2', endpoint_url=endpoint, config=botocore.config.Config(
-            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
+        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=botocore.config.Config(
+            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
     client.meta.events.register('after-call.ec2', refuse_foreign_answer)
@@ -890,19 +898,24 @@ STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
 DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 
 
-def take_step(client: EC2Client, instance_id: str, step: str, is_dead: bool) -> None:
-    """Stop, force or start an instance; EC2 does not wait for a kernel that is dead or forced.
+def take_step(client: EC2Client, instance_id: str, step: str, options: Dict[str, Any]) -> None:
+    """Stop, force or start an instance.
 
-    The parameter for that is left out where the boto3 is older than it.
+    A stop that is refused with options, which EC2 does for some types of instance and an older
+    boto3 for all, is taken without them; and they are cleared, so that later ones go without, too.
     """
-    arguments: Dict[str, Any] = {'InstanceIds': [instance_id]}
     if step == START:
-        client.start_instances(**arguments)
+        client.start_instances(InstanceIds=[instance_id])
         return
-    shape: Any = client.meta.service_model.operation_model('StopInstances').input_shape
-    if (is_dead or step == FORCE) and 'SkipOsShutdown' in shape.members:
-        arguments['SkipOsShutdown'] = True
-    client.stop_instances(**arguments, Force=step == FORCE)
+    stop = functools.partial(
+        client.stop_instances, InstanceIds=[instance_id], Force=step == FORCE)
+    try:
+        stop(**options)
+    except (ClientError, ParamValidationError):
+        if not options:
+            raise
+        options.clear()
+        stop()
 
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str,
@@ -1853,6 +1866,7 @@ class Monitor:
         self.hurried_at = NEVER                         # the latest one that did not wait
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said = ''
+        self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
     # Start
 
@@ -2181,8 +2195,9 @@ class Monitor:
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
+        options = self.stop_options if is_dead or name == FORCE else {}
         done, call = DONE[name], functools.partial(
-            take_step, instance_id=self.peer_id, step=name, is_dead=is_dead)
+            take_step, instance_id=self.peer_id, step=name, options=options)
         now = self.clock.monotonic()
         results = self.ec2.call({done: call})
         code = code_of(results[done])
@@ -2323,6 +2338,7 @@ class Check:
     def run(self) -> int:
         """Check everything; return the exit code."""
         for what, check in (('settings', self.check_settings), ('file', self.check_files),
+                            ('environment', self.check_environment),
                             ('metadata', self.check_metadata), ('this instance', self.check_place),
                             ('EC2', self.check_ec2), ('masquerading', self.check_nat),
                             ('cron job', self.check_cron), ('monitor', self.check_monitor)):
@@ -2362,6 +2378,11 @@ class Check:
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
                      f'chown root:root {path} && chmod go-w {path}')
+
+    def check_environment(self) -> None:
+        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
+        if found:
+            self.say(True, 'environment', '', on_one_line(' '.join(found)))
 
     def check_metadata(self) -> None:
         items = ('instance-id', 'placement/region', 'iam/security-credentials/')

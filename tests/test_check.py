@@ -20,7 +20,8 @@ from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, match, nft, read_lines
+from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, credentials, match,
+                              nft, read_lines, serving_metadata)
 from tests.lab.lab import Lab
 from tests.lab.network import ECHO, ELASTIC_IP
 
@@ -29,11 +30,12 @@ from tests.lab.network import ECHO, ELASTIC_IP
 def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
         monkeypatch.setenv(name, 'test')
-    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')  # else these two do not count
     monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
     monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
     monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
-    with mock_aws():
+    role = {'iam/security-credentials/': 'NAT_Monitor',
+            'iam/security-credentials/NAT_Monitor': credentials('ASIAROLE', 'verysecret', 'verysecret')}
+    with mock_aws(), serving_metadata(role, monkeypatch):
         yield Pair(str(tmp_path))
 
 
@@ -774,6 +776,20 @@ def test_nothing_secret_is_told(pair: Pair, capfd: Any, monkeypatch: pytest.Monk
     pair.check(capfd)
 
     assert 'verysecret' not in pair.text
+
+
+def test_the_variables_that_count_are_told_where_they_are_set(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')
+    monkeypatch.setenv('AWS_CA_BUNDLE', '')
+    metadata = os.environ['AWS_EC2_METADATA_SERVICE_ENDPOINT']
+
+    _, lines = pair.check(capfd)
+
+    assert [line for line in lines if line.what == 'environment'] == [Line(
+        'ok', 'environment', '', f'AWS_ENDPOINT_URL_EC2=https://ec2.{REGION}.amazonaws.com '
+                                 f'AWS_EC2_METADATA_SERVICE_ENDPOINT={metadata}')]
 
 
 def test_no_elastic_ip_is_nothing_to_move(pair: Pair, capfd: Any) -> None:

@@ -16,7 +16,6 @@ PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-0
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
 TARGET, PEERS_ADDRESS = '192.0.2.1', '10.0.0.1'
 START = 1000.0
-SHAPE = types.SimpleNamespace(members={'SkipOsShutdown': None})
 CLAIMS = ('replace_route', 'create_route', 'associate_address')
 
 
@@ -39,9 +38,6 @@ LOST = ReadTimeoutError(endpoint_url='https://ec2.eu-west-1.amazonaws.com')
 
 class Cloud:
     """EC2 and its client: a call is done when it is sent, and answered `latency` seconds later."""
-
-    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(
-        operation_model=lambda action: types.SimpleNamespace(input_shape=SHAPE)))
 
     def __init__(self, scene: Scene, holder: str) -> None:
         self.scene = scene
@@ -631,6 +627,20 @@ def test_a_peer_that_stays_silent_is_stopped_started_and_awaited() -> None:
     scene.run(3.0)
     assert not scene.monitor.left_stopped
     assert scene.lines[-1] == ('INFO', f'{PRIMARY} answers')
+
+
+def test_a_type_of_instance_without_an_option_is_stopped_without_it_from_then_on() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.checks[PRIMARY] = 'impaired'
+    scene.cloud.errors['stop_instances'] = [refusal('OperationNotPermitted')]
+
+    scene.run(140.0)
+
+    assert [each.how for each in scene.cloud.calls if each.name == 'stop_instances'] == [
+        {'InstanceIds': [PRIMARY], 'Force': False, 'SkipOsShutdown': True},
+        {'InstanceIds': [PRIMARY], 'Force': False}, {'InstanceIds': [PRIMARY], 'Force': True}]
+    assert not scene.said('could not be')
 
 
 def test_a_step_that_is_refused_is_asked_for_again_later_and_later() -> None:
