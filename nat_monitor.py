@@ -715,12 +715,11 @@ def connect(region: str) -> EC2Client:
     has left in the environment or in /root/.aws: no proxy, for one, is told a token.
     """
     forbid_late_sending()
-    endpoint, _, bundle = map(os.environ.get, VARIABLES)  # all boto3 of Debian 12 reads is the last
+    endpoint, _, bundle = map(os.environ.get, VARIABLES)
     core = botocore.session.Session({
         **{name: (None, None, *default)  # neither read from a file nor from the environment
            for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
-        'config_file': (None, None, os.devnull, None),
-        'credentials_file': (None, None, os.devnull, None),
+        **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
         'ignore_configured_endpoint_urls': (None, None, True, None)})
     fetcher: Any = InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
     fetcher._session = URLLib3Session(timeout=1)  # that of its own would ask a proxy
@@ -818,10 +817,16 @@ def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[s
 class InstanceFacts(NamedTuple):
     """What EC2 tells of an instance beside its state."""
 
-    address: str                 # the private one, '' if it has none (terminated)
-    interfaces: Tuple[str, ...]  # ids
-    tags: Dict[str, str]
-    reason: str                  # why it is in its state, in EC2's words, '' if it tells none
+    address: str = ''                 # the private one, '' if it has none (terminated)
+    interfaces: Tuple[str, ...] = ()  # ids
+    tags: Dict[str, str] = {}
+    reason: str = ''                  # why it is in its state, in EC2's words, '' if it tells none
+    source_dest_check: bool = False   # it is on: EC2 drops what the instance forwards
+
+
+def turn_check_off(instance_id: str) -> str:
+    """Return the command with which the source/destination check of an instance is turned off."""
+    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
 
 
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
@@ -831,7 +836,8 @@ def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, Ins
         one.get('PrivateIpAddress', ''),
         tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
-        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
+        one.get('SourceDestCheck', False))
         for i, one in found.items()}
 
 
@@ -901,21 +907,18 @@ DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 def take_step(client: EC2Client, instance_id: str, step: str, options: Dict[str, Any]) -> None:
     """Stop, force or start an instance.
 
-    A stop that is refused with options, which EC2 does for some types of instance and an older
-    boto3 for all, is taken without them; and they are cleared, so that later ones go without, too.
+    What is refused with options, by EC2 for some types of instance or by an older boto3, is done
+    without them, whatever the code; and they are cleared, so that later steps go without, too.
     """
-    if step == START:
-        client.start_instances(InstanceIds=[instance_id])
-        return
-    stop = functools.partial(
-        client.stop_instances, InstanceIds=[instance_id], Force=step == FORCE)
+    call = client.start_instances if step == START else functools.partial(
+        client.stop_instances, Force=step == FORCE)
     try:
-        stop(**options)
+        call(InstanceIds=[instance_id], **options)
     except (ClientError, ParamValidationError):
         if not options:
             raise
         options.clear()
-        stop()
+        call(InstanceIds=[instance_id])
 
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str,
@@ -1333,6 +1336,7 @@ class Observation:
     peer_maintenance: bool = False
     tells_addresses: bool = True   # the private ones of the pair, which are pinged
     is_throttled: bool = False     # EC2 has refused one of the questions for their number
+    peer_source_check: bool = False  # it is on, so the peer cannot NAT
 
     @property
     def is_complete(self) -> bool:
@@ -1435,13 +1439,15 @@ class Ec2:
         own, peer = (told.get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
-        reason = self.facts[self.peer_id].reason if self.peer_id in self.facts else ''
-        fault = results['nat_fault']
-        tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
+        own_facts, peer_facts = (self.facts.get(i, InstanceFacts()) for i in pair)
+        fault = '' if isinstance(results['nat_fault'], Exception) else results['nat_fault']
+        if not fault and own_facts.source_dest_check:
+            fault = f'EC2 drops what it forwards: run {turn_check_off(self.own_id)}'
         throttled = any(code_of(results[name]) in THROTTLED for name in questions)
-        return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
-                           '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
-                           isinstance(results['instances'], dict), throttled)
+        return Observation(asked_at, own[0], own[1], peer[0], peer[1], error,
+                           peer_facts.reason, holders, fault, MAINTENANCE in own_facts.tags,
+                           MAINTENANCE in peer_facts.tags, isinstance(results['instances'], dict),
+                           throttled, peer_facts.source_dest_check)
 
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
@@ -1743,6 +1749,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float) ->
                         'while one went well beside it: taking over ' + ' and '.join(due) + ', and '
                         'restarting nobody (look at forwarding, masquerading and firewall there)',
                         SOON, due, relief=True)
+    if not is_silent and due and seen.peer_source_check:
+        return Decision('{peer} cannot NAT: taking over ' + ' and '.join(due) + ', and restarting '
+                        'nobody', SOON, due)
     # 5
     if not is_silent:
         return keep_together(memory, seen, settings)
@@ -2078,6 +2087,9 @@ class Monitor:
         self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
         self.lasting('host', seen.nat_fault,
                      f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
+        self.lasting('peer', 'on' * seen.peer_source_check, (
+            f'{self.peer_id} cannot NAT, as EC2 drops what it forwards: run '
+            + turn_check_off(self.peer_id)), logging.ERROR)
 
     def log_here(self, part: str) -> None:
         self.log.info(f'{part} is at {self.own_id} now')
@@ -2195,7 +2207,7 @@ class Monitor:
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
-        options = self.stop_options if is_dead or name == FORCE else {}
+        options = self.stop_options if name == FORCE or name == STOP and is_dead else {}
         done, call = DONE[name], functools.partial(
             take_step, instance_id=self.peer_id, step=name, options=options)
         now = self.clock.monotonic()
@@ -2609,8 +2621,7 @@ class Check:
         one = self.find('DescribeInstances', i)
         self.check_state(i, one)
         on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
-        self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
-                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        self.say(not on, 'source/dest. check', i, 'on' if on else 'off', turn_check_off(i))
         cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
                  for card in one['NetworkInterfaces']}
         last = [*cards.values(), ''][len(cards) - 1]

@@ -860,7 +860,6 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
             job = file.read()
         for name, instance in lab.instances.items():
-            record(lab, name).source_dest_check = False
             lab.ec2.backend.associate_iam_instance_profile(instance.id, iam_instance_profile_name='NAT_Monitor')
             instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
         lab.ec2.backend.create_tags([*lab.ec2.tables, allocation(lab)], {'nat_monitor': 'true'})

@@ -661,22 +661,22 @@ def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2
 def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
     own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
            'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
-           'StateTransitionReason': ''}
+           'StateTransitionReason': '', 'SourceDestCheck': True}
     peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
         'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
     ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
                      {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
 
     assert describe_pair(client, OWN, PEER_ID) == {
-        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, ''),
-        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch')}
+        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True),
+        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch', False)}
 
 
 def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
     ec2.add_response('describe_instances', {'Reservations': [
         {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
 
-    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated', False)}
 
 
 SKIP = {'SkipOsShutdown': True}
