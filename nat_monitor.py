@@ -686,8 +686,6 @@ def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) 
         raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
 
 
-
-
 def has_answered(result: Any) -> bool:
     """Tell whether this came from EC2: an error with a code of its own is an answer too.
 
