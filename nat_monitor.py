@@ -737,8 +737,7 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     for one in answer['InstanceStatuses']:
         checks = {one[kind].get('Status', '')
                   for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
-                   else ' and '.join(sorted(checks)))
+        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -2781,12 +2780,6 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
     return not failure
 
 
-def is_notified(record: logging.LogRecord) -> bool:
-    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
-    return not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
-
-
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
@@ -2805,10 +2798,11 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 
 
 def start_notifying(command: Sequence[str]) -> None:
-    """Run the command for warnings from now on."""
+    """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
                       f'lines of which {command[0]} was not told')
-    notifier.addFilter(is_notified)
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
+        record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
     log.addHandler(notifier)
 
 
@@ -2857,11 +2851,11 @@ def write_proc(path: str, text: str) -> None:
 
 def import_fault(error: BaseException) -> str:
     """Say which package is missing, or what a broken one raised."""
-    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
-    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {name} is missing: '
+    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {error.name} is missing: '
                 f'install boto3 and requests for {sys.executable}')
-    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+    return (f'the Python package boto3 or requests is broken for {sys.executable} '
+            f'({type(error).__name__}: {on_one_line(error)}): mend it')
 
 
 def main(argv: Optional[List[str]] = None) -> int:
