@@ -2712,7 +2712,7 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`.
+    is told when it works again, in the words of `lost`, where it stands in the braces.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
@@ -2744,7 +2744,7 @@ class Writer(logging.Handler):
                 self.dropped += 1
             elif self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(f'{self.lost}: {count}')
+                log.warning(self.lost.replace('{}', str(count)))
 
 
 def write_line(level: str, line: str) -> bool:
@@ -2789,7 +2789,7 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
             fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
+    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -2800,7 +2800,7 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told')
+                      f'lines of which {command[0]} was not told: {{}}')
     notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
         record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
     log.addHandler(notifier)
