@@ -39,6 +39,7 @@ import ipaddress
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
@@ -864,12 +865,8 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
     steps += [(action, peer_id, {'InstanceIds': [peer_id]})
               for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(
-        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
-
-
-def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
-    return getattr(client, botocore.xform_name(action))(**arguments)
+    return {f'{action} on {about}': operator.methodcaller(
+        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
