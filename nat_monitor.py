@@ -39,6 +39,7 @@ import ipaddress
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
@@ -784,8 +785,7 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     for one in answer['InstanceStatuses']:
         checks = {one[kind].get('Status', '')
                   for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
-                   else ' and '.join(sorted(checks)))
+        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -931,12 +931,8 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
     steps += [(action, peer_id, {'InstanceIds': [peer_id]})
               for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(
-        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
-
-
-def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
-    return getattr(client, botocore.xform_name(action))(**arguments)
+    return {f'{action} on {about}': operator.methodcaller(
+        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
@@ -2804,7 +2800,7 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`.
+    is told when it works again, in the words of `lost`, where it stands in the braces.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
@@ -2836,7 +2832,7 @@ class Writer(logging.Handler):
                 self.dropped += 1
             elif self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(f'{self.lost}: {count}')
+                log.warning(self.lost.replace('{}', str(count)))
 
 
 def write_line(level: str, line: str) -> bool:
@@ -2872,12 +2868,6 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
     return not failure
 
 
-def is_notified(record: logging.LogRecord) -> bool:
-    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
-    return not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
-
-
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
@@ -2887,7 +2877,7 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
             fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
+    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -2896,10 +2886,11 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 
 
 def start_notifying(command: Sequence[str]) -> None:
-    """Run the command for warnings from now on."""
+    """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told')
-    notifier.addFilter(is_notified)
+                      f'lines of which {command[0]} was not told: {{}}')
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
+        record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
     log.addHandler(notifier)
 
 
@@ -2948,11 +2939,11 @@ def write_proc(path: str, text: str) -> None:
 
 def import_fault(error: BaseException) -> str:
     """Say which package is missing, or what a broken one raised."""
-    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
-    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {name} is missing: '
+    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {error.name} is missing: '
                 f'install boto3 and requests for {sys.executable}')
-    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+    return (f'the Python package boto3 or requests is broken for {sys.executable} '
+            f'({type(error).__name__}: {on_one_line(error)}): mend it')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -60,7 +60,7 @@ def test_a_well_peer_costs_one_packet_and_no_wait() -> None:
     assert result is True and requests == 1 and taken < 4.0
 
 
-def test_silence_is_a_miss_after_four_requests_that_lasts_the_timeout() -> None:
+def test_silence_is_a_miss_after_six_requests_that_lasts_the_timeout() -> None:
     result, taken, requests, last = inside(MUTE, 'out = [*once(), len(sent), sent[-1] - sent[0]]')
 
     assert result is False and requests == 6 and taken >= 0.4 and last >= 0.3
