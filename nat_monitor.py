@@ -1793,7 +1793,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
                         MINUTE, level=logging.WARNING)
     # running
     due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
-    if seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
+    if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
