@@ -46,14 +46,17 @@ def histories(*kinds: Kinds, gaps: Tuple[float, ...]) -> Iterator[Told]:
 def lasted(told: Told, kinds: Kinds, after: float) -> float:
     """Return for how long only answers of these kinds came, without a minute's gap, asked for after that time.
 
-    Errors are as if they had not come.  -1.0: the latest answer was another one.
+    Errors are as if they had not come.  -1.0: the latest answer was another one, or came more than a minute ago.
     """
-    ago = [(kind in kinds, ago) for kind, ago in told if kind != 'error']
     run: List[float] = []
-    for fits, at in reversed(ago):
-        if not fits or at >= after or run and round(at - run[-1], 3) > 60.0:
+    later = told[-1][1]
+    for kind, ago in reversed(told):
+        if kind == 'error':
+            continue
+        if kind not in kinds or ago >= after or round(ago - later, 3) > 60.0:
             break
-        run.append(at)
+        run.append(ago)
+        later = ago
     return round(run[-1] - run[0], 3) if run else -1.0
 
 
