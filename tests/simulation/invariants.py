@@ -95,7 +95,6 @@ def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -
         only_the_holder_stops(world, one, name)
         steps_are_paced(world, one, name, how)
         who_cannot_nat_takes_nothing(world, one, name)
-        who_fails_its_checks_takes_nothing(world, one, name)
         decides_only_with_ec2(world, one, name)
         stops_no_healthy_peer(world, one, name)
     if name in CLAIMS:
