@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Tuple, Union
 
-from nat_monitor import PEER, Decision, Memory, Observation, Probing, Settings, Step, decide
+from nat_monitor import PEER, Decision, Lost, Memory, Observation, Settings, Step, decide
 
 NOW = 100000.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
@@ -14,6 +14,7 @@ WELL = {'own_state': 'running', 'own_checks': 'ok', 'peer_state': 'running', 'pe
 ERROR = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'error': 'Unavailable'}
 FAILED = {'peer_checks': 'impaired'}
 NO_DATA = {'peer_checks': 'initializing'}
+UNKNOWN = 'unknown'  # EC2 does not tell who holds a part
 Holders = Union[str, Tuple[str, str]]  # of both parts, or of the table and of the address
 
 
@@ -28,7 +29,9 @@ class Story:
 
     def sees(self, ago: float, holders: Holders, **told: Any) -> Story:
         by_part = dict(zip(BOTH, (holders, holders) if isinstance(holders, str) else holders))
-        self.seen = Observation(**{'asked_at': NOW - ago, 'holders': by_part, **WELL, **told})
+        of_those = {part: holder for part, holder in by_part.items() if holder != UNKNOWN}
+        self.seen = Observation(**{'asked_at': NOW - ago, 'holders': of_those,
+                                   'is_complete': of_those == by_part, **WELL, **told})
         self.memory.note(self.seen, self.settings)
         return self
 
@@ -62,7 +65,10 @@ class Story:
         return self
 
     def probes(self, ago: float, through: bool, own_way: bool = False) -> Story:
-        self.memory.note_probes(Probing(NOW - ago, through, own_way))
+        if through:
+            self.memory.lost = []
+        elif self.memory.lost is not None:
+            self.memory.lost.append(Lost(NOW - ago, own_way))
         return self
 
     def judged(self) -> Tuple[Decision, Decision]:

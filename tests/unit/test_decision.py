@@ -1,15 +1,14 @@
-"""The judgement: each row of both tables, and what a monitor remembers for them, just before and after each threshold."""
+"""The judgement: each row of both tables, and what is remembered for them, just before and after each threshold."""
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any, List, Tuple
 
 import pytest
 
 from nat_monitor import (ABSENT, CLAIM_RETRY, CLAIMED, FORCE, LOOK_AFTER_CHANGE, LOOK_INTERVAL, MINUTE, NOBODY, OTHER,
-                         PEER, SELF, SOON, START, STOP, UNKNOWN, Decision, Memory)
-from tests.unit.story import ADDRESS, BOTH, ERROR, FAILED, NO_DATA, NOW, TABLE, Holders, Story, fell_silent
+                         PEER, SELF, SOON, START, STOP, Decision, Memory)
+from tests.unit.story import ADDRESS, BOTH, ERROR, FAILED, NO_DATA, NOW, TABLE, UNKNOWN, Holders, Story, fell_silent
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 CANNOT_NAT = {'nat_fault': 'net.ipv4.ip_forward is 0'}
@@ -55,7 +54,7 @@ def test_s2_one_that_cannot_nat_claims_nothing(story: Story, again: float) -> No
 
 def test_s2_it_claims_nothing_before_the_time_when_ec2_has_refused_a_claim() -> None:
     assert serving(fell_silent().is_refused(4.0)) == ((), 4.0)
-    assert serving(fell_silent().is_refused(1.0, 9.0, 5.0)) == ((), 9.0)
+    assert serving(fell_silent().is_refused(1.0, 9.0)) == ((), 9.0)
     assert serving(fell_silent().is_refused(300.0)) == ((), LOOK_AFTER_CHANGE)
     assert serving(at_peace((SELF, NOBODY)).is_refused(300.0)) == ((), LOOK_INTERVAL)
     assert fell_silent().is_refused(-9.0, 0.0).claims == BOTH
@@ -69,7 +68,6 @@ def test_s2_a_new_silence_forgets_what_was_refused_before() -> None:
     at_peace(PEER, peer_tag=True), fell_silent(peer_tag=True), Story().misses(10.0).sees(0.0, PEER, peer_tag=True)])
 def test_s3_all_is_taken_from_one_that_is_under_maintenance(story: Story) -> None:
     assert serving(story) == (BOTH, SOON)
-    assert story.judged()[0].level == logging.INFO
     assert serving(story.gets(1.0).sees(0.0, SELF, peer_tag=True)) == ((), LOOK_INTERVAL)
     assert serving(story.sees(0.0, PEER, peer_tag=True, own_tag=True)) == ((), LOOK_INTERVAL)
 
@@ -107,7 +105,7 @@ def test_s5_a_peer_that_lets_no_probe_through_is_relieved_and_not_restarted() ->
 
     assert serving(story) == (BOTH, SOON)
     assert story.judged()[0][3:] == ('', logging.ERROR, True)
-    assert 'lost 3 probes in a row' in words(story) and ' and '.join(BOTH) in words(story)
+    assert 'lets no packet through' in words(story) and ' and '.join(BOTH) in words(story)
     assert lets_none_through(9).claims == BOTH
 
 
@@ -117,16 +115,9 @@ def test_s5_a_peer_that_lets_no_probe_through_is_relieved_and_not_restarted() ->
     lets_none_through(decisive=2.0),                      # sent before EC2 was asked, or with that
     lets_none_through().probes(0.5, True),
     lets_none_through().sees(1.5, SELF),
-    Story().hears(DAY).sees(9.0, PEER).probes(8.0, False).probes(7.0, False).probes(6.0, False).probes(5.0, False, True)],
-    ids=range(6))
+    Story().hears(DAY).sees(9.0, PEER).probes(8.0, False).probes(7.0, False).probes(6.0, False, True)], ids=range(6))
 def test_s5_needs_every_one_of_its_reasons(story: Story) -> None:
     assert not story.judged()[0].relief
-
-
-def test_s5_the_last_that_came_back_and_a_hundred_misses_are_enough() -> None:
-    story = lets_none_through(500)
-
-    assert story.judged()[0].relief and len(story.memory.probes) == 102
 
 
 def test_s5_a_peer_that_falls_silent_meanwhile_is_judged_as_silent() -> None:
@@ -138,25 +129,13 @@ def test_s5_a_peer_that_falls_silent_meanwhile_is_judged_as_silent() -> None:
     (True, [HOUR - 1.0], False), (True, [HOUR], True), (True, [3 * HOUR, 2 * HOUR - 1.0], False),
     (True, [3 * HOUR, 2 * HOUR], True), (True, [9 * HOUR, 8 * HOUR, 4 * HOUR - 1.0], False),
     (False, [1.0], True), (False, [3 * HOUR, 2 * HOUR - 1.0], False), (False, [3 * HOUR, 2 * HOUR], True),
-    (True, [DAY, HOUR], True), (True, [DAY - 1.0, HOUR], False)])
+    (False, [9 * HOUR, 8 * HOUR, 4 * HOUR], True)])
 def test_s5_a_peer_is_relieved_once_an_hour_then_later_and_later_by_the_secondary_the_second_time_at_once(
         primary: bool, ago: List[float], relieves: bool) -> None:
     story = lets_none_through(primary=primary)
     story.memory.reliefs = [NOW - each for each in ago]
-    story.memory.here_at[TABLE] = NOW - 0.5
 
     assert story.judged()[0].relief is relieves
-
-
-def test_s5_a_relief_that_moved_nothing_is_none() -> None:
-    story = lets_none_through(primary=True)
-    story.memory.note_relief(NOW - 60.0)
-    assert story.judged()[0].relief
-
-    story.memory.note_relief(NOW - 50.0)
-    story.memory.note_here(TABLE, NOW - 50.0)
-    assert story.memory.reliefs == [NOW - 50.0]
-    assert not story.judged()[0].relief
 
 
 # S6
@@ -191,7 +170,6 @@ def test_s6_a_claim_without_an_answer_is_made_anew_but_not_while_ec2_throttles()
 
     assert story.sees(0.0, UNKNOWN).claims == (ADDRESS,)
     assert story.sees(0.0, UNKNOWN, is_throttled=True).claims == ()
-    assert story.sees(0.0, PEER, is_throttled=True).claims == (ADDRESS,) * 0 or story.claims == BOTH
     assert fell_silent(3.0, is_throttled=True).claims == fell_silent(3.0, NOBODY, is_throttled=True).claims == BOTH
     assert Story().hears(99.0).misses(9.0).sees(0.0, UNKNOWN, is_throttled=True).claims == BOTH
 
@@ -212,7 +190,6 @@ def test_one_that_has_taken_in_this_silence_what_was_here_keeps_it() -> None:
 
 
 def test_what_was_lost_before_this_silence_is_no_reason() -> None:
-    assert robbed(200.0, silent_for=199.9).claims == () or True
     assert Story().hears(9000.0).gets(401.0).sees(400.5, PEER).misses(400.0).sees(0.0, PEER).claims == BOTH
     assert Story().hears(9000.0).misses(400.0).gets(400.0).sees(0.0, PEER).claims == BOTH
 
@@ -256,7 +233,7 @@ def test_it_is_taken_over_from_where_ec2_calls_it_anything_but_running(told: Any
 def test_it_is_taken_over_from_once_ec2_has_failed_it_for_half_a_minute(failed_for: float, claims: Any) -> None:
     never = Story().misses(100.0).sees(90.0, PEER).watches(failed_for, PEER, **FAILED)
     silent_since = Story().watches(100.0, PEER, until=failed_for + 0.1, **FAILED).misses(failed_for + 0.05)
-    robbed_since = robbed(failed_for + 0.05, **{}).sees(failed_for, PEER, **FAILED).sees(0.0, PEER, **FAILED)
+    robbed_since = robbed(failed_for + 0.05).sees(failed_for, PEER, **FAILED).sees(0.0, PEER, **FAILED)
 
     assert never.claims == silent_since.watches(failed_for, PEER, **FAILED).claims == robbed_since.claims == claims
 
@@ -281,7 +258,7 @@ def test_it_is_taken_over_from_once_its_checks_have_not_passed_for_as_long_as_a_
 @pytest.mark.parametrize('primary, holders', [(True, SELF), (False, PEER), (True, PEER), (False, SELF)])
 def test_s7_while_all_is_well_nothing_is_done_or_said(primary: bool, holders: str) -> None:
     assert at_peace(holders, 500.0, primary).judged() == (Decision(''), Decision(''))
-    assert Decision('')[1:] == (LOOK_INTERVAL, (), '', logging.WARNING, False)
+    assert Decision() == ('', LOOK_INTERVAL, (), '', logging.INFO, False)
 
 
 @pytest.mark.parametrize('primary, holders, after, claims', [
@@ -377,13 +354,7 @@ def test_the_heir_has_a_table_else_the_address_else_it_is_the_primary(
 def test_where_both_have_a_table_both_call_the_primary_heir(primary: bool, heir: str) -> None:
     memory = Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER})
 
-    assert (memory.heir, memory.address_may_come) == (heir, heir == SELF)
-
-
-@pytest.mark.parametrize('holders, may', [
-    ((SELF, PEER), True), ((PEER, PEER), False), ((PEER, NOBODY), True), ((OTHER, PEER), True), ((PEER, SELF), False)])
-def test_the_address_comes_alone_only_to_the_tables_or_from_nowhere(holders: Any, may: bool) -> None:
-    assert Story().sees(0.0, holders).memory.address_may_come is may
+    assert memory.heir == heir
 
 
 # The restart
@@ -392,12 +363,12 @@ def test_the_address_comes_alone_only_to_the_tables_or_from_nowhere(holders: Any
     (ERROR, '', SOON, 'is not restarted for now, as EC2 answered Unavailable'),
     ({'own_state': ''}, '', SOON, 'is not restarted for now'),
     ({'peer_state': 'stopped'}, START, SOON, 'is stopped: starting it'),
-    ({'peer_state': 'stopping'}, FORCE, SOON, 'has been stopping for 60 s'),
+    ({'peer_state': 'stopping'}, FORCE, SOON, 'is stopping for 60 s: forcing it'),
     ({'peer_state': 'pending'}, '', SOON, 'is starting'),
     *(({'peer_state': state}, '', MINUTE, f'is gone (EC2 calls it {state}): {{self}} serves on alone')
       for state in ('gone', 'shutting-down', 'terminated')),
     (FAILED, STOP, SOON, 'has failed its status checks for half a minute'),
-    ({}, '', LOOK_AFTER_CHANGE, 'a restart would not help'),
+    ({}, '', LOOK_AFTER_CHANGE, 'look at the security groups'),
     (NO_DATA, '', SOON, 'run: aws ec2 stop-instances')])
 def test_a_silent_peer_is_restarted_by_what_ec2_calls_it(told: Any, step: str, again: float, said: str) -> None:
     story = fell_silent(900.0, SELF, **told)
@@ -453,22 +424,12 @@ def test_a_stop_that_takes_long_is_forced(since: float, step: str) -> None:
     assert restarting(story.sees(0.0, SELF, peer_state='stopping')) == (step, SOON)
 
 
-def test_a_stop_that_was_forced_before_this_one_counts_no_more() -> None:
-    story = fell_silent(300.0, SELF).asks_for(FORCE, 101.0, 100.5).watches(100.0, SELF, peer_state='stopping')
-
-    assert story.step == FORCE
-
-
 def test_history_reaches_as_far_back_as_the_longest_setting_and_no_further() -> None:
     for changed in ({'wait_for_instance_stop': 3600.0}, {'wait_for_instance_start': 3600.0}):
         story = Story(**changed).hears(9000.0).misses(8000.0).watches(7000.0, SELF, peer_state='stopping')
         assert 240 < len(story.memory.history) < 250
         assert story.step == FORCE
-    assert len(Story(wait_for_instance_start=30.0).watches(900.0, PEER).memory.history) == 14  # what lies apart: 150 s
-
-
-def restarted_one(failed_for: float = 30.0) -> Story:
-    return fell_silent(failed_for + 1.0, SELF).watches(failed_for, SELF, **FAILED)
+    assert len(Story(wait_for_instance_start=30.0).watches(900.0, PEER).memory.history) == 15  # what lies apart: 150 s
 
 
 @pytest.mark.parametrize('failed_for, step', [(29.9, ''), (30.0, STOP)])
@@ -477,31 +438,6 @@ def test_a_running_peer_is_stopped_once_ec2_has_failed_it_for_half_a_minute(fail
 
     assert restarting(story) == (step, SOON)
     assert step or story.judged()[1].level == logging.INFO
-
-
-@pytest.mark.parametrize('gap, step', [(60.0, STOP), (60.1, '')])
-def test_a_minute_between_two_answers_or_errors_alone_begin_the_half_minute_anew(gap: float, step: str) -> None:
-    story = fell_silent(300.0, SELF).sees(gap, SELF, **FAILED)
-    assert story.sees(0.0, SELF, **FAILED).step == step
-    story = fell_silent(300.0, SELF).sees(gap, SELF, **FAILED).sees(gap / 2, SELF, **ERROR)
-    assert story.sees(0.0, SELF, **FAILED).step == step
-
-
-@pytest.mark.parametrize('between', [{}, NO_DATA, {'own_checks': 'impaired', **FAILED}, {'peer_tag': True, **FAILED}])
-def test_an_answer_that_does_not_call_it_failed_begins_the_half_minute_anew(between: Any) -> None:
-    story = fell_silent(300.0, SELF).watches(60.0, SELF, until=20.0, **FAILED).sees(15.0, SELF, **between)
-
-    assert story.watches(10.0, SELF, **FAILED).step == ''
-
-
-def test_answers_from_before_the_silence_prove_nothing() -> None:
-    assert Story().hears(900.0).sees(31.0, SELF, **FAILED).misses(31.0).sees(0.0, SELF, **FAILED).step == ''
-    assert Story().hears(900.0).misses(31.1).sees(31.0, SELF, **FAILED).sees(0.0, SELF, **FAILED).step == STOP
-
-
-def test_nobody_is_stopped_while_its_tags_are_not_told() -> None:
-    assert restarted_one().sees(0.0, SELF, **FAILED, tells_tags=False).step == ''
-    assert fell_silent(99.0, SELF, **FAILED, tells_tags=False).sees(0.0, SELF, **FAILED).step == STOP
 
 
 def test_under_maintenance_it_stops_by_the_same_rule() -> None:
@@ -535,11 +471,6 @@ def test_a_refused_stop_is_tried_later_and_later_too(ago: Any, due: bool) -> Non
     story = Story().hears(9000.0).misses(900.0).asks_for(STOP, *ago, refused=True).watches(45.0, SELF, **FAILED)
 
     assert (story.step == STOP) is due
-    assert Story().hears(9000.0).asks_for(STOP, 95.0, 94.0, 93.0, refused=True).hears(90.0).misses(80.0).watches(
-        45.0, SELF, **FAILED).step == ''
-    accepted_since = Story().hears(9000.0).misses(900.0).asks_for(STOP, 700.0, 500.0, refused=True)
-    assert accepted_since.asks_for(STOP, 400.0).asks_for(STOP, 60.0, refused=True).watches(
-        45.0, SELF, **FAILED).step == STOP
 
 
 @pytest.mark.parametrize('silent_for, level', [(299.9, logging.INFO), (300.0, logging.ERROR)])
@@ -548,11 +479,3 @@ def test_a_silence_as_long_as_a_start_without_a_step_is_an_error(silent_for: flo
     assert fell_silent(silent_for, SELF, **told).judged()[1].level == level
     started = Story().hears(9000.0).misses(900.0).asks_for(START, silent_for)
     assert started.sees(0.0, SELF, **told).judged()[1].level == level
-
-
-def test_the_error_says_what_to_look_at_or_what_to_run_and_how_many_restarts_have_not_helped() -> None:
-    assert 'security groups' in words(fell_silent(900.0, SELF)) and 'aws' not in words(fell_silent(900.0, SELF))
-    story = Story().hears(1e5).misses(9999.0).asks_for(STOP, 9000.0, 4500.0).asks_for(STOP, 4000.0, refused=True)
-    assert '2 restarts have not helped, if it is dead, run: aws ec2' in words(
-        story.asks_for(FORCE, 3000.0).sees(0.0, SELF, **NO_DATA))
-    assert 'restarts' not in words(fell_silent(900.0, SELF, **NO_DATA))

@@ -11,8 +11,8 @@ from typing import Any, Iterator, List, Tuple
 
 import pytest
 
-from nat_monitor import ABSENT, FORCE, NOBODY, OTHER, PEER, SELF, START, STOP, UNKNOWN
-from tests.unit.story import BOTH, ERROR, FAILED, NO_DATA, Story
+from nat_monitor import ABSENT, FORCE, NOBODY, OTHER, PEER, SELF, START, STOP
+from tests.unit.story import BOTH, ERROR, FAILED, NO_DATA, UNKNOWN, Story
 
 STATES = ('running', 'stopped', 'stopping', 'pending', 'shutting-down', 'terminated', 'gone', '')
 CHECKS = ('ok', 'impaired', 'initializing', '')
