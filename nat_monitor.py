@@ -1442,6 +1442,9 @@ class Ec2:
                          'EC2 does not answer this monitor ({}): it decides nothing')
         return results
 
+    def facts_of(self, instance_id: str) -> InstanceFacts:
+        return self.facts.get(instance_id, InstanceFacts())
+
     def make_client(self) -> None:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
         self.client = self.connect(self.region)
@@ -1486,7 +1489,7 @@ class Ec2:
         own, peer = ((states or {}).get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
-        own_facts, facts = (self.facts.get(i, InstanceFacts()) for i in pair)
+        own_facts, facts = map(self.facts_of, pair)
         if own_facts.source_dest_check and not fault:
             fault = SOURCE_CHECK.replace('{peer}', self.own_id)
         return Observation(
@@ -1948,34 +1951,32 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        facts = self.ec2.facts
-        return None if not facts else facts[self.peer_id].address if self.peer_id in facts else ''
+        return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
 
     def ping_once(self) -> None:
-        """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing."""
+        """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing.
+
+        Nor does one of a process that was suspended: nothing takes so long otherwise.
+        """
         address, timeout = self.peer_address, self.settings.ping_timeout
-        sent_at = self.clock.monotonic()
+        failure = '' if address is not None else 'EC2 has not told its address'
+        sent_at, answered = self.clock.monotonic(), False
         if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
-            self.start_over()  # nothing takes so long: this process was suspended
-        answered, failure = None, ''
+            self.start_over()
         try:
             if address:
-                own = self.ec2.facts.get(self.own_id, InstanceFacts())
-                answered = self.ping(address, own.addresses)
-            elif address == '':  # there is no such instance
+                answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
+            elif not failure:  # there is no such instance
                 self.clock.sleep(timeout)
-                answered = False
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
         self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
                                       'trying again')
-        if now - sent_at > timeout + 1.0 and not answered:
-            answered = None  # suspended, too
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
-        elif answered is None:
+        elif failure or now - sent_at > timeout + 1.0:
             self.start_over()
             self.next_ping_at = now + 1.0
         else:
@@ -2101,17 +2102,13 @@ class Monitor:
     def log_moved(self, before: Dict[str, str]) -> None:
         """Log who holds what has changed its holder."""
         holders = self.memory.holders
-        for holder in sorted({*holders.values()} - {CLAIMED, ABSENT}):
+        names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
+                 OTHER: 'something outside the pair, and left there'}
+        for holder, name in names.items():
             parts = [part for part in holders if holders[part] == holder != before.get(part)]
             if parts:
-                name = {OTHER: 'something outside the pair, and left there'}.get(
-                    holder, self.name_of(holder))
                 self.log.log(logging.WARNING if holder == OTHER else logging.INFO,
                              f'{" and ".join(parts)} at {name}')
-
-    def name_of(self, holder: str) -> str:
-        """Return the id of an instance, else the word for the holder."""
-        return {SELF: self.own_id, PEER: self.peer_id}.get(holder, holder)
 
     def watch_the_watcher(self, seen: Observation) -> None:
         """Say so if the peer answers pings for long, and its monitor sends none: it does not run.
@@ -2245,14 +2242,10 @@ class Monitor:
         five; not where it is only busy.
         """
         count = len(self.memory.failures)
-        is_busy = bool(refused) and all(code in BUSY for code in refused)
-        is_lasting = count >= REFUSED_FOR_LONG or any(
-            code in REFUSED_CREDENTIALS for code in refused)
-        if count == 0:
-            return 0.0
-        if is_busy or not is_lasting:
-            return float(self.chance.uniform(0.0, SOON))
-        return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
+        is_lasting = count >= REFUSED_FOR_LONG and not all(code in BUSY for code in refused)
+        if count and (is_lasting or {*refused} & {*REFUSED_CREDENTIALS}):
+            return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
+        return float(self.chance.uniform(0.0, SOON)) if count else 0.0
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
@@ -2274,13 +2267,14 @@ class Monitor:
         """Publish what is known; ages are in seconds, None where something never happened."""
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + STATUS_INTERVAL
-        seen_at = memory.history[-1].asked_at if memory.history else NEVER
+        ids = {SELF: self.own_id, PEER: self.peer_id}
+        seen_at = max([one.asked_at for one in memory.history[-1:]], default=NEVER)
         answered_age, seen_age = (None if at == NEVER else now - at
                                   for at in (self.answered_at, seen_at))
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
-            'holders': {part: self.name_of(one) for part, one in memory.holders.items()},
+            'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
             'decision': '; '.join(self.said),
