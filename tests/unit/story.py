@@ -10,10 +10,10 @@ NOW = 100000.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
 BOTH = (TABLE, ADDRESS)
 SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', (TABLE,), ADDRESS)
-WELL = {'own_state': 'running', 'own_checks': 'ok', 'peer_state': 'running', 'peer_checks': 'ok'}
-ERROR = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'error': 'Unavailable'}
-FAILED = {'peer_checks': 'impaired'}
-NO_DATA = {'peer_checks': 'initializing'}
+WELL: Any = {'own_state': 'running', 'own_checks': 'ok', 'peer_state': 'running', 'peer_checks': 'ok'}
+ERROR: Any = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'error': 'Unavailable'}
+FAILED: Any = {'peer_checks': 'impaired'}
+NO_DATA: Any = {'peer_checks': 'initializing'}
 UNKNOWN = 'unknown'  # EC2 does not tell who holds a part
 Holders = Union[str, Tuple[str, str]]  # of both parts, or of the table and of the address
 

@@ -11,7 +11,7 @@ from nat_monitor import (ABSENT, CLAIM_RETRY, CLAIMED, FORCE, LOOK_AFTER_CHANGE,
 from tests.unit.story import ADDRESS, BOTH, ERROR, FAILED, NO_DATA, NOW, TABLE, UNKNOWN, Holders, Story, fell_silent
 
 HOUR, DAY = 3600.0, 24 * 3600.0
-CANNOT_NAT = {'nat_fault': 'net.ipv4.ip_forward is 0'}
+CANNOT_NAT: Any = {'nat_fault': 'net.ipv4.ip_forward is 0'}
 
 
 def serving(story: Story) -> Tuple[Tuple[str, ...], float]:
@@ -296,8 +296,8 @@ def just_started(holders: Holders, heard: bool = True, ago: float = 0.0, **chang
 
 
 @pytest.mark.parametrize('holders, claims', [
-    (PEER, BOTH), (OTHER, BOTH), (UNKNOWN, BOTH), (NOBODY, BOTH), ((ABSENT, PEER), (ADDRESS,)), ((PEER, SELF), (TABLE,)),
-    (SELF, ())])
+    (PEER, BOTH), (OTHER, BOTH), (UNKNOWN, BOTH), (NOBODY, BOTH), ((ABSENT, PEER), (ADDRESS,)),
+    ((PEER, SELF), (TABLE,)), (SELF, ())])
 def test_s7_a_primary_that_starts_claims_from_whoever_has_it(holders: Holders, claims: Any) -> None:
     assert serving(just_started(holders)) == (claims, SOON if claims else LOOK_INTERVAL)
 
@@ -425,7 +425,8 @@ def test_a_stop_that_takes_long_is_forced(since: float, step: str) -> None:
 
 
 def test_history_reaches_as_far_back_as_the_longest_setting_and_no_further() -> None:
-    for changed in ({'wait_for_instance_stop': 3600.0}, {'wait_for_instance_start': 3600.0}):
+    for name in ('wait_for_instance_stop', 'wait_for_instance_start'):
+        changed: Any = {name: 3600.0}
         story = Story(**changed).hears(9000.0).misses(8000.0).watches(7000.0, SELF, peer_state='stopping')
         assert 240 < len(story.memory.history) < 250
         assert story.step == FORCE

@@ -103,8 +103,8 @@ def test_nobody_is_stopped_by_an_answer_that_does_not_tell_its_tags() -> None:
 
 def test_who_was_down_has_its_time_to_start_and_each_further_stop_comes_twice_as_late() -> None:
     for case in cases(
-            wait=(60.0, 300.0, 600.0, 7200.0), down=('pending', 'tag', START, FORCE, 'refused', ''), down_for=(-0.1, 0.0),
-            stops=range(5), apart=(1800.0, 3 * 3600.0, 4 * 3600.0), stopped_for=(-0.1, 0.0)):
+            wait=(60.0, 300.0, 600.0, 7200.0), down=('pending', 'tag', START, FORCE, 'refused', ''),
+            down_for=(-0.1, 0.0), stops=range(5), apart=(1800.0, 3 * 3600.0, 4 * 3600.0), stopped_for=(-0.1, 0.0)):
         within_four_hours = min(case.stops, {1800.0: 5, 3 * 3600.0: 2, 4 * 3600.0: 1}[case.apart])
         spacing = min(3600.0, case.wait * 2.0 ** (within_four_hours - 1))
         latest = max(case.wait, spacing) + case.stopped_for
@@ -112,7 +112,7 @@ def test_who_was_down_has_its_time_to_start_and_each_further_stop_comes_twice_as
         story = Story(wait_for_instance_start=case.wait).hears(1e5).misses(45.0)
         for ago, what in sorted(events + [(case.wait + case.down_for, case.down)] * bool(case.down), reverse=True):
             if what in ('pending', 'tag'):
-                story.sees(ago, SELF, **{'pending': {'peer_state': 'pending'}, 'tag': {'peer_tag': True}}[what])
+                story.sees(ago, SELF, peer_tag=what == 'tag', peer_state='pending' if what == 'pending' else 'running')
             else:
                 story.asks_for(START if what == 'refused' else what, ago, refused=what == 'refused')
         _, step = decided(story.sees(40.0, SELF, **FAILED).sees(0.0, SELF, **FAILED))
