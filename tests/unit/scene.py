@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import types
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from nat_monitor import CONNECTIONS, Monitor, NoAnswer, Probed, Settings
+from nat_monitor import CONNECTIONS, Monitor, NoAnswer, NotSent, Probed, Settings
 
 PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-00000000000000000'
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
@@ -120,6 +121,7 @@ class Scene(logging.Handler):
         self.own_id, self.peer_id = (PRIMARY, SECONDARY) if primary else (SECONDARY, PRIMARY)
         self.cloud = Cloud(self, holder)
         self.latency = 0.1
+        self.resolving = 0.0                        # before a call is sent
         self.lasts: List[float] = []                # what calls of the present go say that they take
         self.pings: List[float] = []
         self.outcome: Callable[[float], Any] = lambda now: True
@@ -127,7 +129,7 @@ class Scene(logging.Handler):
         self.probed: Callable[[float, bool], Any] = lambda now, through: True
         self.peer_pings = True                      # the peer's monitor does
         self.metadata: Dict[str, Any] = {'instance-id': self.own_id, 'placement/region': 'eu-west-1'}
-        self.fault, self.until = '', float('inf')
+        self.fault, self.until = '', math.inf
         self.jitter: List[Tuple[float, float]] = []
         self.connections: List[Any] = []            # what to raise instead of a client
         self.made = 0
@@ -200,23 +202,26 @@ class Scene(logging.Handler):
         return Probed(0.01 if outcome else None)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
-                     meanwhile: Optional[Callable[[], float]] = None, at_once: int = CONNECTIONS) -> Dict[str, Any]:
+                     meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
+                     after_sending: float = math.inf) -> Dict[str, Any]:
         """Make the calls, two rounds of them where few may be made at once."""
-        results: Dict[str, Any] = {}
+        results: Dict[str, Any] = dict.fromkeys(calls, NotSent('no answer in time'))
         self.lasts.clear()
-        for name, call in calls.items():
+        for name, call in calls.items() if self.resolving <= timeout else ():
             try:
                 results[name] = call()
             except Exception as error:
                 results[name] = error
         takes = max(self.lasts, default=self.latency * min(2, -(-len(calls) // at_once)))
-        until = self.now + min(takes, timeout)
+        until = self.now + min(self.resolving + min(takes, after_sending), timeout)
         while True:
-            pause = meanwhile() if meanwhile else float('inf')
+            pause = meanwhile()
             if self.now >= until:
                 break
             self.now = min(until, self.now + pause)
-        return dict.fromkeys(calls, NoAnswer('no answer in time')) if takes > timeout else results
+        if takes > min(timeout, after_sending) and self.resolving <= timeout:
+            return dict.fromkeys(calls, NoAnswer('no answer in time'))
+        return results
 
     def run(self, seconds: float) -> Scene:
         """Let the monitor live for so long, from its start on."""

@@ -101,6 +101,7 @@ def test_a_question_just_before_the_silence_puts_off_the_next_one_but_not_beyond
 def test_ec2_is_asked_once_in_three_seconds_however_many_pings_are_lost(lost: str) -> None:
     scene, sent = at_rest(), [0]
     begin, every = {'every other': (1, 2), 'two of five': (2, 5)}[lost]
+
     def flapping(now: float) -> bool:
         sent[0] += 1
         return sent[0] % every >= begin
@@ -225,6 +226,20 @@ def test_the_answer_to_a_move_of_the_address_is_not_awaited_for_long(call: str, 
     claimed = scene.run(10.0).claims()[0]
     assert scene.questions(since=claimed)[0] - claimed == pytest.approx(deadline, abs=0.2)
     assert bool(scene.said('EC2 does not answer this monitor')) is (deadline == CALL_DEADLINE)
+
+
+def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_claimed_again_at_once() -> None:
+    scene = silent()
+    scene.resolving = 2.0
+    assert scene.run(15.0).cloud.owner == SECONDARY and not scene.said('did not come')
+
+    scene = silent()
+    claim, scene.now = scene.monitor.claim, scene.now + 1.0
+    scene.resolving, begins = CALL_DEADLINE + 1.0, scene.now
+    claim((TABLE, ADDRESS))
+    assert not scene.claims() and scene.now - begins == pytest.approx(2 * CALL_DEADLINE)
+    assert len(scene.monitor.memory.failures) == 1 and scene.monitor.memory.holders[ADDRESS] == PEER
+    assert scene.said(f'{ADDRESS} could not be moved to {SECONDARY} (NotSent: no answer in time): trying again') == 1
 
 
 def refused_for_long(code: str) -> List[float]:
@@ -425,7 +440,8 @@ def watched_lines(scene: Scene) -> List[Tuple[str, str]]:
 
 
 @pytest.mark.parametrize('wait, no_ping_for', [(0.25, 300), (200.0, 600)])
-def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_error(wait: float, no_ping_for: int) -> None:
+def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_error(
+        wait: float, no_ping_for: int) -> None:
     scene = at_rest(wait_between_pings=wait)
     scene.peer_pings = False
     assert not watched_lines(scene.run(no_ping_for - 150.0))
