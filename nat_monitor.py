@@ -861,6 +861,15 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
     return holders
 
 
+def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
+    """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
+    tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
+    subnets = {link['SubnetId'] for table in tables.values() for link in table.get('Associations', [])
+               if link.get('SubnetId')}
+    found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
+    return sorted({one['CidrBlock'] for one in found.values()})
+
+
 def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
                      facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist.
@@ -1273,6 +1282,7 @@ class Ec2:
         self.denied: Set[str] = set()
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
+        self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
     def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
              after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
@@ -1314,7 +1324,7 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
                 ) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
@@ -1331,7 +1341,9 @@ class Ec2:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=nat_fault)
+        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
+        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=functools.partial(
+            nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
@@ -1359,12 +1371,20 @@ class Ec2:
             MAINTENANCE in facts.tags, self.peer_id in (described or {}), facts.source_dest_check,
             not all(answered), any(code_of(results[name]) in THROTTLED for name in questions))
 
+    def learn_networks(self) -> None:
+        """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
+        tables = self.settings.route_table_ids
+        found = self.call({'found': lambda client: describe_networks(client, tables)})['found']
+        self.networks = None if isinstance(found, Exception) else found
+
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
         Returns whether more is to be rehearsed soon.
         """
+        if self.networks is None:
+            self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
         left = [name for name in calls if name not in self.allowed]
         left.sort(key=self.denied.__contains__)  # new ones first
@@ -1730,7 +1750,7 @@ class Monitor:
                  ping: Optional[Callable[..., bool]] = None, metadata: Any = None,
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
-                 nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
+                 nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
                  probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
                  requests_from: Optional[Callable[[str], bool]] = None,
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import json
 import os
 import threading
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
