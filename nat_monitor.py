@@ -152,7 +152,7 @@ def in_words(error: BaseException) -> str:
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
-    return f'{name}: {text[:160]}'.rstrip(': ')
+    return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
