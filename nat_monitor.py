@@ -94,7 +94,7 @@ CONNECTIONS = 16           # at the same time: of more, the handshakes take long
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
-LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, or not yet rehearsed
+LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, not told or not yet rehearsed
 SOON, LATER = 5.0, 60.0    # while something is on its way, and while nothing is
 CLAIM_RETRY = 3.0          # longest pause between two claims
 
@@ -1320,6 +1320,7 @@ class Observation:
     peer_maintenance: bool = False
     tells_addresses: bool = True   # the private ones of the pair, which are pinged
     is_throttled: bool = False     # EC2 has refused one of the questions for their number
+    is_lossy: bool = False         # one of them was not answered
 
     @property
     def is_complete(self) -> bool:
@@ -1426,9 +1427,10 @@ class Ec2:
         fault = results['nat_fault']
         tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
         throttled = any(code_of(results[name]) in THROTTLED for name in questions)
+        lossy = not all(has_answered(results[name]) for name in questions)
         return Observation(asked_at, own[0], own[1], peer[0], peer[1], error, reason, holders,
                            '' if isinstance(fault, Exception) else fault, tagged[0], tagged[1],
-                           isinstance(results['instances'], dict), throttled)
+                           isinstance(results['instances'], dict), throttled, lossy)
 
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
@@ -2086,7 +2088,8 @@ class Monitor:
         decision = decide(self.memory, seen, self.settings, now)
         self.observation = None
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + max(decision.again, self.give_way(seen, decision))
+            again = min(decision.again, LOOK_AFTER_CHANGE) if seen.is_lossy else decision.again
+            self.ask_at = now + max(again, self.give_way(seen, decision))
         why = decision.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
         if why and why != self.said:
             self.log.warning(why)

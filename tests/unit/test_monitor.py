@@ -750,6 +750,19 @@ def test_who_has_nothing_to_claim_asks_a_throttling_ec2_later(call: str, pauses:
                for earlier, later in zip(asked[1:], asked[2:]))
 
 
+@pytest.mark.parametrize('error, pause', [(LOST, 15), (refusal('UnauthorizedOperation'), 120)])
+def test_what_is_not_told_for_want_of_an_answer_is_asked_for_again_soon(error: Exception, pause: int) -> None:
+    scene = at_rest()
+    for question in ('describe_route_tables', 'describe_addresses'):
+        scene.cloud.errors[question] = [error]
+    scene.monitor.look_now()
+
+    scene.run(300.0)
+
+    first, second, third = scene.questions()[:3]
+    assert (round(second - first), round(third - second)) == (pause, 120)
+
+
 def test_claims_do_not_wait_for_an_ec2_that_throttles_the_questions() -> None:
     scene = at_rest()
     scene.silence()
