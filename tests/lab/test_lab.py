@@ -580,7 +580,7 @@ from tests.lab import Lab
 with Lab(monitor=Path(sys.argv[1]), environment={'MARK': sys.argv[1]}) as lab:
     lab.primary.popen('sleep', '1000')
     lab.secondary.hang()
-    lab.wait_until(lambda: lab.traffic.egress(), 10, 'served')
+    lab.wait_until(lambda: lab.traffic.egress(), 'served')
     print(os.getuid(), flush=True)
     time.sleep(float(sys.argv[2]))
 '''
