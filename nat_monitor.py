@@ -864,8 +864,8 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
 def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    subnets = {link['SubnetId'] for table in tables.values() for link in table.get('Associations', [])
-               if link.get('SubnetId')}
+    links = [link for table in tables.values() for link in table.get('Associations', [])]
+    subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
     return sorted({one['CidrBlock'] for one in found.values()})
 

@@ -799,9 +799,11 @@ def run_check(lab: Lab) -> Tuple[List[Line], str]:
     return [line for line in read_lines(result.stdout) if line.what != 'cron daemon'], result.stdout
 
 
+@pytest.mark.core
+@pytest.mark.lab
 def test_a_healthy_pair_in_the_lab_is_all_ok_beside_a_running_monitor(lab: Lab) -> None:
     lab.primary.start_monitor()
-    lab.wait_until(lambda: 'holds tables and address' in lab.primary.log, 20, 'it knows that it serves')
+    lab.wait_until(lambda: f'at {lab.primary.id}' in lab.primary.log, 'it knows that it serves')
 
     lines, text = run_check(lab)
 
@@ -833,7 +835,10 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
 ]
 
 
-@pytest.mark.parametrize('make, what, verdict, also', [fault[1:] for fault in FAULTS], ids=[f[0] for f in FAULTS])
+@pytest.mark.lab
+@pytest.mark.parametrize('make, what, verdict, also', [
+    pytest.param(*fault[1:], id=fault[0], marks=[pytest.mark.core] * (fault[0] == 'peer does not forward'))
+    for fault in FAULTS])
 def test_each_fault_in_the_lab_is_told_by_its_own_line(lab: Lab, make: Callable[[Lab], ContextManager[Any]], what: str,
                                                        verdict: str, also: Set[str]) -> None:
     with make(lab):
@@ -845,13 +850,14 @@ def test_each_fault_in_the_lab_is_told_by_its_own_line(lab: Lab, make: Callable[
     assert all('; run: ' in line.words for line in told.values()), text
 
 
+@pytest.mark.lab
 def test_ctrl_c_during_the_check_is_no_success(lab: Lab) -> None:
     since = time.monotonic()
     with lab.ec2.injected('silent'):
         terminal = lab.primary.terminal(*lab.primary.monitor_command, '--check')
-        lab.wait_until(lambda: lab.ec2.calls('DescribeInstances', since=since), 10, 'it asks EC2')
+        lab.wait_until(lambda: lab.ec2.calls('DescribeInstances', since=since), 'it asks EC2')
         terminal.type('\x03')
-        lab.wait_until(lambda: terminal.exit_code is not None, 3, 'it ends at once')
+        lab.wait_until(lambda: terminal.exit_code is not None, 'it ends at once')
 
     assert terminal.exit_code == 1
     assert 'Traceback' not in terminal.output
