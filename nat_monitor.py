@@ -104,6 +104,7 @@ REFUSED_FOR_LONG = 20      # claims
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
+TROUBLE_LASTS = 120.0      # s, until it is an error
 
 log = logging.getLogger('nat_monitor')
 
@@ -162,27 +163,85 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
+def turn_check_off(instance_id: str) -> str:
+    """Return the command with which the source/destination check of an instance is turned off."""
+    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
+
+
+CHECK = 'run on {self}: nat_monitor.py --check'
+# What is said of a trouble, and what to do once it has lasted.  {} is what came back or is lacking,
+# {about} the part of the pair, {self} and {peer} are instances.
+TROUBLES = {
+    'metadata': ('the metadata service does not tell {}', (
+        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled '
+        '--http-tokens required --instance-id <this instance>')),
+    'client': ('{self} cannot make an EC2 client ({})', CHECK),
+    'EC2': ('EC2 does not answer {self} ({}), which decides nothing meanwhile', (
+        'look at the public address of {self}, its subnet\'s route to the internet, and what its '
+        'security groups and network ACLs let out to port 443')),
+    'clock': ('the clock of {self} is off by {}, so EC2 refuses its calls', (
+        'run on {self}: systemctl enable --now chrony; chronyc makestep')),
+    'questions': ('EC2 does not tell {self} {}', CHECK),
+    'permissions': ('the role of {self} does not allow {}: a failover would fail', CHECK),
+    'absent': ('EC2 does not know {}', 'correct nat_config.py on both instances'),
+    'host': ('{self} cannot NAT ({}): it claims nothing', CHECK),
+    'peer': ('{peer} cannot NAT ({})', 'run: ' + turn_check_off('{peer}')),
+    'watcher': ('the monitor on {peer} has sent no ping for {}, so it does not run, and nobody '
+                'takes over if {self} fails', (
+                    f'run on {{peer}}: echo "{PROGRAM} >> /var/log/nat_monitor.log 2>&1" '
+                    '| at now')),
+    'ping': ('a ping to {peer} cannot leave {self} ({})', 'run on {self}: ip route get {about}'),
+    'probe': ('a packet through {peer} to {about} {}', (
+        'if none comes back here either, PROBE_ADDRESS is to be another one: ping {about}')),
+    'no probe': ('no packet has come through {peer} to {about} yet ({}): nothing is decided by '
+                 'that', 'run on {peer}: nat_monitor.py --check'),
+    'claim': ('{about} is not moved to {self} yet ({})', CHECK),
+    'restart': ('{peer} could not be {}', (
+        'run: aws ec2 start-instances --instance-ids {peer}, once it is stopped')),
+}
+
+
 class Lasting:
-    """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts."""
+    """Tell of troubles, which are nothing now, and trouble if they last.
+
+    One is INFO when it begins and when it changes, and an ERROR with its remedy once it has lasted
+    two minutes, or at once where that is asked for; its end is told at the highest of these.
+    """
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # since, logged at, words
+        self.names: Dict[str, str] = {}  # what stands in the braces
+        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str]] = {}  # since, level, words
 
-    def __call__(self, about: str, failure: str, words: str, level: int = logging.WARNING,
-                 every: float = 60.0) -> bool:
-        """Note what came back, '' if nothing failed; in `words` it stands in the braces."""
+    def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
+        """Note what came back, '' if nothing failed; return whether something did."""
         now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
+        since, level, told = self.troubles.pop((kind, about), (now, logging.INFO, ''))
         if failure:
-            words = words.replace('{}', failure)
-            if words != logged or now - logged_at >= every:
-                self.log.log(level, words)
-                logged_at = now
-            self.troubles[about] = (since, logged_at, words)
-        elif logged:
-            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
+            words, remedy = (self.in_place(words, failure, about) for words in TROUBLES[kind])
+            is_grave = at_once or now - since >= TROUBLE_LASTS
+            if is_grave and level < logging.ERROR:
+                level = logging.ERROR
+                self.log.error(f'{words}; {remedy}')
+            elif words != told:
+                self.log.info(words)
+            self.troubles[kind, about] = (since, level, words)
+        elif told:
+            self.log.log(level, f'over after {now - since:.0f} s: {told}')
         return bool(failure)
+
+    def in_place(self, words: str, failure: str, about: str) -> str:
+        """Return the words with all that stands in braces; what came back may have some, too."""
+        for name, value in {**self.names, 'about': about, '': failure}.items():
+            words = words.replace(f'{{{name}}}', value)
+        return words
+
+    @property
+    def errors(self) -> List[str]:
+        """Return the troubles that a person must see to, each with its remedy."""
+        return [self.in_place('; '.join((words, TROUBLES[kind][1])), '', about)
+                for (kind, about), (_, level, words) in self.troubles.items()
+                if level == logging.ERROR]
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -810,11 +869,6 @@ class InstanceFacts(NamedTuple):
     source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
 
 
-def turn_check_off(instance_id: str) -> str:
-    """Return the command with which the source/destination check of an instance is turned off."""
-    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
-
-
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
     """Return the facts by instance id, of those that EC2 knows."""
     found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
@@ -1289,8 +1343,7 @@ class Ec2:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
-            if self.lasting('client', failures_in(made),
-                            'no EC2 client could be made ({}): trying again'):
+            if self.lasting('client', failures_in(made)):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
@@ -1302,14 +1355,12 @@ class Ec2:
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
         if len(unanswered) < len(answers):
-            self.lasting('EC2', '', '')
+            self.lasting('EC2', '')
             skew = max((clock_skew(answer) for answer in answers), key=abs)
-            self.lasting(
-                'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
-                'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
+            is_off = abs(skew) > CLOCK_TOLERANCE
+            self.lasting('clock', f'{skew:.0f} s' * is_off, at_once=True)
         elif after_sending == math.inf:
-            self.lasting('EC2', in_words(unanswered[0]),
-                         'EC2 does not answer this monitor ({}): it decides nothing')
+            self.lasting('EC2', in_words(unanswered[0]))
         return results
 
     def facts_of(self, instance_id: str) -> InstanceFacts:
@@ -1346,7 +1397,7 @@ class Ec2:
             nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
-            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
+            self.lasting('questions', failures_in(results))
         states, described, tables, held, fault = (
             None if isinstance(result, Exception) else result for result in (
                 results['states'], results['instances'], results['tables'],
@@ -1394,9 +1445,7 @@ class Ec2:
         denied = {name for name in told if codes[name] in DENIED}
         self.allowed |= told - denied
         self.denied = self.denied - told | denied
-        self.lasting('permissions', ', '.join(sorted(self.denied)), (
-            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
-            'policy in iam_policy.json'), logging.ERROR)
+        self.lasting('permissions', ', '.join(sorted(self.denied)), at_once=True)
         is_busy = any(code in BUSY for code in codes.values())
         return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
             self.settings.elastic_ip and not self.allocation_id)
@@ -1640,7 +1689,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
                         level=logging.WARNING if left else logging.INFO)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
     if seen.own_tag and (not silent or may_live or seen.peer_tag):
-        return Decision('{self} is under maintenance: it claims nothing')
+        return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
@@ -1675,14 +1724,14 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
                  and (now >= due_at or holders.get(part) == NOBODY))
     if owed and (memory.is_heard or not peer_may_serve):
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
-                        SOON, owed)
+                        SOON, owed, level=logging.WARNING)
     apart = tuple(part for part, holder in holders.items()
                   if holder == NOBODY or holder == PEER and has_part)
     unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
-                        'claiming', LOOK_AFTER_CHANGE, apart)
+                        'claiming', LOOK_AFTER_CHANGE, apart, level=logging.WARNING)
     pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
     change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
     return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
@@ -1770,6 +1819,7 @@ class Monitor:
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()
+        self.alarmed = False               # something loud was said in this silence
         self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
     # Start
@@ -1793,13 +1843,13 @@ class Monitor:
         while True:
             found = self.run_together(
                 {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found),
-                                'the metadata service does not tell {}: asking again'):
+            if not self.lasting('metadata', failures_in(found)):
                 break
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
         self.own_id, self.ec2.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
+        self.lasting.names = {'self': self.own_id, 'peer': self.peer_id}
         self.memory = Memory(primary)
         self.memory.owe(self.settings, self.clock.monotonic())
 
@@ -1853,8 +1903,7 @@ class Monitor:
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
-        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
-                                      'trying again')
+        self.lasting('ping', failure, address or self.peer_id)
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
@@ -1892,12 +1941,12 @@ class Monitor:
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if not self.memory.is_heard:
-            self.log.info(f'{self.peer_id} answers')
             self.requested_at = now
-        elif self.misses >= self.settings.num_pings:
-            self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
-                          'holds the route serves on (to move it to the primary, restart the '
-                          'monitor there)')
+        if self.alarmed:
+            self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
+        elif not self.memory.is_heard or self.misses >= self.threshold:
+            self.log.info(f'{self.peer_id} answers')
+        self.alarmed = False
         self.misses = 0
         self.answered_at = now
         self.memory.note_answer(now)
@@ -1915,7 +1964,7 @@ class Monitor:
         sent_at = self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
-            self.lasting('probe', '', '')
+            self.lasting('probe', '', target)
             memory.lost = memory.lost and []
             return
         if self.misses:
@@ -1930,10 +1979,9 @@ class Monitor:
             memory.lost = []
         elif memory.lost is not None and isinstance(found['through'], Probed):
             memory.lost = memory.lost[-100:] + [Lost(sent_at, own_way)]
-        self.lasting('probe', '' if through else str(found['through']), every=math.inf, words=(
-            f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
-            'probed here: nothing is decided by that' if memory.lost is None else
-            f'a packet through {self.peer_id} to {target} {{}}: probing again'))
+        failure = '' if through else str(found['through'])
+        self.lasting('no probe', failure if memory.lost is None else '', target)
+        self.lasting('probe', '' if memory.lost is None else failure, target)
         lost = len(memory.lost or ())
         if 0 < lost < self.settings.num_pings:
             self.probe_at = sent_at
@@ -1973,15 +2021,12 @@ class Monitor:
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
             if holder == SELF:
-                self.lasting(part, '', '')
+                self.lasting('claim', '', part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
-        self.lasting('host', seen.nat_fault,
-                     f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
-        self.lasting('peer', 'on' * seen.peer_source_check, (
-            f'{self.peer_id} cannot NAT, as EC2 drops what it forwards: run '
-            + turn_check_off(self.peer_id)), logging.ERROR)
+        self.lasting('absent', ' and '.join(absent))
+        self.lasting('host', seen.nat_fault)
+        self.lasting('peer', 'EC2 drops what it forwards' * seen.peer_source_check, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2005,10 +2050,7 @@ class Monitor:
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         is_late = now - self.requested_at >= patience
-        self.lasting('watcher', f'{patience:g} s' if is_late else '', (
-            f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
-            f'nobody takes over if {self.own_id} fails; start it there: echo '
-            f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
+        self.lasting('watcher', f'{patience:g} s' * is_late, at_once=True)
 
     # Judge and act
 
@@ -2039,12 +2081,13 @@ class Monitor:
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
+            if self.ec2.rehearse() or ('absent', '') in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
-            for about in (*self.settings.parts, 'restart'):
-                self.lasting(about, '', '')
+            self.lasting('restart', '')
+            for part in self.settings.parts:
+                self.lasting('claim', '', part)
         self.report()
 
     def say(self, *decisions: Decision) -> None:
@@ -2054,6 +2097,7 @@ class Monitor:
         for why, *_, level, _ in words:
             if why not in self.said:
                 self.log.log(level, why)
+                self.alarmed |= level >= logging.WARNING and self.memory.is_silent
         kept = self.said if self.memory.failures else ()
         self.said = tuple(dict.fromkeys((*kept, *(one.why for one in words))))
 
@@ -2108,15 +2152,13 @@ class Monitor:
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
-        failure = in_words(result) if isinstance(result, Exception) else ''
-        words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
-        if not failure:
+        is_refused = code_of(result) not in ('', *BUSY)
+        if not isinstance(result, Exception):
             self.memory.note_here(part, now)
         elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
-            words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
-                     'asking EC2 where it is')
-        self.lasting(part, failure, words)
+        self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
+                     at_once=is_refused and self.memory.is_silent)  # nobody may be serving
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2140,8 +2182,7 @@ class Monitor:
         code = code_of(results[done])
         pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         self.memory.note_step(Step(name, now, bool(code), pause))
-        if not self.lasting('restart', failures_in(results),
-                            f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
+        if not self.lasting('restart', failures_in(results)):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
@@ -2162,7 +2203,7 @@ class Monitor:
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
             'decision': '; '.join(self.said),
-            'troubles': [words for *_, words in self.lasting.troubles.values()]})
+            'troubles': self.lasting.errors})
 
     @property
     def left_stopped(self) -> bool:
@@ -2813,8 +2854,8 @@ def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
                       f'lines of which {command[0]} was not told: {{}}')
-    notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
+    notifier.setLevel(logging.WARNING)
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
