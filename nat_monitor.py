@@ -1594,13 +1594,13 @@ class Memory:
 
         It has taken in this silence what was here, or was never heard; and EC2 does not say, in
         this silence and since it last took something, that it does not run, has failed, or for
-        long nothing good of it.
+        long nothing good of it; nor that it lets none of its packets through.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
         unwell = self.lasts(Observation.is_unwell, after, MINUTE)
         return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
                 and seen.peer_state in ('running', '') and not self.has_failed(after)
-                and unwell < settings.wait_for_instance_start)
+                and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though one by the own route comes back.
@@ -2076,7 +2076,7 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and SELF in memory.holders.values():  # else it was none
+            if serving.relief and {SELF, CLAIMED} & {*memory.holders.values()}:  # else it was none
                 memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
