@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import math
 import types
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
@@ -46,6 +46,7 @@ class Cloud:
         self.allocated = True
         self.state, self.checks = dict.fromkeys(PRIVATE, 'running'), dict.fromkeys(PRIVATE, 'ok')
         self.tags: Dict[str, List[Dict[str, str]]] = {}
+        self.checked: Set[str] = set()  # whose source/destination check is on
         self.hidden = ''  # left out of what describes the instances
         self.calls: List[Called] = []
         self.closed: List[float] = []
@@ -81,8 +82,9 @@ class Cloud:
 
     def on_describe_instances(self, Filters: Any) -> Any:
         return {'Reservations': [{'Instances': [
-            {'InstanceId': i, 'PrivateIpAddress': PRIVATE[i], 'Tags': self.tags.get(i, []), 'NetworkInterfaces': [
-                {'NetworkInterfaceId': f'eni-{i}', 'PrivateIpAddresses': [{'PrivateIpAddress': PRIVATE[i]}]}]}]}
+            {'InstanceId': i, 'PrivateIpAddress': PRIVATE[i], 'Tags': self.tags.get(i, []),
+             'SourceDestCheck': i in self.checked, 'NetworkInterfaces': [
+                   {'NetworkInterfaceId': f'eni-{i}', 'PrivateIpAddresses': [{'PrivateIpAddress': PRIVATE[i]}]}]}]}
             for i in self.state if i != self.hidden]}
 
     def on_describe_route_tables(self, Filters: Any) -> Any:

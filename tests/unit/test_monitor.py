@@ -313,6 +313,18 @@ def test_a_step_that_is_refused_is_asked_for_again_later_and_later(code: str, pa
     assert scene.said(f'{PRIMARY} could not be started: {code}') >= 1 and not scene.said('is being started')
 
 
+def test_a_type_of_instance_without_an_option_is_stopped_without_it_from_then_on() -> None:
+    scene = silent()
+    scene.cloud.checks[PRIMARY] = 'impaired'
+    scene.cloud.errors['stop_instances'] = [refusal('OperationNotPermitted')]
+    scene.run(140.0)
+
+    assert [each.how for each in scene.cloud.calls if each.name == 'stop_instances'] == [
+        {'InstanceIds': [PRIMARY], 'Force': False, 'SkipOsShutdown': True},
+        {'InstanceIds': [PRIMARY], 'Force': False}, {'InstanceIds': [PRIMARY], 'Force': True}]
+    assert not scene.said('could not be')
+
+
 def test_a_step_without_an_answer_may_have_been_taken() -> None:
     scene = silent()
     scene.cloud.checks[PRIMARY] = 'impaired'
@@ -395,6 +407,35 @@ def test_a_part_outside_the_pair_is_told_and_left_there_but_by_the_primarys_star
     scene = Scene(holder=OUTSIDE).run(300.0)
     assert [level for level, message in scene.lines if 'outside the pair' in message] == ['WARNING']
     assert not scene.claims()
+
+
+NO_CHECK = 'aws ec2 modify-instance-attribute --instance-id {} --no-source-dest-check'
+
+
+@pytest.mark.parametrize('start', [True, False])
+def test_who_has_its_source_check_on_claims_nothing_until_it_is_off(start: bool) -> None:
+    scene = Scene(True, SECONDARY) if start else silent(True, SECONDARY, fail_back=False)
+    scene.cloud.checked.add(PRIMARY)
+
+    assert not scene.run(300.0).claims() and not scene.steps()
+    assert scene.said(f'{PRIMARY} cannot NAT (') and scene.said(NO_CHECK.format(PRIMARY))
+    scene.cloud.checked.clear()
+    assert scene.run(130.0).cloud.owner == PRIMARY and scene.said('over after')
+
+
+def test_a_peer_that_holds_with_its_source_check_on_is_relieved_each_time_but_not_by_one_with_the_same_fault() -> None:
+    scene = at_rest()
+    for _ in range(3):
+        scene.cloud.checked, since = {PRIMARY}, scene.now
+        assert len(scene.run(130.0).claims(since=since)) == 2
+        scene.cloud.checked = set()
+        scene.run(130.0).cloud.routes, scene.cloud.owner = {TABLE: PRIMARY}, PRIMARY
+        scene.run(130.0)
+    assert not scene.steps() and ('ERROR', True) in [(level, NO_CHECK.format(PRIMARY) in it) for level, it in scene.lines]
+
+    scene.cloud.checked, since = {PRIMARY, SECONDARY}, scene.now
+    assert not scene.run(600.0).claims(since=since)
+    assert scene.said(NO_CHECK.format(PRIMARY)) and scene.said(NO_CHECK.format(SECONDARY))
 
 
 def test_who_this_is_is_asked_for_as_long_as_it_takes() -> None:
