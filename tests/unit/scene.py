@@ -267,3 +267,29 @@ def at_rest(primary: bool = False, holder: str = PRIMARY, **settings: Any) -> Sc
     scene.pings.clear()
     scene.probes.clear()
     return scene
+
+
+def gaps(times: List[float]) -> List[float]:
+    return [round(later - earlier, 1) for earlier, later in zip(times, times[1:])]
+
+
+def silent(primary: bool = False, holder: str = PRIMARY, **settings: Any) -> Scene:
+    """Return a scene at rest whose peer falls silent now."""
+    scene = at_rest(primary, holder, **settings)
+    scene.silence()
+    return scene
+
+
+def probing(outcome: Any = True, primary: bool = False, **settings: Any) -> Scene:
+    """Return a scene at rest in which the peer was probed with success, until now."""
+    scene = at_rest(primary, **{'probe_address': TARGET, **settings})
+    scene.probed = outcome if callable(outcome) else lambda now, by_peer: outcome
+    return scene
+
+
+def forwards_not(now: float, by_peer: bool) -> bool:
+    return not by_peer
+
+
+def through(scene: Scene) -> List[float]:
+    return [at for at, by_peer in scene.probes if by_peer]
