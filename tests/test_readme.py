@@ -119,6 +119,8 @@ host=${{1#*@}}
 exec cp $files {hosts}/"${{host%:}}"/
 '''
 
+# Without the jobs of the machine that runs the tests.
+CRON = 'mount -t tmpfs tmpfs /var/spool/cron && mkdir /var/spool/cron/crontabs && exec /usr/sbin/cron -f'
 AT = '''test "$*" = now
 exec setsid --fork sh -c "$(cat)" </dev/null >/dev/null 2>&1'''
 
@@ -153,6 +155,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     lab, primary, secondary, shell = operator.lab, operator.primary, operator.secondary, operator.shell
     for instance in (primary, secondary):
         instance.stand_in('at', AT)
+        instance.start(CRON)
 
     # Preparation
     for title in ('VPC', 'Public subnet', 'Private subnet', 'Elastic IP', 'Role and instance profile',
