@@ -89,8 +89,11 @@ class Cloud:
 
     def on_describe_route_tables(self, Filters: Any) -> Any:
         return {'RouteTables': [{'RouteTableId': table, 'Routes': [
-            {'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': i, 'State': 'active'}] if i else []}
-            for table, i in self.routes.items()]}
+            {'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': i, 'State': 'active'}] if i else [],
+            'Associations': [{'Main': True}, {'SubnetId': f'subnet-{table}'}]} for table, i in self.routes.items()]}
+
+    def on_describe_subnets(self, Filters: Any) -> Any:
+        return {'Subnets': [{'SubnetId': i, 'CidrBlock': f'10.0.{n}.0/24'} for n, i in enumerate(Filters[0]['Values'], 1)]}
 
     def on_describe_addresses(self, Filters: Any) -> Any:
         assert Filters == [{'Name': 'public-ip', 'Values': [ADDRESS]}]
@@ -132,6 +135,7 @@ class Scene(logging.Handler):
         self.peer_pings = True                      # the peer's monitor does
         self.metadata: Dict[str, Any] = {'instance-id': self.own_id, 'placement/region': 'eu-west-1'}
         self.fault, self.until = '', math.inf
+        self.judged: List[str] = []                 # networks for which this host is asked whether it can NAT
         self.jitter: List[Tuple[float, float]] = []
         self.connections: List[Any] = []            # what to raise instead of a client
         self.made = 0
@@ -140,7 +144,7 @@ class Scene(logging.Handler):
         log.addHandler(self)
         self.monitor = Monitor(
             self.settings, clock=self, ping=self.ping, metadata=types.SimpleNamespace(get=self.tell), log=log,
-            connect=self.connect, run_together=self.run_together, nat_fault=lambda: self.fault, probe=self.probe,
+            connect=self.connect, run_together=self.run_together, nat_fault=self.nat_fault, probe=self.probe,
             chance=self, requests_from=self.requests_from, publish=self.publish)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -189,6 +193,10 @@ class Scene(logging.Handler):
             raise outcome
         self.now += 0.001 if outcome is True else outcome or self.settings.ping_timeout
         return outcome is True
+
+    def nat_fault(self, networks: Sequence[str]) -> str:
+        self.judged = list(networks)
+        return self.fault
 
     def requests_from(self, address: str) -> bool:
         assert address == PRIVATE[self.peer_id]

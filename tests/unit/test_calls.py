@@ -443,28 +443,19 @@ ERROR = (b'<Response><Errors><Error><Code>%s</Code><Message>%s</Message></Error>
          b'<RequestID>1-2-3</RequestID></Response>')
 
 
-@pytest.mark.parametrize('status, body, words', [
-    (502, PAGE, 'HTTP 502'),
-    (502, b'', 'HTTP 502'),
-    (403, PAGE, 'HTTP 403'),
-    (302, PAGE, 'HTTP 302'),
-    (200, PAGE, 'HTTP 200'),
-    (503, b'<!DOCTYPE html><html><body>Sorry<br></body></html>', 'Unable to parse'),
-    (403, b'Go away', 'Unable to parse'),
-    (403, b'', 'Unable to parse'),
-    (200, b'', 'Unable to parse'),
-    (200, STOPPED[:-5], 'Unable to parse'),
-    (400, ERROR[:50], 'Unable to parse')])
-def test_what_something_in_between_says_is_no_answer_of_ec2(endpoint: Endpoint, status: int, body: bytes,
-                                                            words: str) -> None:
-    endpoint.status, endpoint.body = status, body
+def test_what_something_in_between_says_is_no_answer_of_ec2(endpoint: Endpoint) -> None:
+    client = connect('us-east-1')
+    for status, body, words in (
+            (502, PAGE, 'HTTP 502'), (502, b'', 'HTTP 502'), (403, PAGE, 'HTTP 403'), (302, PAGE, 'HTTP 302'),
+            (200, PAGE, 'HTTP 200'), (503, b'<!DOCTYPE html><html><body>Sorry<br></body></html>', 'Unable to parse'),
+            *((status, body, 'Unable to parse') for status, body in (
+                (403, b'Go away'), (403, b''), (200, b''), (200, STOPPED[:-5]), (400, ERROR[:50])))):
+        endpoint.status, endpoint.body = status, body
 
-    result = stop(connect('us-east-1'))
+        result = stop(client)
 
-    assert isinstance(result, Exception)
-    assert not has_answered(result)
-    assert code_of(result) == ''
-    assert words in in_words(result)
+        assert isinstance(result, Exception) and not has_answered(result), (status, body)
+        assert code_of(result) == '' and words in in_words(result), (status, body)
 
 
 def test_an_error_with_a_code_and_a_success_are_answers_of_ec2(endpoint: Endpoint) -> None:
@@ -631,12 +622,13 @@ def test_with_an_endpoint_of_its_own_the_role_counts_too(endpoint: Endpoint, sur
     assert endpoint.signed_by == ['ASIAROLE']
 
 
-@pytest.mark.parametrize('name', ['http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'])
 @pytest.mark.parametrize('kind', ['endpoint', 'tls'])
-def test_nothing_is_asked_of_a_proxy(kind: str, name: str, request: pytest.FixtureRequest, proxy: Imds,
+def test_nothing_is_asked_of_a_proxy(kind: str, request: pytest.FixtureRequest, proxy: Imds,
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     server = request.getfixturevalue(kind)
-    monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.server_port}')
+    for name in ('http_proxy', 'https_proxy', 'all_proxy'):
+        for one in (name, name.upper()):
+            monkeypatch.setenv(one, f'http://127.0.0.1:{proxy.server_port}')
 
     assert has_answered(stop(connect('us-east-1')))
 
@@ -659,29 +651,27 @@ def test_credentials_that_expire_are_fetched_past_the_proxy_too(imds: Imds, prox
     assert proxy.asked == []
 
 
-@pytest.mark.parametrize('name, value', [
-    ('AWS_EC2_METADATA_DISABLED', 'true'), ('AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE', 'IPv6'),
-    ('AWS_ENDPOINT_URL', 'http://127.0.0.1:9'), ('AWS_USE_FIPS_ENDPOINT', 'true'),
-    ('AWS_USE_DUALSTACK_ENDPOINT', 'true'), ('AWS_DEFAULT_REGION', 'eu-west-1'), ('AWS_REGION', 'eu-west-1'),
-    ('AWS_DATA_PATH', '/nowhere'), ('AWS_DEFAULTS_MODE', 'none-of-that-name'), ('AWS_RETRY_MODE', 'adaptive'),
-    ('AWS_METADATA_SERVICE_TIMEOUT', 'soon'), ('AWS_CONFIG_FILE', '/nowhere'), ('REQUESTS_CA_BUNDLE', '/nowhere')])
-def test_no_other_variable_counts(imds: Imds, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, value)
+@pytest.mark.parametrize('others', [
+    {'AWS_ENDPOINT_URL': 'http://127.0.0.1:9', 'AWS_DATA_PATH': '/nowhere', 'AWS_METADATA_SERVICE_TIMEOUT': 'soon',
+     'AWS_EC2_METADATA_DISABLED': 'true', 'AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE': 'IPv6',
+     'AWS_DEFAULTS_MODE': 'none-of-that-name', 'AWS_RETRY_MODE': 'adaptive', 'AWS_CONFIG_FILE': '/nowhere'},
+    {'AWS_USE_FIPS_ENDPOINT': 'true', 'AWS_USE_DUALSTACK_ENDPOINT': 'true', 'AWS_DEFAULT_REGION': 'eu-west-1',
+     'AWS_REGION': 'eu-west-1', 'REQUESTS_CA_BUNDLE': '/nowhere'}], ids=['endpoint', 'kind of endpoint'])
+def test_no_other_variable_and_no_file_of_settings_counts(
+        imds: Imds, surroundings: Path, others: Dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    (surroundings / '.aws').mkdir()
+    (surroundings / '.aws/config').write_text(
+        '[default]\nendpoint_url = http://127.0.0.1:9\n' if 'AWS_ENDPOINT_URL' in others else
+        '[default]\nuse_fips_endpoint = true\nservices = local\n'
+        '[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9\n')
 
     client: Any = connect('us-east-1')
 
     assert client.meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
     assert client.meta.config.retries['mode'] == 'standard'
     assert key_of(client) == 'ASIAROLE'
-
-
-@pytest.mark.parametrize('text', ['endpoint_url = http://127.0.0.1:9', 'use_fips_endpoint = true',
-                                  'services = local\n[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9'])
-def test_no_file_of_settings_counts(imds: Imds, surroundings: Path, text: str) -> None:
-    (surroundings / '.aws').mkdir()
-    (surroundings / '.aws/config').write_text(f'[default]\n{text}\n')
-
-    assert connect('us-east-1').meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
 
 
 def test_a_bundle_of_authorities_counts_and_that_of_requests_does_not(tls: Endpoint, monkeypatch: pytest.MonkeyPatch
@@ -707,8 +697,9 @@ def test_the_environment_stays_as_it_is_for_programs_that_are_started(imds: Imds
 
 # What is read from it
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def client() -> Any:
+    """One for all: to make it takes longer than all its calls."""
     return boto3.client('ec2', 'us-east-1', aws_access_key_id='key', aws_secret_access_key='secret')
 
 
@@ -749,6 +740,7 @@ def test_default_routes_of_other_kinds_change_nothing(order: int) -> None:
 
 
 INTERFACES = {'eni-1': OWN, 'eni-2': OWN, 'eni-3': PEER_ID}
+FACTS = {PEER_ID: InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-3',))}
 
 
 @pytest.mark.parametrize('named, holder', [
@@ -770,14 +762,16 @@ def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2
     ec2.add_response('describe_addresses', answer)
     ec2.add_response('describe_addresses', {'Addresses': []})
 
-    assert describe_address(client, ADDRESS, OWN, PEER_ID, INTERFACES) == (PEER, ALLOCATION)
-    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (OTHER, ALLOCATION)
-    assert describe_address(client, ADDRESS, OWN, PEER_ID) == (ABSENT, '')
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, FACTS) == (PEER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, {}) == (OTHER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, {}) == (ABSENT, '')
 
 
 def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
     own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
-           'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
+           'NetworkInterfaces': [
+               {'NetworkInterfaceId': 'eni-1', 'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.11'}]},
+               {'NetworkInterfaceId': 'eni-2', 'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.12'}]}],
            'StateTransitionReason': '', 'SourceDestCheck': True}
     peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
         'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
@@ -785,15 +779,15 @@ def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.s
                      {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
 
     assert describe_pair(client, OWN, PEER_ID) == {
-        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True),
-        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch', False)}
+        OWN: InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True),
+        PEER_ID: InstanceFacts(reason='Client.InternalError: Client error on launch')}
 
 
 def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
     ec2.add_response('describe_instances', {'Reservations': [
         {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
 
-    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated', False)}
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts(reason='User initiated')}
 
 
 SKIP = {'SkipOsShutdown': True}
@@ -859,11 +853,10 @@ def test_an_answer_that_is_lost_takes_no_option_away(endpoint: Endpoint) -> None
 
 def test_an_address_at_a_secondary_private_address_is_held_by_nobody(client: Any, ec2: botocore.stub.Stubber) -> None:
     """All traffic leaves with the primary one."""
-    facts = {PEER_ID: InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-3',))}
     for private in ('10.0.0.12', '10.0.0.11'):
         ec2.add_response('describe_addresses', {'Addresses': [{
             'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1', 'InstanceId': PEER_ID,
             'PrivateIpAddress': private}]})
 
-    assert describe_address(client, ADDRESS, OWN, PEER_ID, facts) == (NOBODY, ALLOCATION)
-    assert describe_address(client, ADDRESS, OWN, PEER_ID, facts) == (PEER, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, FACTS) == (NOBODY, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, FACTS) == (PEER, ALLOCATION)
