@@ -1,6 +1,7 @@
 """One monitor with all its doors in virtual time: an EC2 and pings that follow a script."""
 from __future__ import annotations
 
+import json
 import logging
 import math
 import types
@@ -153,8 +154,11 @@ class Scene(logging.Handler):
     def said(self, words: str) -> int:
         return sum(words in message for _, message in self.lines)
 
+    def levels(self, words: str) -> List[str]:
+        return [level for level, message in self.lines if words in message]
+
     def publish(self, status: Dict[str, Any]) -> None:
-        self.status = status
+        self.status = json.loads(json.dumps(status, allow_nan=False))
 
     def monotonic(self) -> float:
         return self.now

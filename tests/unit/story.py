@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 from typing import Any, Tuple, Union
 
 from nat_monitor import OTHER, PEER, SELF, Decision, Lost, Memory, Observation, Settings, Step, decide
@@ -14,6 +16,8 @@ WELL: Any = {'own_state': 'running', 'own_checks': 'ok', 'peer_state': 'running'
 ERROR: Any = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'error': 'Unavailable'}
 FAILED: Any = {'peer_checks': 'impaired'}
 NO_DATA: Any = {'peer_checks': 'initializing'}
+# How a sentence ends that a person must heed: with a command and where to run it, or with what to look at and where.
+REMEDY = re.compile(r'[:;,] (run(?: on \S+)?: \w\S+ \S|look at .* (?:of|between) |correct nat_config.py |.*: ping \S+$)')
 UNKNOWN = 'unknown'  # EC2 does not tell who holds a part
 Holders = Union[str, Tuple[str, str]]  # of both parts, or of the table and of the address
 
@@ -72,7 +76,9 @@ class Story:
         return self
 
     def judged(self) -> Tuple[Decision, Decision]:
-        return decide(self.memory, self.seen, self.settings, NOW)
+        decisions = decide(self.memory, self.seen, self.settings, NOW)
+        assert all(one.level < logging.ERROR or REMEDY.search(one.why) for one in decisions), decisions
+        return decisions
 
     @property
     def claims(self) -> Tuple[str, ...]:

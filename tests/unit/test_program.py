@@ -440,12 +440,12 @@ def test_a_command_is_told_of_warnings_errors_and_their_end(tmp_path: pathlib.Pa
     nat_monitor.log.info('i-1 answers')
     nat_monitor.log.warning('$(touch odd) "two" lines')
     nat_monitor.log.error('bad')
-    nat_monitor.log.info('over after 5 s: bad')
+    nat_monitor.log.error('over after 5 s: bad')
 
     until(lambda: len(words_in(tmp_path / 'told')) == 3)
     assert words_in(tmp_path / 'told') == [
         '3:own:WARNING:WARNING $(touch odd) "two" lines', '3:own:ERROR:ERROR bad',
-        '3:own:INFO:INFO over after 5 s: bad']
+        '3:own:ERROR:ERROR over after 5 s: bad']
     assert len(log()) == 4 and not (tmp_path / 'odd').exists()
 
 
@@ -552,61 +552,6 @@ def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: pathlib.Path) -
     nat_monitor.write_status(CALM, str(tmp_path / 'nowhere/status'))
     (tmp_path / 'status.new').symlink_to('/dev/full')
     nat_monitor.write_status(CALM, str(tmp_path / 'status'))
-
-
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_the_status_is_written_once_a_minute_though_ec2_tells_nothing() -> None:
-    clock, written = Clock(), []
-
-    def answers_nothing(calls: Any, *_: Any, **__: Any) -> Dict[str, Any]:
-        return {name: nat_monitor.NoAnswer('none') for name in calls}
-
-    def publish(status: Dict[str, Any]) -> None:
-        written.append((clock.now, json.loads(json.dumps(status, allow_nan=False))))
-
-    monitor = nat_monitor.Monitor(nat_monitor.Settings(OWN, PEER, ('rtb-1',), wait_between_pings=600), clock=clock,
-                                  run_together=answers_nothing, publish=publish)
-    monitor.own_id, monitor.peer_id = OWN, PEER
-    while clock.now < 1600:
-        monitor.turn()
-
-    assert [at for at, _ in written] == pytest.approx([1000 + 60 * number for number in range(len(written))], abs=1)
-    assert len(written) >= 10
-    assert written[0][1]['last_answer_age'] is None and not written[0][1]['peer_answers']
-    assert any('no EC2 client could be made' in words for words in written[0][1]['troubles'])
-
-
-def test_a_trouble_ends_when_there_is_nothing_left_to_do(log: Log) -> None:
-    clock = Clock()
-    written: List[Any] = []
-    monitor = nat_monitor.Monitor(nat_monitor.Settings(OWN, PEER, ('rtb-1',)), clock=clock,
-                                  run_together=lambda calls, *_: {name: nat_monitor.NoAnswer('') for name in calls},
-                                  publish=written.append)
-    monitor.own_id, monitor.peer_id = OWN, PEER
-    monitor.lasting('rtb-1', 'Denied', 'rtb-1 could not be moved ({}): trying again')
-    monitor.lasting('restart', 'Denied', f'{PEER} could not be stopped ({{}}): asking EC2 about it again')
-    seen = nat_monitor.Observation(clock.now, 'running', 'ok', 'running', 'ok', holders={'rtb-1': nat_monitor.PEER})
-
-    monitor.memory.note(seen, monitor.settings)
-    monitor.note_answer(clock.now)
-    monitor.judge(seen)
-
-    assert [line for line in log() if 'over after' in line] == [
-        'INFO over after 0 s: rtb-1 could not be moved (Denied)',
-        f'INFO over after 0 s: {PEER} could not be stopped (Denied)']
-    assert written[-1]['holders'] == {'rtb-1': PEER} and written[-1]['peer_answers']
-    assert not any('could not be moved' in words for words in written[-1]['troubles'])
 
 
 @contextlib.contextmanager
