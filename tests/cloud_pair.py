@@ -89,20 +89,14 @@ def client(service: str) -> Any:
     return make(service, REGION)
 
 
-class Pair:
-    """Two NAT instances in EC2, the host of one of them, and what may be wrong with them."""
+class Host:
+    """The host of a NAT instance as it should be, and what its check says of it."""
 
-    def __init__(self, folder: str, connect: Callable[[str], Any] = nat_monitor.connect) -> None:
-        self.root, self.connect_really = folder, connect
-        self.calls: List[Tuple[str, Dict[str, str]]] = []
-        self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers; words behind ': '
-        self.headers: Dict[str, str] = {}     # of those answers
-        self.metadata: Dict[str, Any] = {}
-        self.settings_file = os.path.join(folder, 'nat_config.py')
-        self.backend: Any = ec2_backends[ACCOUNT][REGION]
-        self.deaf: Set[str] = set()           # addresses that do not answer a ping
-        self.probed: Any = nat_monitor.Probed(0.0004)  # what comes of a packet through the peer, or is raised
-        self.build()
+    primary, secondary, address = 'i-0123456789abcdef0', 'i-0fedcba9876543210', '198.51.100.7'
+    table = 'rtb-0123456789abcdef0'
+
+    def __init__(self, folder: str) -> None:
+        self.root, self.settings_file = folder, os.path.join(folder, 'nat_config.py')
         self.file('nat_config.py', f'PRIMARY_INSTANCE_ID = {self.primary!r}\nSECONDARY_INSTANCE_ID = '
                   f'{self.secondary!r}\nROUTE_TABLE_IDS = [{self.table!r}]\nELASTIC_IP = {self.address!r}\n')
         self.file('nat_monitor.py', '#!/usr/bin/python3\n', 0o755)
@@ -115,6 +109,56 @@ class Pair:
         self.file('proc/net/fib_trie', '|-- 10.0.0.4\n   /32 host LOCAL\n')
         self.file('proc/sys/net/ipv4/ip_forward', '1\n')
         self.firewall()
+
+    def file(self, name: str, text: str, mode: int = 0o644) -> str:
+        path = os.path.join(self.root, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'w') as file:
+            file.write(text)
+        os.chmod(path, mode)
+        return path
+
+    def hold_lock(self, pid: int) -> None:
+        """Let the kernel say that the process holds the monitor's lock."""
+        lock = os.stat(os.path.join(self.root, 'run/nat_monitor.lock'))
+        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+        self.file('proc/locks', f'1: POSIX  ADVISORY  WRITE 1 {device}:{lock.st_ino} 0 EOF\n'
+                                f'2: FLOCK  ADVISORY  WRITE {pid} {device}:{lock.st_ino} 0 EOF\n')
+
+    def firewall(self, rules: str = MASQUERADE) -> None:
+        """Let nft list these rules; to the kernel all that it is asked for goes by ens5."""
+        for tool, said in (('nft', rules), ('ip', '[{"dev": "ens5"}]')):
+            self.file(f'bin/{tool}', f"#!/bin/sh\ncat <<'EOF'\n{said}\nEOF\n", 0o755)
+
+    def checker(self) -> nat_monitor.Check:
+        return nat_monitor.Check(settings_file=self.settings_file, root=self.root)
+
+    def check(self, capfd: pytest.CaptureFixture[str], part: str = '') -> Tuple[int, List[Line]]:
+        """Run the check, or a part of it; return its exit code and its lines."""
+        output, checker = nat_monitor.start_log('%(message)s'), self.checker()
+        if part:
+            checker.attempt(part, '', getattr(checker, f'check_{part}'))
+        else:
+            checker.run()
+        output.flush(None)
+        self.text = capfd.readouterr().out
+        return checker.exit_code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
+
+
+class Pair(Host):
+    """Two NAT instances in EC2, the host of one of them, and what may be wrong with them."""
+
+    def __init__(self, folder: str, connect: Callable[[str], Any] = nat_monitor.connect) -> None:
+        self.connect_really = connect
+        self.calls: List[Tuple[str, Dict[str, str]]] = []
+        self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers; words behind ': '
+        self.headers: Dict[str, str] = {}     # of those answers
+        self.metadata: Dict[str, Any] = {}
+        self.backend: Any = ec2_backends[ACCOUNT][REGION]
+        self.deaf: Set[str] = set()           # addresses that do not answer a ping
+        self.probed: Any = nat_monitor.Probed(0.0004)  # what comes of a packet through the peer, or is raised
+        self.build()
+        super().__init__(folder)
 
     def build(self) -> None:
         client('iam').create_instance_profile(InstanceProfileName='NAT_Monitor')
@@ -147,26 +191,6 @@ class Pair:
     def record(self, i: str) -> Any:
         """Return moto's own record of an instance, for what its API cannot change."""
         return self.backend.get_instance(i)
-
-    def file(self, name: str, text: str, mode: int = 0o644) -> str:
-        path = os.path.join(self.root, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, 'w') as file:
-            file.write(text)
-        os.chmod(path, mode)
-        return path
-
-    def hold_lock(self, pid: int) -> None:
-        """Let the kernel say that the process holds the monitor's lock."""
-        lock = os.stat(os.path.join(self.root, 'run/nat_monitor.lock'))
-        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-        self.file('proc/locks', f'1: POSIX  ADVISORY  WRITE 1 {device}:{lock.st_ino} 0 EOF\n'
-                                f'2: FLOCK  ADVISORY  WRITE {pid} {device}:{lock.st_ino} 0 EOF\n')
-
-    def firewall(self, rules: str = MASQUERADE) -> None:
-        """Let nft list these rules; to the kernel all that it is asked for goes by ens5."""
-        for tool, said in (('nft', rules), ('ip', '[{"dev": "ens5"}]')):
-            self.file(f'bin/{tool}', f"#!/bin/sh\ncat <<'EOF'\n{said}\nEOF\n", 0o755)
 
     def get(self, item: str) -> str:
         if isinstance(self.metadata[item], Exception):
@@ -213,16 +237,10 @@ class Pair:
             'Error': {'Code': code, 'Message': message if colon else 'said the test'}, 'ResponseMetadata': {
                 'HTTPStatusCode': 403, 'HTTPHeaders': self.headers}}
 
-    def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:
-        """Run the check; return its exit code and its lines."""
+    def checker(self) -> nat_monitor.Check:
         self.calls.clear()
-        output = nat_monitor.start_log('%(message)s')
-        code = nat_monitor.Check(
-            settings_file=self.settings_file, metadata=self, ping=self.ping, probe=self.probe,
-            connect=self.connect, root=self.root).run()
-        output.flush(None)
-        self.text = capfd.readouterr().out
-        return code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
+        return nat_monitor.Check(settings_file=self.settings_file, metadata=self, ping=self.ping, probe=self.probe,
+                                 connect=self.connect, root=self.root)
 
     def mutations(self) -> List[str]:
         return [action for action, parameters in self.calls

@@ -17,7 +17,7 @@ from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, Line, Pair, client, credentials,
+from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, Host, Line, Pair, client, credentials,
                               read_lines, serving_metadata)
 from tests.lab.lab import Lab
 from tests.lab.network import ECHO, ELASTIC_IP
@@ -27,16 +27,27 @@ TAG = nat_monitor.MAINTENANCE
 
 
 @pytest.fixture
-def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the program is, and the tools that it calls."""
+    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
+    monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def host(folder: str) -> Host:
+    return Host(folder)
+
+
+@pytest.fixture
+def pair(folder: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
         monkeypatch.setenv(name, 'verysecret')
     monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
-    monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
-    monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
     role = {'iam/security-credentials/': 'NAT_Monitor',
             'iam/security-credentials/NAT_Monitor': credentials('ASIAROLE', 'verysecret', 'verysecret')}
     with mock_aws(), serving_metadata(role, monkeypatch):
-        yield Pair(str(tmp_path), connect_once)
+        yield Pair(folder, connect_once)
 
 
 def test_all_is_well_with_a_healthy_pair_and_every_key_task_has_its_line(pair: Pair, capfd: Any) -> None:
@@ -176,16 +187,8 @@ def block_ping(pair: Pair) -> None:
     pair.deaf.add(pair.instances[pair.primary]['PrivateIpAddress'])
 
 
-def forward_nothing(pair: Pair) -> None:
-    pair.file('proc/sys/net/ipv4/ip_forward', '0\n')
-
-
-def drop_rules(pair: Pair) -> None:
-    pair.firewall(NO_RULES)
-
-
-def drop_cron_job(pair: Pair) -> None:
-    os.remove(os.path.join(pair.root, 'etc/cron.d/nat_monitor'))
+def drop_cron_job(host: Host) -> None:
+    os.remove(os.path.join(host.root, 'etc/cron.d/nat_monitor'))
 
 
 def switch_metadata_off(pair: Pair) -> None:
@@ -239,7 +242,7 @@ def take_role(pair: Pair) -> None:
      'authorize-security-group-ingress --group-id sg-'),
     (lambda pair: pair.file('proc/sys/net/ipv4/ip_forward', '0\n'),
      'FAIL', 'forwarding', 'sysctl'),
-    (lambda pair: pair.firewall(nft=NO_RULES),
+    (lambda pair: pair.firewall(NO_RULES),
      'FAIL', 'masquerading', 'nft '),
     (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 755 nat_monitor.py /usr/local/sbin/ '
      '&& install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'),
@@ -320,16 +323,16 @@ def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, 
 
 # Permissions
 
-@pytest.mark.parametrize('action', ALL_CALLS)
-def test_each_missing_permission_is_told(pair: Pair, capfd: Any, action: str) -> None:
-    pair.errors[action] = 'UnauthorizedOperation'
+def test_each_missing_permission_is_told(pair: Pair, capfd: Any) -> None:
+    for action in ALL_CALLS:
+        pair.errors = {action: 'UnauthorizedOperation'}
 
-    code, lines = pair.check(capfd)
+        code, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.verdict == 'FAIL']
-    assert line[1:3] == ('permission', action), pair.text
-    assert 'aws iam put-role-policy --role-name NAT_Monitor --policy-name NAT_Monitor' in line.words
-    assert code == 1 and pair.mutations() == []
+        [line] = [line for line in lines if line.verdict == 'FAIL']
+        assert line[1:3] == ('permission', action), pair.text
+        assert 'aws iam put-role-policy --role-name NAT_Monitor --policy-name NAT_Monitor' in line.words
+        assert code == 1 and pair.mutations() == []
 
 
 @pytest.mark.parametrize('action, what', [
@@ -353,28 +356,30 @@ USER = ('UnauthorizedOperation: You are not authorized to perform this operation
 ENCODED = '. Encoded authorization failure message: ' + 'Zx8' * 200
 
 
-@pytest.mark.parametrize('why, remedy', [
-    ('with an explicit deny in a service control policy', 'aws organizations list-policies --filter SERVICE_CONTROL'),
-    ('with an explicit deny in a service control policy: arn:aws:organizations::210987654321:policy/o-0123456789/'
-     'service_control_policy/p-01234567', 'aws organizations list-policies --filter SERVICE_CONTROL'),
-    ('because no service control policy allows the ec2:ReplaceRoute action', 'aws organizations list-policies'),
-    ('with an explicit deny in a permissions boundary', 'aws iam get-role --role-name NAT_Monitor --query '
-     'Role.PermissionsBoundary'),
-    ('because no permissions boundary allows the ec2:ReplaceRoute action', 'aws iam get-role --role-name NAT_Monitor'),
-    ('because no VPC endpoint policy allows the ec2:ReplaceRoute action', 'aws ec2 describe-vpc-endpoints --filters '
-     'Name=service-name,Values=com.amazonaws.eu-west-1.ec2'),
-    ('because no identity-based policy allows the ec2:ReplaceRoute action', 'aws iam put-role-policy'),
-])
+WHO_DENIES = {  # and the remedy
+    'with an explicit deny in a service control policy': 'aws organizations list-policies --filter SERVICE_CONTROL',
+    'with an explicit deny in a service control policy: arn:aws:organizations::210987654321:policy/o-0123456789/'
+    'service_control_policy/p-01234567': 'aws organizations list-policies --filter SERVICE_CONTROL',
+    'because no service control policy allows the ec2:ReplaceRoute action': 'aws organizations list-policies',
+    'with an explicit deny in a permissions boundary': 'aws iam get-role --role-name NAT_Monitor --query '
+                                                       'Role.PermissionsBoundary',
+    'because no permissions boundary allows the ec2:ReplaceRoute action': 'aws iam get-role --role-name NAT_Monitor',
+    'because no VPC endpoint policy allows the ec2:ReplaceRoute action':
+        'aws ec2 describe-vpc-endpoints --filters Name=service-name,Values=com.amazonaws.eu-west-1.ec2',
+    'because no identity-based policy allows the ec2:ReplaceRoute action': 'aws iam put-role-policy',
+}
+
+
 @pytest.mark.parametrize('action', ['ReplaceRoute', 'DescribeInstanceAttribute'])
-def test_what_denies_a_call_is_named_with_the_remedy_that_fits(pair: Pair, capfd: Any, action: str, why: str,
-                                                               remedy: str) -> None:
-    pair.errors[action] = USER + why + ENCODED
+def test_what_denies_a_call_is_named_with_the_remedy_that_fits(pair: Pair, capfd: Any, action: str) -> None:
+    for why, remedy in WHO_DENIES.items():
+        pair.errors[action] = USER + why + ENCODED
 
-    _, lines = pair.check(capfd)
+        _, lines = pair.check(capfd)
 
-    words = next(line.words for line in lines if line.verdict != 'ok')
-    assert why in words and f'; run: {remedy}' in words, pair.text
-    assert 'Encoded' not in pair.text and 'Zx8' not in pair.text
+        words = next(line.words for line in lines if line.verdict != 'ok')
+        assert why in words and f'; run: {remedy}' in words, pair.text
+        assert 'Encoded' not in pair.text and 'Zx8' not in pair.text
 
 
 def test_a_missing_tag_is_told_with_the_command_that_sets_it(pair: Pair, capfd: Any) -> None:
@@ -402,29 +407,28 @@ def test_a_missing_profile_is_told_with_the_command_that_gives_it(pair: Pair, ca
                                f'--instance-id {pair.primary}')
 
 
-@pytest.mark.parametrize('code', ['RequestLimitExceeded', 'OperationNotPermitted', 'no answer'])
-def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any, code: str) -> None:
-    pair.errors['StopInstances'] = code
+def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any) -> None:
+    for code in ('RequestLimitExceeded', 'OperationNotPermitted', 'no answer'):
+        pair.errors['StopInstances'] = code
 
-    exit_code, lines = pair.check(capfd)
+        exit_code, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.verdict != 'ok']
-    assert (line.verdict, line.about) == ('unknown', 'StopInstances')
-    assert code in line.words or 'BotoCoreError' in line.words
-    assert exit_code == 0
+        [line] = [line for line in lines if line.verdict != 'ok']
+        assert (line.verdict, line.about) == ('unknown', 'StopInstances') and exit_code == 0
+        assert code in line.words or 'BotoCoreError' in line.words
 
 
-@pytest.mark.parametrize('ahead, verdict', [(3600, 'FAIL'), (-86400, 'FAIL'), (200, 'ok'), (-200, 'ok')])
-def test_a_clock_by_which_ec2_refuses_every_call_is_told(pair: Pair, capfd: Any, ahead: int, verdict: str) -> None:
+def test_a_clock_by_which_ec2_refuses_every_call_is_told(pair: Pair, capfd: Any) -> None:
     pair.errors.update(dict.fromkeys(ALL_CALLS, 'RequestExpired'))
-    pair.headers['date'] = email.utils.formatdate(time.time() - ahead, usegmt=True)
+    for ahead, verdict in ((3600, 'FAIL'), (-86400, 'FAIL'), (200, 'ok'), (-200, 'ok')):
+        pair.headers['date'] = email.utils.formatdate(time.time() - ahead, usegmt=True)
 
-    exit_code, lines = pair.check(capfd)
+        exit_code, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.what == 'clock']
-    assert line.verdict == verdict and exit_code == (verdict == 'FAIL')
-    assert abs(int(line.words.split(' s ahead of EC2')[0]) - ahead) < 60
-    assert ('run: systemctl enable --now chrony' in line.words) == (verdict == 'FAIL')
+        [line] = [line for line in lines if line.what == 'clock']
+        assert line.verdict == verdict and exit_code == (verdict == 'FAIL')
+        assert abs(int(line.words.split(' s ahead of EC2')[0]) - ahead) < 60
+        assert ('run: systemctl enable --now chrony' in line.words) == (verdict == 'FAIL')
 
 
 # What cannot be asked
@@ -500,16 +504,16 @@ def test_an_instance_outside_the_pair_is_a_bad_setting(pair: Pair, capfd: Any) -
 # Files
 
 @pytest.fixture
-def above(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> str:
+def above(host: Host, monkeypatch: pytest.MonkeyPatch) -> str:
     """The program and its settings lie two directories further down; return the upper one."""
     if not AS_ROOT:
         pytest.skip('only root can give files away')
-    upper = os.path.join(pair.root, 'opt')
+    upper = os.path.join(host.root, 'opt')
     for name in ('nat_monitor.py', 'nat_config.py'):
-        with open(os.path.join(pair.root, name)) as file:
-            pair.file(f'opt/nat/{name}', file.read())
+        with open(os.path.join(host.root, name)) as file:
+            host.file(f'opt/nat/{name}', file.read())
     monkeypatch.setattr(nat_monitor, '__file__', f'{upper}/nat/nat_monitor.py')
-    pair.settings_file = f'{upper}/nat/nat_config.py'
+    host.settings_file = f'{upper}/nat/nat_config.py'
     return upper
 
 
@@ -518,12 +522,12 @@ def above(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> str:
     ('nat', 0, 0o777), ('nat', 0, 0o1777),  # Python would import what others put there
     ('', 65534, 0o755), ('', 0, 0o775), ('', 0, 0o757), ('', 65534, 0o1755)])
 def test_who_can_change_or_swap_the_program_or_its_settings_is_told(
-        pair: Pair, capfd: Any, above: str, name: str, owner: int, mode: int) -> None:
+        host: Host, capfd: Any, above: str, name: str, owner: int, mode: int) -> None:
     path = os.path.join(above, name).rstrip('/')
     os.chown(path, owner, owner)
     os.chmod(path, mode)
 
-    code, lines = pair.check(capfd)
+    code, lines = host.check(capfd, 'files')
 
     [line] = [line for line in lines if line.verdict != 'ok']
     assert line[:2] == ('FAIL', 'file') and code == 1
@@ -531,23 +535,23 @@ def test_who_can_change_or_swap_the_program_or_its_settings_is_told(
                           f'chmod go-w {path}')
 
 
-def test_a_link_to_the_program_is_followed(pair: Pair, capfd: Any, above: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.makedirs(f'{pair.root}/sbin')
-    os.symlink(f'{above}/nat/nat_monitor.py', f'{pair.root}/sbin/nat_monitor.py')
-    monkeypatch.setattr(nat_monitor, '__file__', f'{pair.root}/sbin/nat_monitor.py')
-    for wrong in (above, f'{pair.root}/sbin'):
+def test_a_link_to_the_program_is_followed(host: Host, capfd: Any, above: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.makedirs(f'{host.root}/sbin')
+    os.symlink(f'{above}/nat/nat_monitor.py', f'{host.root}/sbin/nat_monitor.py')
+    monkeypatch.setattr(nat_monitor, '__file__', f'{host.root}/sbin/nat_monitor.py')
+    for wrong in (above, f'{host.root}/sbin'):
         os.chmod(wrong, 0o777)
 
-        _, lines = pair.check(capfd)
+        _, lines = host.check(capfd, 'files')
 
         assert [line.words.split()[0] for line in lines if line.verdict != 'ok'] == [wrong]
         os.chmod(wrong, 0o755)
 
 
-def test_higher_up_others_may_add_files_as_in_tmp(pair: Pair, capfd: Any, above: str) -> None:
+def test_higher_up_others_may_add_files_as_in_tmp(host: Host, capfd: Any, above: str) -> None:
     os.chmod(above, 0o1777)
 
-    assert {line.verdict for line in pair.check(capfd)[1]} == {'ok'}, pair.text
+    assert {line.verdict for line in host.check(capfd, 'files')[1]} == {'ok'}, host.text
 
 
 # Cron
@@ -555,13 +559,13 @@ def test_higher_up_others_may_add_files_as_in_tmp(pair: Pair, capfd: Any, above:
 JOB = '@reboot root {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1\n'
 
 
-def cron_line(pair: Pair, capfd: Any, name: str, text: str, mode: int = 0o644) -> Line:
+def cron_line(host: Host, capfd: Any, name: str, text: str, mode: int = 0o644) -> Line:
     """Put this file there, in the place of the job, and return what is said of it."""
-    drop_cron_job(pair)
-    pair.file(name, text.format(root=pair.root), mode)
-    code, lines = pair.check(capfd)
+    drop_cron_job(host)
+    host.file(name, text.format(root=host.root), mode)
+    code, lines = host.check(capfd, 'cron')
     [line] = [line for line in lines if line.what == 'cron job']
-    assert code == (line.verdict == 'FAIL'), pair.text
+    assert code == (line.verdict == 'FAIL'), host.text
     return line
 
 
@@ -577,11 +581,11 @@ def cron_line(pair: Pair, capfd: Any, name: str, text: str, mode: int = 0o644) -
     ('var/spool/cron/crontabs/root', JOB, 0o600),  # no user there: it would be the command
     ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644),
 ])
-def test_a_cron_job_that_cron_would_not_start_fails(pair: Pair, capfd: Any, name: str, text: str, mode: int) -> None:
-    line = cron_line(pair, capfd, name, text, mode)
+def test_a_cron_job_that_cron_would_not_start_fails(host: Host, capfd: Any, name: str, text: str, mode: int) -> None:
+    line = cron_line(host, capfd, name, text, mode)
 
     assert line.verdict == 'FAIL'
-    assert line.words.startswith(f'{pair.root}/{name}: ') and 'cron starts it only from a file of mode' in line.words
+    assert line.words.startswith(f'{host.root}/{name}: ') and 'cron starts it only from a file of mode' in line.words
 
 
 @pytest.mark.parametrize('name, text, mode', [
@@ -593,9 +597,9 @@ def test_a_cron_job_that_cron_would_not_start_fails(pair: Pair, capfd: Any, name
     ('var/spool/cron/root', JOB.replace('root ', ''), 0o600),
     ('var/spool/cron/crontabs/root', '# m h dom mon dow command\n' + JOB.replace('root ', ''), 0o600),
 ])
-def test_a_plain_job_for_root_will_do_wherever_its_output_goes(pair: Pair, capfd: Any, name: str, text: str, mode: int
+def test_a_plain_job_for_root_will_do_wherever_its_output_goes(host: Host, capfd: Any, name: str, text: str, mode: int
                                                                ) -> None:
-    assert cron_line(pair, capfd, name, text, mode).verdict == 'ok', pair.text
+    assert cron_line(host, capfd, name, text, mode).verdict == 'ok', host.text
 
 
 @pytest.mark.parametrize('name, text', [
@@ -614,22 +618,22 @@ def test_a_plain_job_for_root_will_do_wherever_its_output_goes(pair: Pair, capfd
     ('etc/init.d/nat', 'start-stop-daemon --start --exec {root}/nat_monitor.py'),
     ('var/lib/cloud/scripts/per-boot/nat', '{root}/nat_monitor.py &'),
 ])
-def test_what_names_it_in_another_form_is_shown(pair: Pair, capfd: Any, name: str, text: str) -> None:
-    line = cron_line(pair, capfd, name, text + '\n')
+def test_what_names_it_in_another_form_is_shown(host: Host, capfd: Any, name: str, text: str) -> None:
+    line = cron_line(host, capfd, name, text + '\n')
 
-    assert line.verdict == 'unknown', pair.text
-    assert line.words.startswith(f'{pair.root}/{name}: {text.format(root=pair.root).splitlines()[-1].strip()} (')
+    assert line.verdict == 'unknown', host.text
+    assert line.words.startswith(f'{host.root}/{name}: {text.format(root=host.root).splitlines()[-1].strip()} (')
 
 
 @pytest.mark.parametrize('name', ['etc/cron.d/nat_monitor', 'etc/rc.local', 'etc/systemd/system/nat.service'])
-def test_a_comment_starts_nothing(pair: Pair, capfd: Any, name: str) -> None:
-    assert cron_line(pair, capfd, name, f' # {JOB}').words.startswith('none starts the monitor')
+def test_a_comment_starts_nothing(host: Host, capfd: Any, name: str) -> None:
+    assert cron_line(host, capfd, name, f' # {JOB}').words.startswith('none starts the monitor')
 
 
-def test_a_job_of_cron_wins_over_what_is_not_clear(pair: Pair, capfd: Any) -> None:
-    pair.file('etc/rc.local', 'nat_monitor.py &\n')
+def test_a_job_of_cron_wins_over_what_is_not_clear(host: Host, capfd: Any) -> None:
+    host.file('etc/rc.local', 'nat_monitor.py &\n')
 
-    assert cron_line(pair, capfd, 'etc/cron.d/nat', JOB).verdict == 'ok'
+    assert cron_line(host, capfd, 'etc/cron.d/nat', JOB).verdict == 'ok'
 
 
 @pytest.mark.parametrize('rule, verdict, words', [
@@ -672,20 +676,20 @@ def test_where_the_peer_probes_its_packets_are_judged_too(pair: Pair, capfd: Any
     assert 'the peer, which probes through this host' in line.words and f'ip saddr {peer}/32 oif' in line.words
 
 
-def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
-    pair.file('bin/nft', '#!/bin/sh\nexit 1\n', 0o755)
+def test_rules_that_cannot_be_listed_are_unknown(host: Host, capfd: Any) -> None:
+    host.file('bin/nft', '#!/bin/sh\nexit 1\n', 0o755)
 
-    _, lines = pair.check(capfd)
+    _, lines = host.check(capfd, 'nat')
 
     told = {line.what: line.words for line in lines if line.verdict == 'unknown'}
     assert set(told) == {'forwarding', 'masquerading'}
     assert all('exit status 1' in words for words in told.values())
 
 
-def test_an_interface_that_does_not_forward_is_told_with_its_switch(pair: Pair, capfd: Any) -> None:
-    pair.file('proc/sys/net/ipv4/conf/ens5/forwarding', '0\n')
+def test_an_interface_that_does_not_forward_is_told_with_its_switch(host: Host, capfd: Any) -> None:
+    host.file('proc/sys/net/ipv4/conf/ens5/forwarding', '0\n')
 
-    _, lines = pair.check(capfd)
+    _, lines = host.check(capfd, 'nat')
 
     [line] = [line for line in lines if line.verdict == 'FAIL']
     assert line.words.startswith('net.ipv4.conf.ens5.forwarding is 0; run: echo net.ipv4.conf.ens5.forwarding=1 > ')
@@ -707,27 +711,27 @@ OFF, ON = 'net.ipv4.ip_forward = 0\n', 'net.ipv4.ip_forward = 1\n'
     ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.docker0.forwarding=0'}, ''),
 ])
 def test_a_file_that_turns_forwarding_off_at_the_next_boot_is_told(
-        pair: Pair, capfd: Any, files: Dict[str, str], told: str) -> None:
+        host: Host, capfd: Any, files: Dict[str, str], told: str) -> None:
     for name, text in files.items():
-        pair.file(name, text)
+        host.file(name, text)
 
-    _, lines = pair.check(capfd)
+    _, lines = host.check(capfd, 'nat')
 
     assert [line.words.split()[0] for line in lines if line.verdict == 'warn'] == (
-        [os.path.join(pair.root, told)] if told else [])
+        [os.path.join(host.root, told)] if told else [])
     for command in (line.words.partition('run: ')[2] for line in lines if line.verdict == 'warn'):
         subprocess.run(command, shell=True, check=True)  # and does what it says
-        assert 'warn' not in {line.verdict for line in pair.check(capfd)[1]}
+        assert 'warn' not in {line.verdict for line in host.check(capfd, 'nat')[1]}
 
 
-def test_a_suspended_monitor_is_told(pair: Pair, capfd: Any) -> None:
+def test_a_suspended_monitor_is_told(host: Host, capfd: Any) -> None:
     with subprocess.Popen(['sleep', '60']) as process:
         try:
             process.send_signal(signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
-            pair.hold_lock(process.pid)
+            host.hold_lock(process.pid)
 
-            code, lines = pair.check(capfd)
+            code, lines = host.check(capfd, 'monitor')
         finally:
             process.kill()
     [line] = [line for line in lines if line.verdict == 'FAIL']
