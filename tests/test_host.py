@@ -164,7 +164,7 @@ def test_killall_and_at_restart_the_monitor_as_the_readme_does_to_fail_back(pair
     pair.ec2.set_route('secondary')
     pair.ec2.set_address('secondary')
 
-    primary.as_root(script('Fail-back'))
+    primary.as_root(script('Upgrade'))
 
     pair.wait_until(lambda: pair.holds(primary), 20, 'the new monitor has claimed')
 
