@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
+import datetime
 import functools
 import http.server
 import json
@@ -22,8 +24,9 @@ import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
 from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, InstanceFacts,
-                         NoAnswer, clock_skew, code_of, connect, default_route, describe_address, describe_pair,
-                         describe_tables, has_answered, holder_of, in_words, lost_credentials, run_together, take_step)
+                         NoAnswer, NotSent, clock_skew, code_of, connect, default_route, describe_address,
+                         describe_pair, describe_tables, has_answered, holder_of, in_words, lost_credentials,
+                         run_together, take_step)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -122,12 +125,11 @@ def test_while_answers_are_outstanding_it_is_called_again_after_each_pause(answe
 
 
 def test_it_is_called_once_if_it_need_not_be_called_again(answer: threading.Event) -> None:
-    for nothing_more in (math.inf, None):
-        meanwhile = Meanwhile(nothing_more)
+    meanwhile = Meanwhile(math.inf)
 
-        run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
+    run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
 
-        assert len(meanwhile.times) == 1
+    assert len(meanwhile.times) == 1
 
 
 def test_it_is_called_no_more_once_all_answers_are_in(answer: threading.Event) -> None:
@@ -180,6 +182,25 @@ def test_what_came_in_time_counts_though_what_was_done_meanwhile_took_longer() -
     assert isinstance(results['late'], NoAnswer)
 
 
+@pytest.mark.parametrize('started', [0, 1])
+def test_a_thread_that_cannot_start_is_an_answer(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    start, left = threading.Thread.start, [None] * started
+
+    def start_some(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, 'start', start_some)
+    calls = {str(number): lambda: 'here' for number in range(3)}
+
+    results = run_together(calls, LONG)
+
+    assert list(results) == list(calls)
+    assert all(isinstance(result, RuntimeError) or result == 'here' and started for result in results.values())
+
+
 # On their way
 
 STOPPED = b'<StopInstancesResponse><requestId>1-2-3</requestId><instancesSet/></StopInstancesResponse>'
@@ -195,6 +216,9 @@ class Endpoint(http.server.ThreadingHTTPServer):
         self.status, self.body = 200, STOPPED
         self.headers: Dict[str, str] = {}
         self.callers: List[Tuple[str, int]] = []  # of each call, by the port of its connection
+        self.goes_on = threading.Event()  # answers wait for it
+        self.goes_on.set()
+        self.signed_by: List[str] = []            # the access key of each
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -204,6 +228,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers['Content-Length']))
         self.server.callers.append(self.client_address)
+        self.server.goes_on.wait(LONG)
+        self.server.signed_by.append(self.headers['Authorization'].partition('Credential=')[2].partition('/')[0])
         self.send_response(self.server.status)
         self.send_header('Content-Length', str(len(self.server.body)))
         for name, value in self.server.headers.items():
@@ -237,11 +263,9 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Endpoint]:
+def endpoint(monkeypatch: pytest.MonkeyPatch, imds: Imds) -> Iterator[Endpoint]:
     server = Endpoint()
     monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'http://localhost:{server.server_port}')
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
     with serving(server):
         yield server
 
@@ -293,18 +317,24 @@ def test_the_kernel_repeats_a_call_no_longer_than_it_may_take(kind: str, request
     assert len(set(server.callers)) == 1, 'the connection was kept'
 
 
-@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
-def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    server, ended = request.getfixturevalue(kind), threading.Event()
-    client = connect('us-east-1')
+@contextlib.contextmanager
+def names_take(seconds: float) -> Iterator[None]:
+    """Let name resolution take so long."""
     resolve = socket.getaddrinfo
 
     def resolve_slowly(*args: Any, **names: Any) -> Any:
-        time.sleep(1.0)
+        time.sleep(seconds)
         return resolve(*args, **names)
 
-    monkeypatch.setattr(socket, 'getaddrinfo', resolve_slowly)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, 'getaddrinfo', resolve_slowly)
+        yield
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest) -> None:
+    server, ended = request.getfixturevalue(kind), threading.Event()
+    client = connect('us-east-1')
 
     def call() -> None:
         try:
@@ -312,9 +342,99 @@ def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request:
         finally:
             ended.set()
 
-    assert isinstance(run_together({'stop': call}, 0.5)['stop'], NoAnswer)
-    assert ended.wait(LONG)
+    with names_take(1.0):
+        assert isinstance(run_together({'stop': call}, 0.5)['stop'], NotSent)
+        assert ended.wait(LONG)
     assert server.callers == []
+
+
+def test_what_was_not_sent_is_known_though_something_else_held_up_who_asks(endpoint: Endpoint) -> None:
+    """The thread of the call ends, with an error of botocore's, before the caller gives it up."""
+    client = connect('us-east-1')
+
+    with names_take(0.5):
+        result = run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, 0.3,
+                              Meanwhile(0.0, does=lambda: time.sleep(1.5)))['stop']
+
+    assert isinstance(result, NotSent) and endpoint.callers == []
+
+
+def stop_after_sending(client: Any, seconds: float, timeout: float = LONG) -> Any:
+    """Stop the peer, and wait for the answer so long from sending."""
+    return run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, timeout,
+                        after_sending=seconds)['stop']
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_the_limit_of_an_answer_counts_from_sending(kind: str, request: pytest.FixtureRequest) -> None:
+    """What it takes before to find and reach EC2 would leave nothing of a second and a half."""
+    server = request.getfixturevalue(kind)
+    client = connect('us-east-1')
+
+    with names_take(1.0):
+        assert has_answered(stop_after_sending(client, 0.9))
+    [repeated] = user_timeouts(server)
+    assert 0 < repeated <= 900
+
+
+def test_a_call_that_was_sent_and_has_no_answer_by_then_may_have_been_done(endpoint: Endpoint) -> None:
+    endpoint.goes_on.clear()
+    started_at = time.monotonic()
+
+    result = stop_after_sending(connect('us-east-1'), 0.3)
+
+    assert 0.3 <= time.monotonic() - started_at < READ_TIMEOUT
+    endpoint.goes_on.set()
+    assert isinstance(result, NoAnswer) and not isinstance(result, NotSent)
+    assert len(endpoint.callers) == 1
+
+
+def test_the_deadline_bounds_what_is_sent_late(endpoint: Endpoint) -> None:
+    endpoint.goes_on.clear()
+    started_at = time.monotonic()
+
+    with names_take(0.5):
+        result = stop_after_sending(connect('us-east-1'), LONG, timeout=0.8)
+
+    assert time.monotonic() - started_at < READ_TIMEOUT
+    endpoint.goes_on.set()
+    assert isinstance(result, NoAnswer) and not isinstance(result, NotSent)
+
+
+def test_each_call_has_its_own_limit(endpoint: Endpoint) -> None:
+    """One is sent at once and not answered; one that is sent later than the other's limit is."""
+    client, other = connect('us-east-1'), connect('us-east-1')
+    endpoint.goes_on.clear()
+
+    def send_later() -> Any:
+        time.sleep(1.0)
+        endpoint.goes_on.set()
+        return other.stop_instances(InstanceIds=[PEER_ID])
+
+    results = run_together({'at once': lambda: client.stop_instances(InstanceIds=[OWN]), 'later': send_later}, LONG,
+                           after_sending=0.6)
+
+    assert type(results['at once']) is NoAnswer
+    assert has_answered(results['later'])
+
+
+def test_a_second_request_of_a_call_has_the_limit_anew_and_is_not_sent_once_that_is_over(endpoint: Endpoint) -> None:
+    client, ended = connect('us-east-1'), threading.Event()
+
+    def stop_twice(pause: float) -> Any:
+        client.stop_instances(InstanceIds=[PEER_ID])
+        time.sleep(pause)
+        try:
+            return client.stop_instances(InstanceIds=[PEER_ID])
+        finally:
+            ended.set()
+
+    assert has_answered(run_together({'twice': lambda: stop_twice(0.6)}, LONG, after_sending=1.5)['twice'])
+    ended.clear()
+    given_up = run_together({'twice': lambda: stop_twice(1.0)}, LONG, after_sending=0.5)['twice']
+
+    assert isinstance(given_up, NoAnswer)
+    assert ended.wait(LONG) and len(endpoint.callers) == 3
 
 
 # What comes back
@@ -388,10 +508,9 @@ def test_credentials_that_could_not_be_had_are_lost_and_nothing_else_is() -> Non
 
 
 def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer(endpoint: Endpoint) -> None:
-    noon = 'Fri, 20 Nov 2026 12:00:00 GMT'
-
-    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 + 400.0) == 400.0
-    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 - 400.0) == -400.0
+    for skew in (400.0, -400.0):
+        date = email.utils.formatdate(time.time() - skew, usegmt=True)
+        assert abs(clock_skew(refusal('AuthFailure', date=date)) - skew) < 3.0
 
     endpoint.status, endpoint.body = 401, ERROR % (b'AuthFailure', b'')
     assert abs(clock_skew(stop(connect('us-east-1')))) < 3.0
@@ -412,7 +531,8 @@ class Imds(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), ImdsHandler)
-        self.role = 'NAT_Monitor'
+        self.role, self.key, self.lifetime = 'NAT_Monitor', 'ASIAROLE', datetime.timedelta(days=1)
+        self.asked: List[str] = []
 
 
 class ImdsHandler(http.server.BaseHTTPRequestHandler):
@@ -423,11 +543,18 @@ class ImdsHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.rpartition('/')[2]
+        expires = datetime.datetime.now(datetime.timezone.utc) + self.server.lifetime
         self.reply(self.server.role if not name else json.dumps({
-            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': 'ASIAROLE', 'SecretAccessKey': 'secret',
-            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': '2099-01-01T00:00:00Z'}))
+            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': self.server.key, 'SecretAccessKey': 'secret',
+            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': f'{expires:%Y-%m-%dT%H:%M:%SZ}'}))
+
+    def do_POST(self) -> None:  # to a proxy
+        self.reply('')
+
+    do_CONNECT = do_POST
 
     def reply(self, text: str) -> None:
+        self.server.asked.append(f'{self.command} {self.path}')
         self.send_response(200 if text else 404)
         self.send_header('Content-Length', str(len(text)))
         self.end_headers()
@@ -445,10 +572,21 @@ def imds(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Imds]:
         yield server
 
 
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imds]:
+    """A proxy on another instance, which has a role, too; no host is to be reached without it."""
+    server = Imds()
+    server.key = 'ASIAOFPROXY'
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    with serving(server):
+        yield server
+
+
 def key_of(client: Any) -> str:
     """Return the access key with which a client signs."""
     url = str(client.generate_presigned_url('stop_instances', {'InstanceIds': [PEER_ID]}))
-    return next(key for key in ('ASIAROLE', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
+    return next(key for key in ('ASIAROLE', 'ASIAOFPROXY', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
 
 
 def left_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,8 +623,87 @@ def test_without_a_role_nothing_else_is_taken_instead(imds: Imds, surroundings: 
     assert key_of(connect('us-east-1')) == 'ASIAROLE'
 
 
-def test_with_an_endpoint_of_its_own_a_client_takes_what_it_finds(endpoint: Endpoint, imds: Imds) -> None:
-    assert key_of(connect('us-east-1')) == 'AKIAENVIRONMENT'
+def test_with_an_endpoint_of_its_own_the_role_counts_too(endpoint: Endpoint, surroundings: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+
+    stop(connect('us-east-1'))
+
+    assert endpoint.signed_by == ['ASIAROLE']
+
+
+@pytest.mark.parametrize('name', ['http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'])
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_nothing_is_asked_of_a_proxy(kind: str, name: str, request: pytest.FixtureRequest, proxy: Imds,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    server = request.getfixturevalue(kind)
+    monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.server_port}')
+
+    assert has_answered(stop(connect('us-east-1')))
+
+    assert server.signed_by == ['ASIAROLE']
+    assert proxy.asked == []
+
+
+def test_credentials_that_expire_are_fetched_past_the_proxy_too(imds: Imds, proxy: Imds, endpoint: Endpoint,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{proxy.server_port}')
+    monkeypatch.setattr('random.randint', lambda least, most: least)  # by which botocore puts off what is urgent
+    imds.lifetime = datetime.timedelta(minutes=1)
+    imds.key = 'ASIAEARLIER'
+    client = connect('us-east-1')
+    imds.lifetime, imds.key = datetime.timedelta(days=1), 'ASIAROLE'
+
+    stop(client)
+
+    assert endpoint.signed_by == ['ASIAROLE']
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize('name, value', [
+    ('AWS_EC2_METADATA_DISABLED', 'true'), ('AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE', 'IPv6'),
+    ('AWS_ENDPOINT_URL', 'http://127.0.0.1:9'), ('AWS_USE_FIPS_ENDPOINT', 'true'),
+    ('AWS_USE_DUALSTACK_ENDPOINT', 'true'), ('AWS_DEFAULT_REGION', 'eu-west-1'), ('AWS_REGION', 'eu-west-1'),
+    ('AWS_DATA_PATH', '/nowhere'), ('AWS_DEFAULTS_MODE', 'none-of-that-name'), ('AWS_RETRY_MODE', 'adaptive'),
+    ('AWS_METADATA_SERVICE_TIMEOUT', 'soon'), ('AWS_CONFIG_FILE', '/nowhere'), ('REQUESTS_CA_BUNDLE', '/nowhere')])
+def test_no_other_variable_counts(imds: Imds, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+
+    client: Any = connect('us-east-1')
+
+    assert client.meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
+    assert client.meta.config.retries['mode'] == 'standard'
+    assert key_of(client) == 'ASIAROLE'
+
+
+@pytest.mark.parametrize('text', ['endpoint_url = http://127.0.0.1:9', 'use_fips_endpoint = true',
+                                  'services = local\n[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9'])
+def test_no_file_of_settings_counts(imds: Imds, surroundings: Path, text: str) -> None:
+    (surroundings / '.aws').mkdir()
+    (surroundings / '.aws/config').write_text(f'[default]\n{text}\n')
+
+    assert connect('us-east-1').meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
+
+
+def test_a_bundle_of_authorities_counts_and_that_of_requests_does_not(tls: Endpoint, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/nowhere')
+    assert has_answered(stop(connect('us-east-1')))
+
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', os.environ['AWS_CA_BUNDLE'])
+    monkeypatch.delenv('AWS_CA_BUNDLE')
+    assert 'CERTIFICATE_VERIFY_FAILED' in in_words(stop(connect('us-east-1')))
+
+
+def test_the_environment_stays_as_it_is_for_programs_that_are_started(imds: Imds, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    """The command of NOTIFY_COMMAND may need the proxy for calls of its own."""
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
+    before = dict(os.environ)
+
+    key_of(connect('us-east-1'))
+
+    assert os.environ == before
 
 
 # What is read from it
@@ -562,36 +779,80 @@ def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2
 def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
     own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
            'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
-           'StateTransitionReason': ''}
+           'StateTransitionReason': '', 'SourceDestCheck': True}
     peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
         'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
     ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
                      {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
 
     assert describe_pair(client, OWN, PEER_ID) == {
-        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, ''),
-        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch')}
+        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True),
+        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch', False)}
 
 
 def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
     ec2.add_response('describe_instances', {'Reservations': [
         {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
 
-    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated', False)}
 
 
-def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(
-        client: Any, ec2: botocore.stub.Stubber) -> None:
-    members = client.meta.service_model.operation_model('StopInstances').input_shape.members
-    newer = members.pop('SkipOsShutdown', members['Force'])
+SKIP = {'SkipOsShutdown': True}
 
-    def take(step: str, is_dead: bool, **wanted: bool) -> None:
-        ec2.add_response('stop_instances', {}, {'InstanceIds': [PEER_ID], **wanted})
-        take_step(client, PEER_ID, step, is_dead)
 
-    take(FORCE, True, Force=True)
-    members['SkipOsShutdown'] = newer
-    take(FORCE, False, Force=True, SkipOsShutdown=True)
-    take(STOP, True, Force=False, SkipOsShutdown=True)
-    take(STOP, False, Force=False)
+def members_of_stop(client: Any) -> Any:
+    """Return the parameters of StopInstances that a client knows."""
+    return client.meta.service_model.operation_model('StopInstances').input_shape.members
+
+
+@pytest.mark.parametrize('step, arguments', [(STOP, {'Force': False}), (FORCE, {'Force': True})])
+@pytest.mark.parametrize('code', ['OperationNotPermitted', 'UnsupportedOperation', 'InvalidParameterCombination',
+                                  'UnknownParameter', 'InternalError'])
+def test_a_step_that_is_refused_with_an_option_is_taken_at_once_without_it_and_so_are_later_ones(
+        client: Any, ec2: botocore.stub.Stubber, step: str, arguments: Any, code: str) -> None:
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    options: Dict[str, Any] = dict(SKIP)
+    stop = {'InstanceIds': [PEER_ID], **arguments}
+    ec2.add_response('stop_instances', {}, {**stop, **SKIP})
+    take_step(client, PEER_ID, step, options)
+    ec2.add_client_error('stop_instances', code, expected_params={**stop, **SKIP})
+    ec2.add_response('stop_instances', {}, stop)
+    take_step(client, PEER_ID, step, options)
     ec2.assert_no_pending_responses()
+
+    ec2.add_response('stop_instances', {}, stop)
+    take_step(client, PEER_ID, step, options)
+
+
+def test_a_step_that_is_refused_without_an_option_is_refused(client: Any, ec2: botocore.stub.Stubber) -> None:
+    ec2.add_client_error('stop_instances', 'IncorrectInstanceState', expected_params={
+        'InstanceIds': [PEER_ID], 'Force': False})
+    with pytest.raises(ClientError, match='IncorrectInstanceState'):
+        take_step(client, PEER_ID, STOP, {})
+
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    ec2.add_client_error('stop_instances', 'OperationNotPermitted')
+    ec2.add_client_error('stop_instances', 'UnauthorizedOperation')
+    with pytest.raises(ClientError, match='UnauthorizedOperation'):
+        take_step(client, PEER_ID, FORCE, dict(SKIP))
+
+
+def test_a_stop_goes_without_an_option_that_is_newer_than_the_client(endpoint: Endpoint) -> None:
+    client, options = connect('us-east-1'), dict(SKIP)
+    members_of_stop(client).pop('SkipOsShutdown', None)
+
+    take_step(client, PEER_ID, FORCE, options)
+
+    assert options == {} and len(endpoint.callers) == 1
+
+
+def test_an_answer_that_is_lost_takes_no_option_away(endpoint: Endpoint) -> None:
+    """The step may have been taken."""
+    client, options = connect('us-east-1'), dict(SKIP)
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    endpoint.body = b'the page of a proxy'
+
+    with pytest.raises(Exception):
+        take_step(client, PEER_ID, FORCE, options)
+
+    assert options == SKIP and len(endpoint.callers) == 1
