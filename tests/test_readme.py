@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import nat_monitor
 from .lab.host import TIMES, Console, OwnInstance, adopt, has_packages, owned, packages_of_this_python
 from .lab.lab import REPOSITORY, Lab
 from .lab.network import ELASTIC_IP, INSTANCE_ADDRESSES
-from .readme import README, Block, command_blocks
+from .readme import README, Block, command_blocks, script
 
 NOT_EXECUTED = {
     'Demo': 'starts tox',
@@ -245,6 +246,25 @@ def shapes(log: str) -> Set[str]:
     """Return the lines of a log without their times, ids and numbers."""
     return {re.sub(r'\d+(\.\d+)*', '0', re.sub(r'\b(i|rtb)-[0-9a-f]+', r'\1-', line.partition(' ')[2]))
             for line in log.splitlines() if line}
+
+
+def conditions(policy: str) -> Set[str]:
+    """Return the values that the conditions of a policy compare with."""
+    statements = json.loads(policy)['Statement']
+    return {value for one in statements for each in one.get('Condition', {}).values() for value in each.values()}
+
+
+def test_no_pair_may_change_what_is_another_pairs(tmp_path: Path) -> None:
+    """Follow the blocks as for a second pair."""
+    [other] = re.findall(r'`(name=\S+ role=\S+ tag=\S+)`', README)
+    shutil.copy(REPOSITORY / 'iam_policy.json', tmp_path)
+
+    subprocess.run(['sh', '-eu', '-c', f'aws() {{ :; }}\n{script("Variables")}\n{other}\n{script("Policy")}'],
+                   cwd=tmp_path, check=True)
+
+    first, second = (conditions((tmp_path / name).read_text()) for name in ('iam_policy.json', 'policy.json'))
+    assert len(first) == len(second) == 2
+    assert not first & second
 
 
 # ---- the tables and the sample
