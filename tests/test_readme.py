@@ -206,7 +206,7 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     lab.wait_until(lambda: lab.holds(primary), 15, 'the start of the primary takes it back')
 
     operator.follow('Begin maintenance')
-    operator.follow('Look now')
+    operator.repeat('Look now', secondary)
     lab.wait_until(lambda: lab.holds(secondary), 15, 'the secondary takes over')
     lab.ec2.stop('primary')
     lab.wait_until(lambda: primary.state == 'stopped', 15, 'the primary can be worked on')
