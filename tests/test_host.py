@@ -155,7 +155,7 @@ def test_at_starts_the_monitor_and_killall_ends_it_at_once(pair: Lab) -> None:
     assert pair.holds(primary)
 
 
-def test_killall_and_at_restart_the_monitor_as_the_readme_does_to_fail_back(pair: Lab) -> None:
+def test_killall_and_at_restart_the_monitor_as_the_readme_does(pair: Lab) -> None:
     primary = own(pair, 'primary')
     primary.start('exec /usr/sbin/atd -f')
     pair.wait_until((primary.node.root / 'run/atd.pid').exists, 5, 'atd runs')
