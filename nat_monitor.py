@@ -39,13 +39,13 @@ import ipaddress
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
 import re
 import runpy
 import select
-import shlex
 import signal
 import socket
 import struct
@@ -104,6 +104,7 @@ REFUSED_FOR_LONG = 20      # claims
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
+TROUBLE_LASTS = 120.0      # s, until it is an error
 
 log = logging.getLogger('nat_monitor')
 
@@ -145,7 +146,7 @@ def in_words(error: BaseException) -> str:
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
-    return f'{name}: {text[:160]}'.rstrip(': ')
+    return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
@@ -162,27 +163,85 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
+def turn_check_off(instance_id: str) -> str:
+    """Return the command with which the source/destination check of an instance is turned off."""
+    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
+
+
+CHECK = 'run on {self}: nat_monitor.py --check'
+# What is said of a trouble, and what to do once it has lasted.  {} is what came back or is lacking,
+# {about} the part of the pair, {self} and {peer} are instances.
+TROUBLES = {
+    'metadata': ('the metadata service does not tell {}', (
+        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled '
+        '--http-tokens required --instance-id <this instance>')),
+    'client': ('{self} cannot make an EC2 client ({})', CHECK),
+    'EC2': ('EC2 does not answer {self} ({}), which decides nothing meanwhile', (
+        'look at the public address of {self}, its subnet\'s route to the internet, and what its '
+        'security groups and network ACLs let out to port 443')),
+    'clock': ('the clock of {self} is off by {}, so EC2 refuses its calls', (
+        'run on {self}: systemctl enable --now chrony; chronyc makestep')),
+    'questions': ('EC2 does not tell {self} {}', CHECK),
+    'permissions': ('the role of {self} does not allow {}: a failover would fail', CHECK),
+    'absent': ('EC2 does not know {}', 'correct nat_config.py on both instances'),
+    'host': ('{self} cannot NAT ({}): it claims nothing', CHECK),
+    'peer': ('{peer} cannot NAT ({})', 'run: ' + turn_check_off('{peer}')),
+    'watcher': ('the monitor on {peer} has sent no ping for {}, so it does not run, and nobody '
+                'takes over if {self} fails', (
+                    f'run on {{peer}}: echo "{PROGRAM} >> /var/log/nat_monitor.log 2>&1" '
+                    '| at now')),
+    'ping': ('a ping to {peer} cannot leave {self} ({})', 'run on {self}: ip route get {about}'),
+    'probe': ('a packet through {peer} to {about} {}', (
+        'if none comes back here either, PROBE_ADDRESS is to be another one: ping {about}')),
+    'no probe': ('no packet has come through {peer} to {about} yet ({}): nothing is decided by '
+                 'that', 'run on {peer}: nat_monitor.py --check'),
+    'claim': ('{about} is not moved to {self} yet ({})', CHECK),
+    'restart': ('{peer} could not be {}', (
+        'run: aws ec2 start-instances --instance-ids {peer}, once it is stopped')),
+}
+
+
 class Lasting:
-    """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts."""
+    """Tell of troubles, which are nothing now, and trouble if they last.
+
+    One is INFO when it begins and when it changes, and an ERROR with its remedy once it has lasted
+    two minutes, or at once where that is asked for; its end is told at the highest of these.
+    """
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # since, logged at, words
+        self.names: Dict[str, str] = {}  # what stands in the braces
+        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str]] = {}  # since, level, words
 
-    def __call__(self, about: str, failure: str, words: str, level: int = logging.WARNING,
-                 every: float = 60.0) -> bool:
-        """Note what came back, '' if nothing failed; in `words` it stands in the braces."""
+    def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
+        """Note what came back, '' if nothing failed; return whether something did."""
         now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
+        since, level, told = self.troubles.pop((kind, about), (now, logging.INFO, ''))
         if failure:
-            words = words.replace('{}', failure)
-            if words != logged or now - logged_at >= every:
-                self.log.log(level, words)
-                logged_at = now
-            self.troubles[about] = (since, logged_at, words)
-        elif logged:
-            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
+            words, remedy = (self.in_place(words, failure, about) for words in TROUBLES[kind])
+            is_grave = at_once or now - since >= TROUBLE_LASTS
+            if is_grave and level < logging.ERROR:
+                level = logging.ERROR
+                self.log.error(f'{words}; {remedy}')
+            elif words != told:
+                self.log.info(words)
+            self.troubles[kind, about] = (since, level, words)
+        elif told:
+            self.log.log(level, f'over after {now - since:.0f} s: {told}')
         return bool(failure)
+
+    def in_place(self, words: str, failure: str, about: str) -> str:
+        """Return the words with all that stands in braces; what came back may have some, too."""
+        for name, value in {**self.names, 'about': about, '': failure}.items():
+            words = words.replace(f'{{{name}}}', value)
+        return words
+
+    @property
+    def errors(self) -> List[str]:
+        """Return the troubles that a person must see to, each with its remedy."""
+        return [self.in_place('; '.join((words, TROUBLES[kind][1])), '', about)
+                for (kind, about), (_, level, words) in self.troubles.items()
+                if level == logging.ERROR]
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -784,8 +843,7 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     for one in answer['InstanceStatuses']:
         checks = {one[kind].get('Status', '')
                   for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
-                   else ' and '.join(sorted(checks)))
+        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -809,11 +867,6 @@ class InstanceFacts(NamedTuple):
     tags: Dict[str, str] = {}
     reason: str = ''                   # why it is in its state, in EC2's words, '' if it tells none
     source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
-
-
-def turn_check_off(instance_id: str) -> str:
-    """Return the command with which the source/destination check of an instance is turned off."""
-    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
 
 
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
@@ -860,6 +913,15 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
         lives = route and route.get('State') != 'blackhole'
         holders[i] = holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY
     return holders
+
+
+def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
+    """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
+    tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
+    links = [link for table in tables.values() for link in table.get('Associations', [])]
+    subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
+    found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
+    return sorted({one['CidrBlock'] for one in found.values()})
 
 
 def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
@@ -931,12 +993,8 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
     steps += [(action, peer_id, {'InstanceIds': [peer_id]})
               for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(
-        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
-
-
-def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
-    return getattr(client, botocore.xform_name(action))(**arguments)
+    return {f'{action} on {about}': operator.methodcaller(
+        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
@@ -947,289 +1005,213 @@ BUSY = (*THROTTLED, 'Unavailable', 'ServiceUnavailable', 'InternalError', 'Inter
 
 # Forwarding and masquerading ----------------------------------------------------------------------
 
-# What may become of a packet in a chain, or by a rule; ON: nothing yet, UNCLEAR: it cannot be told.
-ACCEPT, DROP, NAT, ON, UNCLEAR = 'accept', 'drop', 'masquerade', 'go on', 'unclear'
-SOMEWHERE, INTERNET = 'a private host', 'the internet'
-LIST_TIMEOUT = 1.5  # s, for nft and iptables-save, side by side
-NFT_HOOKS = {('filter', 'forward'): 'forward', ('nat', 'postrouting'): 'postrouting'}
-NFT_TERMS = {
-    'payload ip saddr': 'saddr', 'payload ip daddr': 'daddr', 'payload ip protocol': 'proto',
-    'meta l4proto': 'proto', 'meta nfproto': 'family', 'ct state': 'state',
-    'fib type saddr': 'from',
-    **{f'meta {way}{name}': way for way in ('iif', 'oif') for name in ('', 'name')}}
-NFT_ACTIONS = {'accept': ACCEPT, 'drop': DROP, 'reject': DROP, 'masquerade': NAT, 'snat': NAT,
-               'return': ON, **dict.fromkeys(('counter', 'log', 'mangle', 'notrack', 'flow'), ON)}
-IPTABLES_HOOKS = {'filter FORWARD': 'forward', 'mangle FORWARD': 'forward',
-                  'nat POSTROUTING': 'postrouting'}
-IPTABLES_TERMS = {
-    '-s': 'saddr', '--src-range': 'saddr', '-d': 'daddr', '--dst-range': 'daddr', '-i': 'iif',
-    '-o': 'oif', '-p': 'proto', '--ctstate': 'state', '--state': 'state', '--src-type': 'from'}
-IPTABLES_PLAIN = ('comment', 'conntrack', 'state', 'addrtype', 'iprange', 'tcp', 'udp', 'icmp')
-IPTABLES_ACTIONS = {
-    'ACCEPT': ACCEPT, 'DROP': DROP, 'REJECT': DROP, 'MASQUERADE': NAT, 'SNAT': NAT, 'RETURN': ON,
-    **dict.fromkeys(('LOG', 'NFLOG', 'MARK', 'CONNMARK', 'TCPMSS', 'CT', 'NOTRACK'), ON)}
+LIST_TIMEOUT = 1.5  # s, for all tools, side by side
 
+# What becomes of a packet in a chain, beside translation; ON: nothing yet, UNCLEAR: who knows?
+ACCEPT, DROP, ON, UNCLEAR = 'accept', 'drop', 'continue', 'unclear'
+VERDICTS = {ACCEPT: ACCEPT, DROP: DROP, 'reject': DROP, ON: ON, 'return': ON}
+VERDICT = re.compile(
+    rf'(?<!\S)(?:policy )?({"|".join(VERDICTS)}|jump|goto|masquerade|snat(?= to ))(?: (.*))?$')
+TERMS = {'ip saddr': 'from', 'ip daddr': 'to', 'ct state': 'state', 'ct status': 'status',
+         'meta l4proto': 'protocol', 'ip protocol': 'protocol', 'meta nfproto': 'family',
+         **dict.fromkeys(('iifname', 'iif', 'oifname', 'oif'), 'interface'),
+         **dict.fromkeys(('fib saddr type', 'fib daddr type'), 'type')}
+CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what it means
+    rf'(?!ct state != \w+(?:,| \|))(?:(?P<term>{"|".join(TERMS)})|'
+    r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
+    r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
+HARMLESS = (
+    r'(?<!\S)(?:counter(?: name \S+| packets \d+ bytes \d+)?|flow add \S+'
+    r'|xt (?:match "?comment|target "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS))"?'
+    r'|log(?: prefix "[^"]*"| (?:level|group|snaplen) \S+| flags (?:tcp |ip )?\S+)*'
+    r'|(?:meta|ct) mark set (?:(?:meta|ct) mark|\S+)|tcp option maxseg size set (?:rt mtu|\d+))')
+PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
+    (r' ?comment "[^"]*"$', ''), (r'(?s) \{\n\t{3}.*?^\t\t\}$', ' a chain without a name'),
+    (r'(?s)^table \S+ \S+ \{[^\n]*\s+flags [^\n]*dormant.*?^\}', ''),
+    (r'xt target "?MASQUERADE"?', 'masquerade'), (r'xt target "?REJECT"?', 'reject'),
+    (f'{HARMLESS}$', ON), (HARMLESS, ''), (r'(?<=\S) +', ' '), ('snat ip to', 'snat to'),
+    (r'(snat to [\d.]+)(?::[\d-]+)?(?: [a-z,-]+)*$', r'\1'),
+    (rf'(.*) vmap \{{ (.*) \}}(?: {ON})?$', lambda found: '\n'.join(
+        f'{found[1]} {one.replace(" : ", " ")}' for one in found[2].split(', '))))
 
-class Match(NamedTuple):
-    """A condition of a rule: `what` of a packet is one of the values, or none of them."""
-
-    what: str  # a key of Host.packets, or what the tool calls it
-    values: Tuple[str, ...]
-    wanted: bool = True
-
-
-class Rule(NamedTuple):
-    matches: Tuple[Match, ...]
-    action: str   # one of the above, or a chain
-    leaves: bool  # the chain with it: goto, return
-    words: str
-
-
-class Chain(NamedTuple):
-    hook: str  # 'forward', 'postrouting', or '' for any other
-    policy: str
-    rules: List[Rule]
-
-
-Chains = Dict[str, Chain]  # by tool, or family, and table and name
-Packet = Dict[str, Any]
 Network = ipaddress.IPv4Network
+INTERNET = Network(EVERYWHERE)  # as an address of a packet: any that is public
+Packet = Dict[str, Any]  # by the values of TERMS; None: not known
+Chains = Dict[str, List[str]]  # by family, table and name: rules with one verdict, or what is none
 Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
 
 
-def read_iptables(listing: str) -> Chains:
-    """Read what iptables-save writes."""
+def read_rules(listing: str, interface: str) -> Tuple[Chains, List[Tuple[str, str]]]:
+    """Read what nft lists, iptables' rules too, as far as IPv4 packets of the interface meet it.
+
+    Returns the chains, and the names of those that have a hook, each with its type and hook before,
+    such as 'filter forward'.  The last rule of these is their policy.
+    """
     chains: Chains = {}
-    table = ''
-    for line in listing.splitlines():
-        if line.startswith('*'):
-            table = line[1:]
-        elif line.startswith(':'):
-            name, policy = line[1:].split()[:2]
-            chains[f'iptables {table} {name}'] = Chain(
-                IPTABLES_HOOKS.get(f'{table} {name}', ''), DROP if policy == 'DROP' else ACCEPT, [])
-        elif line.startswith('-A '):
-            _, name, *words = shlex.split(line)
-            chains[f'iptables {table} {name}'].rules.append(iptables_rule(table, words, line))
-    return chains
+    hooks = []
+    for pattern, plain in PLAINLY:
+        listing = re.sub(f'(?m){pattern}', plain, listing)
+    for table, text in re.findall(r'(?ms)^table ((?:ip|inet|netdev) \S+) \{(.*?)^\}', listing):
+        for name, body in re.findall(r'(?ms)^\tchain (\S+) \{\n(.*?)^\t\}', text):
+            base = re.search(r'type (\w+) hook (\w+)(.*); (policy \w+);\n', body)
+            rules = chains[f'{table} {name}'] = body[base.end() if base else 0:].split('\n')
+            if base and ('device' not in base[3] or f'"{interface}"' in base[3]):
+                rules.append(base[4])
+                hooks.append((f'{base[1]} {base[2]}', f'{table} {name}'))
+    return chains, hooks
 
 
-def iptables_rule(table: str, words: List[str], line: str) -> Rule:
-    matches: List[Match] = []
-    wanted = True
-    while words:
-        option = words.pop(0)
-        values: List[str] = []
-        if option == '!':
-            wanted = False
-            continue
-        while words and (option == '--comment' and not values or words[0][0] not in '!-'):
-            values.append(words.pop(0))
-        if option in ('-j', '-g'):  # what follows are its own options
-            action = IPTABLES_ACTIONS.get(values[0], f'iptables {table} {values[0]}')
-            return Rule(tuple(matches), action, '-g' in option or values[0] == 'RETURN', line)
-        if option == '-m':
-            option = '--comment' if values[0] in IPTABLES_PLAIN else values[0]
-        if option != '--comment':
-            split = tuple(','.join(values).split(','))
-            matches.append(Match(IPTABLES_TERMS.get(option, option), split, wanted))
-        wanted = True
-    return Rule(tuple(matches), ON, False, line)
-
-
-def read_nft(listing: str) -> Chains:
-    """Read what `nft -j list ruleset` writes."""
-    chains: Chains = {}
-    for entry in json.JSONDecoder().raw_decode(listing)[0]['nftables']:
-        chain, rule = entry.get('chain'), entry.get('rule')
-        thing = chain or rule
-        if not thing or thing['family'] not in ('ip', 'inet'):
-            continue
-        table = f'{thing["family"]} {thing["table"]} '
-        if chain:
-            hook = NFT_HOOKS.get((chain.get('type'), chain.get('hook')), '')
-            chains[table + chain['name']] = Chain(hook, chain.get('policy', ACCEPT), [])
-        else:
-            chains[table + rule['chain']].rules.extend(nft_rules(table, rule))
-    return chains
-
-
-def nft_rules(table: str, rule: Dict[str, Any]) -> Iterator[Rule]:
-    """Yield a rule for each of its verdicts."""
-    matches: List[Match] = []
-    for statement in rule['expr']:
-        [(kind, value)] = statement.items()
-        if kind == 'match':
-            matches.append(nft_match(**value))
-        elif kind == 'limit':
-            matches.append(Match(kind, ()))
-        elif kind == 'vmap' and isinstance(value['data'], dict):
-            for one, verdict in value['data']['set']:
-                also = nft_match('==', value['key'], one)
-                yield nft_rule(table, rule['chain'], (*matches, also), verdict)
-        else:
-            yield nft_rule(table, rule['chain'], tuple(matches), statement)
-
-
-def nft_rule(table: str, chain: str, matches: Tuple[Match, ...], verdict: Dict[str, Any]) -> Rule:
-    [(kind, value)] = verdict.items()
-    target = f' {value["target"]}' if kind in ('jump', 'goto') else ''
-    action = table + target[1:] if target else NFT_ACTIONS.get(kind, UNCLEAR)
-    shown = [f'{what} {"" if wanted else "!= "}{", ".join(values)} '
-             for what, values, wanted in matches]
-    words = f'{table}{chain}: {"".join(shown)}{kind}{target}'
-    return Rule(matches, action, kind in ('goto', 'return'), words)
-
-
-def nft_match(op: str, left: Dict[str, Any], right: Any) -> Match:
-    [(kind, value)] = left.items()
-    terms = value.values() if isinstance(value, dict) else ()
-    term = ' '.join([kind] + [' '.join(t) if isinstance(t, list) else str(t) for t in terms])
-    protocol = term.split()[1] if kind == 'payload' and terms else 'ip'
-    if protocol not in ('ip', 'tcp', 'th'):  # another protocol's field asks for that protocol
-        return Match('proto', (protocol,))
-    values = tuple(nft_values(right)) if op in ('==', 'in', '!=') else (f'@{op}',)
-    return Match(NFT_TERMS.get(term, term), values, op != '!=')
-
-
-def nft_values(right: Any) -> Iterator[str]:
-    """Yield the values on the right of a match; what begins with @ is known by name only."""
-    if isinstance(right, dict):
-        [(kind, value)] = right.items()
-        if kind == 'prefix':
-            yield f'{value["addr"]}/{value["len"]}'
-        elif kind == 'range':
-            yield f'{value[0]}-{value[1]}'
-        else:
-            yield from nft_values(value) if kind == 'set' else [f'@{kind}']
-    elif isinstance(right, list):
-        for one in right:
-            yield from nft_values(one)
-    else:
-        yield str(right)
-
-
-def covers(value: str, what: str, packet: Packet) -> Optional[bool]:
+def covers(value: str, has: Any) -> Optional[bool]:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
-    has = packet.get(what)
     if not has or value.startswith('@'):
         return None
-    if what in ('iif', 'oif'):
-        return value == has or value[-1:] in ('*', '+') and str(has).startswith(value[:-1])
-    if what not in ('saddr', 'daddr'):
-        return bool(value.lower() == has)
+    if not isinstance(has, Network):
+        return value in has or value.endswith('*') and has[0].startswith(value[:-1])
     try:
-        first, _, last = value.partition('-')
-        networks = [Network(value, strict=False)] if not last else [
-            *ipaddress.summarize_address_range(ipaddress.IPv4Address(first),
-                                               ipaddress.IPv4Address(last))]
+        networks = [Network(value, strict=False)] if '-' not in value else [
+            *ipaddress.summarize_address_range(*map(ipaddress.IPv4Address, value.split('-')))]
     except ValueError:
         return None
-    told = [covers_address(network, has, packet['elsewhere']) for network in networks]
-    return True if True in told else None if None in told else False
+    some = [one for one in networks if one.overlaps(has) and (has != INTERNET or one.is_global)]
+    return True if any(one.supernet_of(has) for one in some) else None if some else False
 
 
-def covers_address(network: Network, has: Any, elsewhere: Dict[Network, str]) -> Optional[bool]:
-    """The same for an address: a network, SOMEWHERE, which is none of `elsewhere`, or INTERNET."""
-    if network.prefixlen == 0:
-        return True
-    if has == INTERNET:  # a rule for some hosts there may be for all that anybody asks for
-        return False if network.is_private else None
-    if has == SOMEWHERE:
-        return False if any(network.subnet_of(one) for one in elsewhere) else None
-    if network.overlaps(has):
-        return True if network.supernet_of(has) else None
-    return False
+def fits(conditions: str, packet: Packet) -> Optional[bool]:
+    """Tell whether a packet meets the conditions of a rule; None: that cannot be told."""
+    sure = True
+    while conditions:
+        found = CONDITION.match(conditions)
+        if not found:
+            return None
+        if found['other']:  # a field of another protocol asks for that protocol
+            return False
+        has = packet[TERMS[found['term']]]
+        each = [covers(value, has) for value in re.findall(r'[^\s,|{}"]+', found['values'])]
+        one = True if True in each else None if None in each else False
+        if one is bool(found['no']):
+            return False
+        sure = sure and one is not None
+        conditions = conditions[found.end():]
+    return sure or None
 
 
-def fits(rule: Rule, packet: Packet) -> Optional[bool]:
-    """Tell whether a rule is about a packet; None: that cannot be told."""
-    told: List[Optional[bool]] = []
-    for what, values, wanted in rule.matches:
-        found = [covers(value, what, packet) for value in values] or [None]
-        one = True if True in found else None if None in found else False
-        told.append(None if one is None else one == wanted)
-    return False if False in told else None if None in told else True
-
-
-def ends(chains: Chains, name: str, packet: Packet) -> Dict[str, str]:
-    """Return all that may become of a packet in a chain, each with the words of the rule."""
-    found: Dict[str, str] = {}
-    for rule in chains[name].rules:
-        fit = fits(rule, packet)
-        if fit is False:
+def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[str, str]:
+    """Return what becomes of a packet in a chain, from that rule on, and by which rule."""
+    for n, rule in enumerate(map(str.strip, chains[name][start:]), start + 1):
+        verdict = None if ' vmap ' in rule else VERDICT.search(rule)
+        verb, target = verdict.groups() if verdict else (UNCLEAR, '')
+        fit = fits(rule[:verdict.start()] if verdict else rule, packet)
+        if fit is False or not rule:
             continue
-        became = {rule.action: rule.words}
-        if rule.action not in (ACCEPT, DROP, NAT, ON, UNCLEAR):  # a chain, or an odd target
-            chain = rule.action in chains
-            became = ends(chains, rule.action, packet) if chain else {UNCLEAR: rule.words}
-        for end, words in became.items():
-            if end != ON or rule.leaves:
-                found.setdefault(end, words)
-        if fit and (rule.leaves or ON not in became):
-            return found
-    return {**found, ON: ''}
+        end, words = VERDICTS.get(verb, f'{verb} {target}'), f'{name}: {rule}'
+        chain = f'{name.rpartition(" ")[0]} {target}'
+        if verb in ('jump', 'goto') and chain in chains:
+            end, words = end_of(chains, chain, packet)
+        if end == ON and verb not in ('goto', 'return'):
+            continue
+        if not fit and end_of(chains, name, packet, n)[0] != end:
+            end = UNCLEAR
+        return end, words
+    return ON, ''
 
 
-class Host(NamedTuple):
-    """What this host does with packets that are not for itself, as far as it has been listed."""
+def worst(told: Sequence[Verdict]) -> Verdict:
+    return min(told, key=lambda one: (False, None, True).index(one[0]))
 
-    forwards: str                  # what /proc says of net.ipv4.ip_forward
-    interface: str                 # of the default route, '' where there are several
-    strict: bool                   # its rp_filter
-    elsewhere: Dict[Network, str]  # what is routed to another interface
-    chains: Chains
-    unlisted: str = ''             # why there may be other rules
+
+class Host:
+    """What this host does with packets that are not for itself, as far as kernel and nft tell.
+
+    The routes are asked for these networks.
+    """
+
+    def __init__(self, root: str = '/', networks: Sequence[Network] = ()) -> None:
+        def proc(name: str) -> str:
+            return text_of(os.path.join(root, 'proc', name)).strip()
+
+        conf, default = 'sys/net/ipv4/conf', r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s'
+        interfaces = {*re.findall(default, proc('net/route'))}  # of default routes
+        self.interface = interfaces.pop() if len(interfaces) == 1 else ''
+        calls: Dict[str, Callable[[], Any]] = {
+            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
+        for network in networks if self.interface else ():
+            calls[str(network)] = functools.partial(routed, network, self.interface)
+        self.routes = run_together(calls, LIST_TIMEOUT + 0.2)
+        listing = self.routes.pop('nft')
+        self.unlisted = failures_in({'nft': listing})  # why there may be other rules
+        if proc('net/ip_tables_names'):
+            self.unlisted = 'iptables-legacy may have rules, too'
+        self.chains, self.hooks = read_rules(
+            '' if isinstance(listing, Exception) else listing, self.interface)
+        self.addresses = re.findall(r'(\S+)\s+/32 host LOCAL', proc('net/fib_trie'))
+        whole, here = proc('sys/net/ipv4/ip_forward'), proc(f'{conf}/{self.interface}/forwarding')
+        self.forwards = here or whole
+        self.switch = 'net.ipv4.' + (
+            'ip_forward' if here in ('', whole) else f'conf.{self.interface}.forwarding')
+
+    def ends_at(self, hook: str, packet: Packet) -> Iterator[Tuple[str, str]]:
+        """Yield what becomes of a packet in each chain of a hook, and by which rule."""
+        for where, name in self.hooks:
+            if where == hook:
+                found = end_of(self.chains, name, packet)
+                yield found if found[0] != ON else end_of(self.chains, name, packet, start=-1)
 
     def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
-        common = {'iif': self.interface, 'oif': self.interface, 'proto': 'tcp', 'family': 'ipv4',
-                  'from': 'unicast', 'elsewhere': self.elsewhere}
-        private = network or SOMEWHERE
-        return ({**common, 'saddr': private, 'daddr': INTERNET, 'state': 'new'},
-                {**common, 'saddr': INTERNET, 'daddr': private, 'state': 'established'})
+        common = {'interface': [self.interface] if self.interface else None, 'family': ['ipv4'],
+                  'protocol': ['tcp', '6'], 'type': ['unicast'], 'status': None}
+        return ({**common, 'from': network, 'to': INTERNET, 'state': ['new'], 'status': ['none']},
+                {**common, 'from': INTERNET, 'to': network, 'state': ['established']})
 
-    def ends_at(self, hook: str, packet: Packet) -> List[Dict[str, str]]:
-        """Return what may become of a packet in each chain of a hook."""
-        told = []
-        for name, chain in self.chains.items():
-            if chain.hook == hook:
-                found = ends(self.chains, name, packet)
-                if ON in found:
-                    del found[ON]
-                    found.setdefault(chain.policy, f'{name}: policy {chain.policy}')
-                told.append(found)
-        return told
-
-    def forwarding(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host forwards what comes from a private network, and why (not)."""
+    def routing(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether the kernel sends what comes from a network out again, and the answers."""
         if self.forwards != '1':
-            said = f'net.ipv4.ip_forward is {self.forwards or "not known"}'
-            return False if self.forwards else None, said
-        told = [one for packet in self.packets(network) for one in self.ends_at('forward', packet)]
-        for found in told:
-            if set(found) == {DROP}:
-                return False, f'forwarding is dropped ({found[DROP]})'
-        unclear = [found[end] for found in told for end in (DROP, UNCLEAR) if end in found]
-        if network:
-            strict = ', whose rp_filter is strict' if self.strict else ''
-            unclear += [f'{one} is routed to {device}, not to {self.interface}{strict}'
-                        for one, device in self.elsewhere.items() if one.overlaps(network)]
+            return (False if self.forwards else None,
+                    f'{self.switch} is {self.forwards or "not known"}')
+        unknown = not network or None, 'the interface of the default route is not known'
+        told = self.routes.get(str(network), unknown)
+        return (None, in_words(told)) if isinstance(told, Exception) else told
+
+    def filtering(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether all rules let pass what comes from a network, and the answers."""
+        packet, answer = self.packets(network)
+        told = [*self.ends_at('filter forward', packet), *self.ends_at('filter forward', answer)]
+        for end, words in told:
+            if end == DROP:
+                return False, f'forwarding is dropped ({words})'
+        for hook in ('filter ingress', 'filter prerouting', 'nat prerouting', 'filter postrouting'):
+            told += self.ends_at(hook, packet)
+        unclear = [words for end, words in told if end != ACCEPT]
         if unclear or self.unlisted:
             return None, f'forwarding may be dropped ({[*unclear, self.unlisted][0]})'
-        return True, 'net.ipv4.ip_forward is 1, and no rule drops'
+        return True, f'{self.switch} is 1, and no rule drops'
+
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a network, and why (not)."""
+        return worst([self.filtering(network), self.routing(network)])
 
     def masquerading(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host masquerades what comes from a private network, by which rule."""
-        told = self.ends_at('postrouting', self.packets(network)[0])
-        for found in told:
-            if set(found) == {NAT}:
-                return True, found[NAT]
-        unclear = [found[end] for found in told for end in (NAT, UNCLEAR) if end in found]
+        """Tell whether this host gives what comes from a network an own address, and by which rule.
+
+        The first chain that translates counts; where two disagree, nobody can tell.
+        """
+        packet, _ = self.packets(network)
+        ends = self.ends_at('nat postrouting', packet)
+        told = {self.translates(end): words for end, words in ends if end not in (ACCEPT, DROP)}
         whom = network or 'the private networks'
-        if unclear or self.unlisted:
-            return None, f'this may be for {whom}, or not: {[*unclear, self.unlisted][0]}'
+        if [*told] == [True]:
+            return True, told[True]
+        if [*told] == [False]:
+            return False, f'no address of this host: {told[False]}'
+        if told or self.unlisted:
+            return None, f'this may be for {whom}, or not: {[*told.values(), self.unlisted][0]}'
         return False, f'no rule masquerades {whom}'
+
+    def translates(self, end: str) -> Optional[bool]:
+        """Tell whether that gives a packet an address to which answers come back."""
+        if end.startswith('masquerade') or end[len('snat to '):] in self.addresses:
+            return True
+        return False if self.addresses and re.fullmatch(r'snat to [\d.]+', end) else None
 
 
 def text_of(path: str) -> str:
@@ -1239,72 +1221,55 @@ def text_of(path: str) -> str:
     return ''
 
 
-def read_routes(text: str) -> Tuple[str, Dict[Network, str]]:
-    """Read /proc/net/route: the one interface of default routes, and what goes to another one."""
-    routes = []
-    for line in text.splitlines()[1:]:
-        device, network, _, _, _, _, _, mask = line.split()[:8]
-        address, length = socket.ntohl(int(network, 16)), bin(int(mask, 16)).count('1')
-        routes.append((device, Network((address, length))))
-    defaults = {device for device, network in routes if network.prefixlen == 0}
-    if len(defaults) != 1:
-        return '', {}
-    return min(defaults), {network: device for device, network in routes
-                           if device not in defaults and network.prefixlen >= 8}
+def output_of(*command: str) -> str:
+    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'  # cron's has neither
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                          encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
+                          env={**os.environ, 'PATH': path}).stdout
 
 
-def list_with(*command: str) -> str:
-    """Return what a tool lists, and then what it warns of; '' if it is not installed."""
-    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'
+def route(source: str, target: str, interface: str) -> Verdict:
+    """Tell whether the kernel forwards a packet that came in by the interface out by it again.
+
+    It calls invalid what a strict rp_filter drops, and more; then the answer goes elsewhere, too.
+    """
+    what = f'what comes from {source} to {target}'
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
-                              encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
-                              env={**os.environ, 'PATH': path})
-    except FileNotFoundError:
-        return ''
-    return done.stdout + done.stderr
+        [found] = json.loads(output_of(
+            'ip', '-j', 'route', 'get', target, 'from', source, 'iif', interface))
+    except subprocess.CalledProcessError as error:
+        sure = re.search('No route to host|is unreachable', error.stderr)
+        return False if sure else None, f'{what}: {error.stderr.strip()}'
+    return found['dev'] == interface, f'{what} goes by {found["dev"]}'
 
 
-def look_at_host(root: str = '/') -> Host:
-    """Ask the kernel and both tools."""
-    ipv4 = os.path.join(root, 'proc/sys/net/ipv4')
-    interface, elsewhere = read_routes(text_of(os.path.join(root, 'proc/net/route')))
-    filters = [text_of(f'{ipv4}/conf/{name}/rp_filter').strip() for name in ('all', interface)]
-    listed = run_together({'nft': lambda: list_with('nft', '-j', 'list', 'ruleset'),
-                           'iptables-save': lambda: list_with('iptables-save')}, LIST_TIMEOUT + 0.2)
-    nft, iptables = (one if isinstance(one, str) else '' for one in listed.values())
-    unlisted = failures_in(listed)
-    if not any(listed.values()):
-        unlisted = 'neither nft nor iptables-save is installed'
-    elif 'legacy tables present' in iptables:
-        unlisted = 'iptables-legacy has rules, too'
-    chains: Chains = {}
-    try:
-        chains = read_iptables(iptables)
-        native = read_nft(nft) if nft else {}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        native, unlisted = {}, f'a listing cannot be read: {in_words(error)}'
-    if '(nf_tables)' in iptables:  # nft lists these, too, but not all of what they say
-        native = {name: chain for name, chain in native.items()
-                  if name.replace('ip ', 'iptables ', 1) not in chains}
-    return Host(text_of(f'{ipv4}/ip_forward').strip(), interface, max(filters) == '1', elsewhere,
-                {**chains, **native}, unlisted)
+def routed(network: Network, interface: str) -> Verdict:
+    """Tell whether the kernel forwards connections from a network, and the answers.
+
+    Two are tried that have nothing in common: a route for some hosts proves nothing.
+    """
+    told = []
+    for host, target in ((1, '1.1.1.1'), (3, '198.41.0.4')):  # of four quarters, of two halves
+        ends = str(network[host * network.num_addresses // 4]), target
+        told.append(worst([route(*way, interface) for way in (ends, ends[::-1])]))
+    sure, words = worst(told)
+    marks = not sure and 'fwmark' in output_of('ip', 'rule')  # rules may send it elsewhere
+    return False if {one for one, _ in told} == {False} and not marks else sure or None, words
 
 
 def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
 
-    It takes a few ms, at most 2 s, and never raises; nothing is listed where nothing is forwarded.
+    It takes some 20 ms, at most 2 s, and never raises.  Of a single host, the peer, only the routes
+    count: rules may rightly be for the private networks alone.
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
-        if text_of(os.path.join(root, 'proc/sys/net/ipv4/ip_forward')).strip() == '0':
-            return 'net.ipv4.ip_forward is 0'
-        host = look_at_host(root)
-        asked: List[Optional[Network]] = [Network(one) for one in networks]
-        for network in asked or [None]:
-            for sure, words in (host.forwarding(network), host.masquerading(network)):
-                if sure is False:
-                    return words
+        asked = [Network(one) for one in networks]
+        host = Host(root, asked)
+        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
+        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+                             *map(host.masquerading, private)])
+        return words if sure is False else ''
     return ''
 
 
@@ -1371,14 +1336,14 @@ class Ec2:
         self.denied: Set[str] = set()
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
+        self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
     def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
              after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
-            if self.lasting('client', failures_in(made),
-                            'no EC2 client could be made ({}): trying again'):
+            if self.lasting('client', failures_in(made)):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
@@ -1390,14 +1355,12 @@ class Ec2:
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
         if len(unanswered) < len(answers):
-            self.lasting('EC2', '', '')
+            self.lasting('EC2', '')
             skew = max((clock_skew(answer) for answer in answers), key=abs)
-            self.lasting(
-                'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
-                'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
+            is_off = abs(skew) > CLOCK_TOLERANCE
+            self.lasting('clock', f'{skew:.0f} s' * is_off, at_once=True)
         elif after_sending == math.inf:
-            self.lasting('EC2', in_words(unanswered[0]),
-                         'EC2 does not answer this monitor ({}): it decides nothing')
+            self.lasting('EC2', in_words(unanswered[0]))
         return results
 
     def facts_of(self, instance_id: str) -> InstanceFacts:
@@ -1412,7 +1375,7 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
                 ) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
@@ -1429,10 +1392,12 @@ class Ec2:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=nat_fault)
+        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
+        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=functools.partial(
+            nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
-            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
+            self.lasting('questions', failures_in(results))
         states, described, tables, held, fault = (
             None if isinstance(result, Exception) else result for result in (
                 results['states'], results['instances'], results['tables'],
@@ -1457,12 +1422,20 @@ class Ec2:
             MAINTENANCE in facts.tags, self.peer_id in (described or {}), facts.source_dest_check,
             not all(answered), any(code_of(results[name]) in THROTTLED for name in questions))
 
+    def learn_networks(self) -> None:
+        """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
+        tables = self.settings.route_table_ids
+        found = self.call({'found': lambda client: describe_networks(client, tables)})['found']
+        self.networks = None if isinstance(found, Exception) else found
+
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
         Returns whether more is to be rehearsed soon.
         """
+        if self.networks is None:
+            self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
         left = [name for name in calls if name not in self.allowed]
         left.sort(key=self.denied.__contains__)  # new ones first
@@ -1472,9 +1445,7 @@ class Ec2:
         denied = {name for name in told if codes[name] in DENIED}
         self.allowed |= told - denied
         self.denied = self.denied - told | denied
-        self.lasting('permissions', ', '.join(sorted(self.denied)), (
-            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
-            'policy in iam_policy.json'), logging.ERROR)
+        self.lasting('permissions', ', '.join(sorted(self.denied)), at_once=True)
         is_busy = any(code in BUSY for code in codes.values())
         return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
             self.settings.elastic_ip and not self.allocation_id)
@@ -1623,13 +1594,13 @@ class Memory:
 
         It has taken in this silence what was here, or was never heard; and EC2 does not say, in
         this silence and since it last took something, that it does not run, has failed, or for
-        long nothing good of it.
+        long nothing good of it; nor that it lets none of its packets through.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
         unwell = self.lasts(Observation.is_unwell, after, MINUTE)
         return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
                 and seen.peer_state in ('running', '') and not self.has_failed(after)
-                and unwell < settings.wait_for_instance_start)
+                and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though one by the own route comes back.
@@ -1718,7 +1689,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
                         level=logging.WARNING if left else logging.INFO)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
     if seen.own_tag and (not silent or may_live or seen.peer_tag):
-        return Decision('{self} is under maintenance: it claims nothing')
+        return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
@@ -1753,14 +1724,14 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
                  and (now >= due_at or holders.get(part) == NOBODY))
     if owed and (memory.is_heard or not peer_may_serve):
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
-                        SOON, owed)
+                        SOON, owed, level=logging.WARNING)
     apart = tuple(part for part, holder in holders.items()
                   if holder == NOBODY or holder == PEER and has_part)
     unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
-                        'claiming', LOOK_AFTER_CHANGE, apart)
+                        'claiming', LOOK_AFTER_CHANGE, apart, level=logging.WARNING)
     pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
     change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
     return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
@@ -1797,7 +1768,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
                         MINUTE, level=logging.WARNING)
     # running
     due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
-    if seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
+    if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
@@ -1828,7 +1799,7 @@ class Monitor:
                  ping: Optional[Callable[..., bool]] = None, metadata: Any = None,
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
-                 nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
+                 nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
                  probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
                  requests_from: Optional[Callable[[str], bool]] = None,
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
@@ -1848,6 +1819,7 @@ class Monitor:
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()
+        self.alarmed = False               # something loud was said in this silence
         self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
     # Start
@@ -1871,13 +1843,13 @@ class Monitor:
         while True:
             found = self.run_together(
                 {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found),
-                                'the metadata service does not tell {}: asking again'):
+            if not self.lasting('metadata', failures_in(found)):
                 break
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
         self.own_id, self.ec2.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
+        self.lasting.names = {'self': self.own_id, 'peer': self.peer_id}
         self.memory = Memory(primary)
         self.memory.owe(self.settings, self.clock.monotonic())
 
@@ -1931,8 +1903,7 @@ class Monitor:
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
-        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
-                                      'trying again')
+        self.lasting('ping', failure, address or self.peer_id)
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
@@ -1970,12 +1941,12 @@ class Monitor:
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if not self.memory.is_heard:
-            self.log.info(f'{self.peer_id} answers')
             self.requested_at = now
-        elif self.misses >= self.settings.num_pings:
-            self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
-                          'holds the route serves on (to move it to the primary, restart the '
-                          'monitor there)')
+        if self.alarmed:
+            self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
+        elif not self.memory.is_heard or self.misses >= self.threshold:
+            self.log.info(f'{self.peer_id} answers')
+        self.alarmed = False
         self.misses = 0
         self.answered_at = now
         self.memory.note_answer(now)
@@ -1993,7 +1964,7 @@ class Monitor:
         sent_at = self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
-            self.lasting('probe', '', '')
+            self.lasting('probe', '', target)
             memory.lost = memory.lost and []
             return
         if self.misses:
@@ -2008,10 +1979,9 @@ class Monitor:
             memory.lost = []
         elif memory.lost is not None and isinstance(found['through'], Probed):
             memory.lost = memory.lost[-100:] + [Lost(sent_at, own_way)]
-        self.lasting('probe', '' if through else str(found['through']), every=math.inf, words=(
-            f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
-            'probed here: nothing is decided by that' if memory.lost is None else
-            f'a packet through {self.peer_id} to {target} {{}}: probing again'))
+        failure = '' if through else str(found['through'])
+        self.lasting('no probe', failure if memory.lost is None else '', target)
+        self.lasting('probe', '' if memory.lost is None else failure, target)
         lost = len(memory.lost or ())
         if 0 < lost < self.settings.num_pings:
             self.probe_at = sent_at
@@ -2051,15 +2021,12 @@ class Monitor:
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
             if holder == SELF:
-                self.lasting(part, '', '')
+                self.lasting('claim', '', part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
-        self.lasting('host', seen.nat_fault,
-                     f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
-        self.lasting('peer', 'on' * seen.peer_source_check, (
-            f'{self.peer_id} cannot NAT, as EC2 drops what it forwards: run '
-            + turn_check_off(self.peer_id)), logging.ERROR)
+        self.lasting('absent', ' and '.join(absent))
+        self.lasting('host', seen.nat_fault)
+        self.lasting('peer', 'EC2 drops what it forwards' * seen.peer_source_check, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2083,10 +2050,7 @@ class Monitor:
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         is_late = now - self.requested_at >= patience
-        self.lasting('watcher', f'{patience:g} s' if is_late else '', (
-            f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
-            f'nobody takes over if {self.own_id} fails; start it there: echo '
-            f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
+        self.lasting('watcher', f'{patience:g} s' * is_late, at_once=True)
 
     # Judge and act
 
@@ -2112,17 +2076,18 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and SELF in memory.holders.values():  # else it was none
+            if serving.relief and {SELF, CLAIMED} & {*memory.holders.values()}:  # else it was none
                 memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
+            if self.ec2.rehearse() or ('absent', '') in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
-            for about in (*self.settings.parts, 'restart'):
-                self.lasting(about, '', '')
+            self.lasting('restart', '')
+            for part in self.settings.parts:
+                self.lasting('claim', '', part)
         self.report()
 
     def say(self, *decisions: Decision) -> None:
@@ -2132,6 +2097,7 @@ class Monitor:
         for why, *_, level, _ in words:
             if why not in self.said:
                 self.log.log(level, why)
+                self.alarmed |= level >= logging.WARNING and self.memory.is_silent
         kept = self.said if self.memory.failures else ()
         self.said = tuple(dict.fromkeys((*kept, *(one.why for one in words))))
 
@@ -2186,15 +2152,13 @@ class Monitor:
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
-        failure = in_words(result) if isinstance(result, Exception) else ''
-        words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
-        if not failure:
+        is_refused = code_of(result) not in ('', *BUSY)
+        if not isinstance(result, Exception):
             self.memory.note_here(part, now)
         elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
-            words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
-                     'asking EC2 where it is')
-        self.lasting(part, failure, words)
+        self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
+                     at_once=is_refused and self.memory.is_silent)  # nobody may be serving
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2218,8 +2182,7 @@ class Monitor:
         code = code_of(results[done])
         pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         self.memory.note_step(Step(name, now, bool(code), pause))
-        if not self.lasting('restart', failures_in(results),
-                            f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
+        if not self.lasting('restart', failures_in(results)):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
@@ -2240,7 +2203,7 @@ class Monitor:
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
             'decision': '; '.join(self.said),
-            'troubles': [words for *_, words in self.lasting.troubles.values()]})
+            'troubles': self.lasting.errors})
 
     @property
     def left_stopped(self) -> bool:
@@ -2252,22 +2215,77 @@ class Monitor:
 # The check ----------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
-PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
+PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # as in iam_policy.json
 OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
 FRESH = 3 * STATUS_INTERVAL
-MORE = 'nat_monitor.py --check'
-AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
-LIST_RULES = 'nft list ruleset; iptables-save'
-MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
-              "oifname != \"lo\" masquerade; }; }'")
+LIST_RULES = 'nft list ruleset; ip rule; ip route'
+MASQUERADE = ("nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; "
+              "{}oifname != \"lo\" masquerade; }}; }}'")
+SYSCTL_FILES = [f'{directory}/sysctl.d/*.conf'  # the later one in place of one of the same name
+                for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
-CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
-            r'(?:[ \t]*[\d&]?[<>]{{1,2}}[ \t]*(?:&\d|[^\s&<>|;()]+))*[ \t]*\n')
-CRON_WORD = r'\s*(?:@\w+\s+|(?:\S+\s+){5})(\S+)'  # the first one behind the times
-UNITS = [f'{directory}/systemd/system/*.service' for directory in ('etc', 'lib', 'usr/lib')]
-STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*?nat_monitor\.py'
-                  r'|nat_monitor\.py\s+(?:--check|--status|--help|-h)\b')
+DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
+HOLDERS = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
+           'AssociationId')  # what a route, or an address, may be at
+CRON_DAEMONS = {'cron', 'crond', 'fcron'}
+CRON_FILES = ('etc/crontab', 'etc/cron.d/*', 'var/spool/cron/root', 'var/spool/cron/crontabs/root')
+CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
+            r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
+CRON_TAKES = (' (cron starts it only from a file of mode 644, without a dot in its name, by a line '
+              'that ends in LF, as root, and if it can be executed)')
+BOOT_FILES = (  # what else may start something at boot
+    'etc/rc*', 'etc/rc.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
+    'var/lib/cloud/scripts/per-boot/*', '*/systemd/system/**', 'usr/*/systemd/system/**')
+
+# What to run, by the name of a line or of what is wrong; else it is a setting.
+REMEDIES: Dict[str, str] = dict(re.findall('(.+?): (.+)', '''
+setting: nano {settings_file}
+no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
+own fault: ip route
+no neighbour: ip neigh
+file: chown root:root {path} && chmod go-w {path}
+metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
+--instance-id <this instance>
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor \
+--instance-id {about}
+other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
+Name=NAT_Monitor --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
+Name=instance-id,Values={about} --output text \
+--query "IamInstanceProfileAssociations[0].AssociationId")
+permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
+--policy-document file://iam_policy.json
+tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
+service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
+permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
+VPC endpoint policy: aws ec2 describe-vpc-endpoints \
+--filters Name=service-name,Values=com.amazonaws.{region}.ec2
+clock: systemctl enable --now chrony; chronyc makestep  # package chrony
+state: aws ec2 start-instances --instance-ids {about}
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
+network interface: aws ec2 detach-network-interface --attachment-id {attachment}
+public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
+--network-interface-id {card}
+Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
+--auto-scaling-group-name {group} --should-decrement-desired-capacity
+maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
+can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
+protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
+subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
+own subnet: aws ec2 associate-route-table --route-table-id <that of the internet gateway> \
+--subnet-id {subnet}
+default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
+Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
+ping: ping -c 20 {address}
+security group: aws ec2 authorize-security-group-ingress --group-id {about} --ip-permissions \
+'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={own_group}}}]'
+forwards: nat_monitor.py --check  # there
+cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
+install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
+monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+suspended: kill -CONT {about}
+status: nat_monitor.py --check
+'''))
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -2305,25 +2323,22 @@ def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
         yield path, only_root_writes(path) or bool(shared) and os.stat(path).st_uid == 0
 
 
-def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
-    """Tell whether a line of a crontab starts the monitor at boot; None: it may, nobody can tell.
-
-    A line of the system's crontabs has the user behind the times.
-    """
-    if not line.endswith('\n') or line.endswith('\r\n') or line.lstrip().startswith('#'):
-        return False  # cron skips a line without end, and the shell minds a carriage return
-    job = re.fullmatch(CRON_JOB.format(user=r'root[ \t]+' if with_user else ''), line)
-    if job:
-        return os.access(job[1], os.X_OK)
-    found = re.match(CRON_WORD, line)
-    word = found[1] if found else ''
-    if with_user and ('/' in word or word != 'root' and 'sudo' not in line):
-        return False
-    return None if mentions_start(line) and (with_user or word != 'root') else False
+def starts_monitor(path: str, line: str) -> str:
+    """Return FINE for a job that cron runs at boot, FAIL for one that it does not, else UNSURE."""
+    job = re.fullmatch(CRON_JOB, line)
+    if not job:
+        return UNSURE
+    accepted = (only_root_writes(path) and not os.stat(path).st_mode & 0o111
+                and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path)))
+    right = job[1] == ('root' if '/etc/' in path else None) and job[3] == '\n'
+    return FINE if accepted and right and os.access(job[2], os.X_OK) else FAIL
 
 
-def mentions_start(line: str) -> bool:
-    return bool(re.search(r'nat_monitor\.py(?![\w.~-])', re.sub(STARTS_NOTHING, '', line)))
+def who_denies(error: Any) -> Tuple[str, str]:
+    """Return what a denied call needs, a key of REMEDIES, and EC2's words for what denies it."""
+    found = re.search(r'(?:with an explicit deny|because no) .*?(?=\.?$)', in_words(error))
+    words = f': {found[0]}' if found else ''
+    return next((one for one in DENIERS if one in words), 'permission'), words
 
 
 def has_profile(instance: Dict[str, Any]) -> bool:
@@ -2346,18 +2361,18 @@ class Check:
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
-        self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
+        self.role, self.program, self.exit_code = PROFILE, os.path.realpath(__file__), 0
         self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
         self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
         self.networks: Set[Network] = set()  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for what, check in (('settings', self.check_settings), ('file', self.check_files),
-                            ('environment', self.check_environment),
-                            ('metadata', self.check_metadata), ('this instance', self.check_place),
-                            ('EC2', self.check_ec2), ('masquerading', self.check_nat),
-                            ('cron job', self.check_cron), ('monitor', self.check_monitor)):
+        for what, check in {'settings': self.check_settings, 'file': self.check_files,
+                            'environment': self.check_environment,
+                            'metadata': self.check_metadata, 'EC2': self.check_ec2,
+                            'masquerading': self.check_nat, 'cron job': self.check_cron,
+                            'monitor': self.check_monitor}.items():
             self.attempt(what, self.own_id, check)
         return self.exit_code
 
@@ -2368,19 +2383,28 @@ class Check:
         except Refusal as refusal:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
-                self.say(False, what, about, fault, AGAIN if what == 'EC2' else self.edit)
-        except OwnFault as fault:
-            self.say(False, what, about, in_words(fault), 'ip route')
+                self.say(False, what, about, fault, self.remedy('setting'))
         except Exception as error:
-            remedy = self.allow if code_of(error) in DENIED else AGAIN
-            self.say(False, what, about, in_words(error), remedy, UNSURE)
+            needs = ('no neighbour' if isinstance(error, NoNeighbour) else
+                     'own fault' if isinstance(error, OwnFault) else
+                     who_denies(error)[0] if code_of(error) in DENIED else 'no answer')
+            self.say(False, what, about, in_words(error), self.remedy(needs),
+                     FAIL if needs == 'own fault' else UNSURE)
 
-    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '',
-            otherwise: str = FAIL) -> None:
-        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy."""
+    def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
+            otherwise: str = FAIL, **ids: str) -> None:
+        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy.
+
+        This is by default that of `what`, filled with the ids.
+        """
         verdict = FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
-        log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
+        run = '' if fine else f'; run: {remedy or self.remedy(what, about, **ids)}'
+        log.info(f'{verdict:8}{what:22}{about:23}{found}{run}')
+
+    def remedy(self, name: str, about: str = '', **ids: str) -> str:
+        remedy = REMEDIES.get(name, REMEDIES['setting'])
+        return remedy.format_map({**vars(self), **ids, 'about': about})
 
     # This host
 
@@ -2392,8 +2416,7 @@ class Check:
         """See that nobody but root can write what runs as root, or put something in its place."""
         for path, fine in on_the_way_to(__file__, self.settings_file):
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
-            self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
-                     f'chown root:root {path} && chmod go-w {path}')
+            self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
 
     def check_environment(self) -> None:
         found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
@@ -2405,305 +2428,274 @@ class Check:
         found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
                              CALL_DEADLINE)
         role, failed = found.pop(items[2]), failures_in(found)
-        self.own_id, self.region = ('', '') if failed else found.values()
-        self.say(not failed, 'metadata', '',
-                 failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
-                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled '
-                 '--http-tokens required --instance-id <this instance>')
+        self.say(not failed, 'metadata', '', failed or 'IMDSv2 answers')
         if not failed:
+            self.own_id, self.region = found.values()
             self.role = role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', self.own_id, str(role),
-                     self.give_profile(self.own_id))
-
-    def check_place(self) -> None:
-        if self.settings and self.own_id:
-            primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-            self.say(True, 'this instance', self.own_id,
-                     f'is the {"primary" if primary else "secondary"}')
+            self.say(role == self.role, 'role', self.own_id, str(role))
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards and masquerades what comes from the private subnets."""
-        host = look_at_host(self.root)
-        networks: List[Any] = sorted(self.networks) or [None]
-        told = [host.forwarding(network) for network in networks]
-        sure, words = min(told, key=lambda one: (False, None, True).index(one[0]))
-        remedy = LIST_RULES if host.forwards == '1' else (
-            'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNSURE)
+        """Tell whether this host forwards and masquerades what comes from the private subnets.
+
+        So it must with what the peer sends through it, where probes are asked for.
+        """
+        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        probes = [Network(peer)] if peer and self.settings.probe_address else []
+        networks: List[Any] = [*sorted(self.networks), *probes]
+        host = Host(self.root, networks)
+        networks = networks or [None]
+        sure, words = worst([host.forwarding(network) for network in networks])
+        on = f'echo {host.switch}=1 > /etc/sysctl.d/90-nat.conf && sysctl --system'
+        self.say(bool(sure), 'forwarding', '', words, LIST_RULES if host.forwards == '1' else on,
+                 FAIL if sure is False else UNSURE)
+        path, name, value = self.switched_at_boot(host.interface)
+        if value == '0':
+            self.say(False, 'forwarding at boot', '', f'{path} switches {name} off',
+                     f"sed -i 's|{name}.*|{name} = 1|' {path}", WARN)
         for network in networks:
             sure, words = host.masquerading(network)
+            words += ' (the peer, which probes through this host)' * (network in probes)
+            remedy = MASQUERADE.format(f'ip saddr {network} ' if network else '')
             self.say(bool(sure), 'masquerading', str(network or ''), words,
-                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNSURE)))
+                     *((remedy, FAIL) if sure is False else (LIST_RULES, UNSURE)))
+
+    def switched_at_boot(self, interface: str) -> Tuple[str, str, str]:
+        """Return what sysctl's files say last about forwarding: file, name, value; see sysctl.d."""
+        files = {os.path.basename(path): path for path in self.files(*SYSCTL_FILES)}
+        names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
+        setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
+        paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
+        found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
+        return found[-1] if found else ('', '', '')
 
     def check_cron(self) -> None:
-        """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        jobs: List[str] = []
-        others: List[str] = []
-        for path in self.files(*CRON_FILES):
-            if not (only_root_writes(path) and not os.stat(path).st_mode & 0o111
-                    and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path))):
-                continue
+        """Look for the job that starts the monitor at boot, or for anything else that names it."""
+        told: Dict[str, str] = {}
+        crontabs = self.files(*CRON_FILES)
+        for path in [*crontabs, *self.files(*BOOT_FILES)]:
             for line in self.read(path).splitlines(keepends=True):
-                starts = starts_monitor(line, '/etc/' in path)
-                if starts is not False:
-                    (jobs if starts else others).append(f'{path}: {line.strip()}')
-        for path in self.files(*UNITS):
-            others += [f'{path}: {line}' for line in self.read(path).splitlines()
-                       if line.startswith('Exec') and mentions_start(line)]
-        install = ('install -m 755 nat_monitor.py /usr/local/sbin/ && '
-                   'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
-        if others and not jobs:
-            self.say(False, 'cron job', '', f'{min(others)} (whether this starts the monitor at '
-                     'boot cannot be told)', f'{install}  # and remove that', UNSURE)
-        else:
-            none = 'none that cron accepts starts the monitor at boot'
-            self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
+                if 'nat_monitor.py' in line and not line.lstrip().startswith('#'):
+                    verdict = starts_monitor(path, line) if path in crontabs else UNSURE
+                    told.setdefault(verdict, f'{path}: {line.strip()}')
+        verdict = next((one for one in (FINE, FAIL, UNSURE) if one in told), FAIL)
+        why = {FINE: '', FAIL: CRON_TAKES, UNSURE: ' (nobody can tell if this starts it at boot)'}
+        self.say(verdict == FINE, 'cron job', '', told[verdict] + why[verdict]
+                 if told else 'none starts the monitor', otherwise=verdict)
+        if verdict == FINE:
+            names = {self.read(path).strip() for path in self.files('proc/[0-9]*/comm')}
+            daemon = min(names & CRON_DAEMONS, default='')
+            self.say(daemon, 'cron daemon', '', f'{daemon or "none"} runs')
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
         pid = self.lock_holder()
         if pid and is_suspended(pid):
-            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
+            self.say(False, 'monitor', '', f'pid {pid} is suspended', self.remedy('suspended', pid))
         else:
-            program = os.path.realpath(__file__)
-            self.say(bool(pid), 'monitor', '', f'runs with pid {pid}' if pid else 'does not run',
-                     f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+            found = f'runs with pid {pid}' if pid else 'does not run'
+            self.say(pid, 'monitor', '', found, otherwise=WARN)
         return pid
 
     def lock_holder(self) -> str:
         """Return the pid of who holds the lock, without trying it: a monitor may be starting."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IndexError):
             lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
             device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-            held = re.search(f'FLOCK.* (\\d+) {device}:{lock.st_ino} ', self.read('proc/locks'))
-            return held[1] if held else ''
+            held = f'FLOCK.* (\\d+) {device}:{lock.st_ino} '
+            return str(re.findall(held, self.read('proc/locks'))[0])
         return ''
 
-    # What the monitor here has published
-
     def status(self) -> int:
-        """Tell how the pair is, as the monitor sees it; return the exit code."""
+        """Tell each field of the status file, and whether it is fine; return the exit code."""
         if not self.check_monitor():
             return 2
         try:
-            self.check_status(json.loads(self.read(STATUS_FILE[1:])))
-        except (ValueError, LookupError, TypeError) as error:
-            self.say(False, 'status', '', f'{STATUS_FILE} tells nothing ({in_words(error)})', MORE)
+            told = json.loads(self.read(STATUS_FILE[1:]))
+            written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
+            holders, age = set(told['holders'].values()), time.time() - written
+            wrong = {'time': abs(age) >= FRESH, 'peer_answers': not told['peer_answers'],
+                     'holders': holders not in ({told['own_id']}, {told['peer_id']}),
+                     'troubles': told['troubles'], 'decision': told['decision']}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
+        for name, value in told.items():
+            found = value if isinstance(value, str) else json.dumps(value)
+            self.say(not wrong.get(name), name, '', found, self.remedy('status'),
+                     WARN if name == 'decision' else FAIL)
         return self.exit_code
 
-    def check_status(self, told: Dict[str, Any]) -> None:
-        own, peer, holders = told['own_id'], told['peer_id'], told['holders']
-        written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
-        age = time.time() - written
-        answer, look = ('never' if told[key] is None else f'{told[key] + age:.0f} s ago'
-                        for key in ('last_answer_age', 'last_observation_age'))
-        self.say(abs(age) < FRESH, 'status', own, f'{age:.0f} s old, of version {told["version"]}',
-                 MORE)
-        self.say(True, 'this instance', own, f'is the {told["role"]}')
-        self.say(bool(holders), 'EC2', own, f'told all holders {look}', MORE)
-        for part, holder in holders.items():
-            who = {own: ', this instance', peer: ', the peer'}.get(holder, '')
-            self.say(bool(who) and len(set(holders.values())) == 1, 'default route'
-                     if part.startswith('rtb-') else 'Elastic IP', part, f'at {holder}{who}', MORE)
-        self.say(told['peer_answers'], 'ping', peer,
-                 f'{"answers" if told["peer_answers"] else "is not heard"}, last {answer}', MORE)
-        for words in told['troubles']:
-            self.say(False, 'trouble', own, words, MORE)
-        why = told['decision']
-        self.say(not why, 'decision', own, why or 'nothing to do', MORE, WARN)
-
     def files(self, *patterns: str) -> List[str]:
-        return [path for each in patterns for path in glob.glob(os.path.join(self.root, each))]
+        return [path for pattern in patterns
+                for path in glob.glob(os.path.join(self.root, pattern), recursive=True)]
 
     def read(self, path: str) -> str:
         return text_of(os.path.join(self.root, path))
-
-    # What the policy asks for
-
-    @property
-    def allow(self) -> str:
-        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} '
-                '--policy-document file://iam_policy.json')
-
-    def give_profile(self, i: str) -> str:
-        profile = f'--iam-instance-profile Name={PROFILE}'
-        if 'IamInstanceProfile' not in self.things.get(i, {}):
-            return f'aws ec2 associate-iam-instance-profile {profile} --instance-id {i}'
-        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id '
-                '$(aws ec2 describe-iam-instance-profile-associations '
-                f'--filters Name=instance-id,Values={i} --output text '
-                '--query "IamInstanceProfileAssociations[0].AssociationId")')
-
-    def check_permission(self, name: str) -> None:
-        (action, on, about), result = name.partition(' on '), self.got[name]
-        denied = code_of(result) in DENIED
-        if isinstance(result, Exception) and not denied and code_of(result) != 'DryRunOperation':
-            raise result
-        self.say(not denied, 'permission', action, f'{"not " if denied else ""}allowed{on}{about}',
-                 self.permit(action, about))
-
-    def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile or the tags that the policy asks for.
-
-        Where nothing of these is missing, it is the policy that does not allow it.
-        """
-        thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
-        if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
-            return self.give_profile(about)
-        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG
-                     for tag in thing.get('Tags', []))
-        ids = [] if tagged or 'RouteTableId' not in thing else [about]
-        if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
-            ids = [thing['AllocationId']]
-            ids += [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
-        tags = [f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG}'] * bool(ids)
-        return ' && '.join(tags + [self.allow] * (tagged or not ids))
 
     # EC2
 
     def check_ec2(self) -> None:
         """Ask EC2 for all that a failover is about, rehearse one, and tell of each thing."""
-        settings, pair = self.settings, (self.own_id, self.peer_id)
-        if not self.peer_id:
+        settings, own = self.settings, self.own_id
+        if not settings or not own:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
-        address, tables = settings.elastic_ip, settings.route_table_ids
-        self.client = ec2 = self.connect(self.region)
-        calls: Dict[str, Callable[[], Any]] = {
-            'DescribeInstances': lambda: by_id(
-                ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
-            'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
-            'DescribeRouteTables': lambda: by_id(
-                ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
-        if address:
-            calls['DescribeAddresses'] = lambda: by_id(
-                ec2.describe_addresses, 'PublicIp', 'public-ip', address)
+        primary, self.peer_id = place_in_pair(settings, own)
+        self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
+                 f'{self.region}')
+        pair, self.client = (own, self.peer_id), self.connect(self.region)
+        address, ec2 = settings.elastic_ip, self.client
+        tables = settings.route_table_ids
+        asked = {'DescribeInstances': ('InstanceId', 'instance-id', *pair),
+                 'DescribeRouteTables': ('RouteTableId', 'route-table-id', *tables),
+                 'DescribeAddresses': ('PublicIp', 'public-ip', address)}
+        calls: Dict[str, Any] = {
+            action: functools.partial(by_id, getattr(ec2, botocore.xform_name(action)), *what)
+            for action, what in asked.items() if what[-1]}
+        calls['DescribeInstanceStatus'] = functools.partial(describe_states, ec2, *pair)
         self.got = run_together(calls, CALL_DEADLINE)
         self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
                        for i, thing in found.items() if isinstance(thing, dict)}
         allocation = self.things.get(address, {}).get('AllocationId', '')
-        rehearsed = rehearsal(settings, *pair, allocation).items()
-        self.got.update(run_together(
-            {name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
-        self.check_clock()
+        calls = {name: functools.partial(call, ec2)
+                 for name, call in rehearsal(settings, *pair, allocation).items()}
+        self.got.update(run_together(calls, CALL_DEADLINE))
+        skew = max(map(clock_skew, self.got.values()), key=abs)
+        if skew:  # EC2 has told its time
+            self.say(abs(skew) < CLOCK_TOLERANCE, 'clock', own, f'{skew:.0f} s ahead of EC2')
         for name in self.got:
             self.attempt('permission', name.split()[0], self.check_permission, name)
-        if address and address not in self.things:
-            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there',
-                     AGAIN, UNSURE)
-        for what, ids, check in (('instance', pair, self.check_instance),
-                                 ('route table', tables, self.check_table),
-                                 ('Elastic IP', settings.parts[len(tables):], self.check_address)):
-            for i in ids:
-                self.attempt(what, i, check, i)
-        self.attempt('ping', self.peer_id, self.check_ping)
-        if settings.probe_address:
-            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
+        for i in pair:
+            self.attempt('instance', i, self.check_instance, i)
+        self.attempt('route table', '', self.check_tables)
+        if address:
+            self.attempt('Elastic IP', address, lambda: self.say_holder(
+                'Elastic IP', address, self.find('DescribeAddresses', address)))
+        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        if peer:
+            self.attempt('ping', self.peer_id, self.check_ping, peer)
+        if peer and settings.probe_address:
+            self.attempt('forwards', self.peer_id, self.check_probe, peer, settings.probe_address)
         self.attempt('longest outage', '', self.check_speed)
-
-    def check_clock(self) -> None:
-        """Tell if this clock is so far off that EC2 refuses what is signed by it."""
-        errors = [one for one in self.got.values() if isinstance(one, ClientError)]
-        skew, error = max(((clock_skew(one), one) for one in errors), default=(0.0, None),
-                          key=lambda each: abs(each[0]))
-        if error and abs(skew) > CLOCK_TOLERANCE:
-            self.say(False, 'clock', self.own_id, f'{abs(skew):.0f} s '
-                     f'{"ahead of" if skew > 0 else "behind"} EC2, which says {in_words(error)}',
-                     'systemctl enable --now chrony; chronyc makestep  # package chrony')
 
     def find(self, call: str, i: str) -> Any:
         """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
-        found = self.got[call]
-        if isinstance(found, Exception):
-            raise found
-        if i not in found:
-            look = f'aws ec2 {botocore.xform_name(call, "-")}'
-            raise Refusal(f'not found in {self.region}, see: {look}', exit_code=1)
-        return found[i]
+        if isinstance(self.got[call], Exception):
+            raise self.got[call]
+        if i not in self.got[call]:
+            raise Refusal(f'not found in {self.region}', exit_code=1)
+        return self.got[call][i]
+
+    def check_permission(self, name: str) -> None:
+        (action, on, about), result = name.partition(' on '), self.got[name]
+        if code_of(result) in DENIED:
+            needs, why = who_denies(result)
+            self.say(False, 'permission', action, f'not allowed{on}{about}{why}',
+                     self.permit(action, about) if needs == 'permission' else self.remedy(needs))
+        elif isinstance(result, Exception) and code_of(result) != 'DryRunOperation':
+            raise result
+        else:
+            self.say(True, 'permission', action, f'allowed{on}{about}')
+
+    def permit(self, action: str, about: str) -> str:
+        """Return the command that gives the profile, the tags or the policy that a call lacks."""
+        allow, thing = self.remedy('permission'), self.things.get(about, {})
+        if action == 'AssociateAddress':  # EC2 does not tell whether the interface has the tag
+            cards = self.things.get(self.own_id, {}).get('NetworkInterfaces', [])
+            ids = [thing['AllocationId'], *(card['NetworkInterfaceId'] for card in cards)]
+            return f'{self.remedy("tag", " ".join(ids))} && {allow}'
+        if 'InstanceId' in thing and not has_profile(thing):
+            return self.remedy('other profile' if 'IamInstanceProfile' in thing else 'role', about)
+        tagged = TAG in thing.get('Tags', []) or 'RouteTableId' not in thing
+        return allow if tagged else self.remedy('tag', about)
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
-        self.check_state(i, one)
-        on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
-        self.say(not on, 'source/dest. check', i, 'on' if on else 'off', turn_check_off(i))
+        state, reason = one['State']['Name'], one.get('StateReason', {})
+        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
         cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
                  for card in one['NetworkInterfaces']}
-        last = [*cards.values(), ''][len(cards) - 1]
-        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
-                 f'aws ec2 detach-network-interface --attachment-id {last}')
-        self.say(bool(public), 'public address', i,
-                 public or 'none, so the VPC needs an endpoint for EC2',
-                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address '
-                 f'--network-interface-id {min(cards, default="")}',
-                 WARN if self.settings.elastic_ip else FAIL)
-        self.say(has_profile(one), 'instance profile', i,
-                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.give_profile(i))
-        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
-        group = tags.get('aws:autoscaling:groupName', 'none')
-        self.say(group == 'none', 'Auto Scaling group', i, group,
-                 f'aws autoscaling detach-instances --instance-ids {i} '
-                 f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
-        self.say(MAINTENANCE not in tags, 'maintenance', i,
-                 f'has the tag {MAINTENANCE}' if MAINTENANCE in tags else 'no',
-                 f'aws ec2 delete-tags --resources {i} --tags Key={MAINTENANCE}  # after the work',
-                 WARN)
-        self.attempt('can be stopped', i, self.check_stop, one)
-
-    def check_state(self, i: str, one: Dict[str, Any]) -> None:
-        """Tell EC2's state of an instance, and what kept a stopped one from starting."""
-        state, reason = one['State']['Name'], one.get('StateReason', {})
-        remedy = f'aws ec2 start-instances --instance-ids {i}'
         if state == 'stopped' and str(reason.get('Code', '')).startswith(KEY_ERRORS):
             state += (f' ({reason.get("Message") or reason["Code"]}): if its disk is encrypted '
                       'with a key of yours, the role needs kms:CreateGrant: README.adoc says how')
-            remedy += '  # once the role may use the key'
-        self.say(state == 'running', 'state', i, state, remedy)
+        self.say(state == 'running', 'state', i, state)
+        checked = one.get('SourceDestCheck', True)
+        self.say(not checked, 'source/dest. check', i, 'on' if checked else 'off')
+        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
+                 attachment=[*cards.values(), ''][len(cards) - 1])
+        self.check_public_address(i, one)
+        self.say(has_profile(one), 'instance profile', i,
+                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.permit('', i))
+        group = tags.get('aws:autoscaling:groupName', 'none')
+        self.say(group == 'none', 'Auto Scaling group', i, group, group=group)
+        tag = tags.get(MAINTENANCE, 'no')
+        self.say(MAINTENANCE not in tags, 'maintenance', i, tag or 'tagged', otherwise=WARN)
+        self.attempt('can be stopped', i, self.check_stop, i, one)
 
-    def check_stop(self, one: Dict[str, Any]) -> None:
+    def check_public_address(self, i: str, one: Dict[str, Any]) -> None:
+        """Tell whether an instance reaches EC2 also after it has lost the egress address.
+
+        Only an address of Amazon's comes back then.  While the egress address is here, EC2 tells
+        of no other one.
+        """
+        public, egress = one.get('PublicIpAddress', ''), self.settings.elastic_ip
+        card: Dict[str, Any] = next(iter(one['NetworkInterfaces']), {})
+        owner = card.get('Association', {}).get('IpOwnerId')
+        lasts = public and (not egress or public == egress or owner == 'amazon')
+        found = ('none, so the VPC needs an endpoint for EC2' if not public else public if lasts
+                 else f'{public} does not come back after {egress}: release this Elastic IP')
+        self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL,
+                 card=card.get('NetworkInterfaceId', ''))
+
+    def check_stop(self, i: str, one: Dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance.
 
         Only this asks for what no failover needs.
         """
-        i, spot = one['InstanceId'], one.get('SpotInstanceRequestId')
+        spot = one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
             'SpotInstanceRequests'][0] if spot else {}
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
-        one_time = request.get('Type', 'persistent') != 'persistent'
         fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'no, it is a one-time Spot instance' if one_time else
+                 'no, it is a one-time Spot instance' if request.get('Type') == 'one-time' else
                  'no, it has stop protection' if protected else '')
-        remedy = f'aws ec2 describe-instances --instance-ids {i}  # and launch another one'
-        if 'protection' in fault:
-            remedy = f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
-        self.say(not fault, 'can be stopped', i,
-                 fault or 'yes: root in EBS, no one-time Spot, no stop protection', remedy)
+        self.say(not fault, 'can be stopped', i, fault or 'yes',
+                 self.remedy('protected' if 'protection' in fault else 'can be stopped', i))
 
-    def check_table(self, table_id: str) -> None:
-        """Tell of a table what a claim would replace, and whom it serves."""
-        table = self.find('DescribeRouteTables', table_id)
-        self.say_holder('default route', table_id, default_route(table),
-                        f'describe-route-tables --route-table-ids {table_id}')
+    def check_tables(self) -> None:
+        """Tell of each table, and of others in the VPC that lead to one of the pair."""
         self.find('DescribeInstances', self.own_id)
-        pair = [self.things[i] for i in (self.own_id, self.peer_id) if i in self.things]
-        vpcs, own = ({one[key] for one in pair if one.get(key)} for key in ('VpcId', 'SubnetId'))
+        pair = {i: self.things[i] for i in (self.own_id, self.peer_id) if i in self.things}
+        vpcs, own = ({one[key] for one in pair.values() if one.get(key)}
+                     for key in ('VpcId', 'SubnetId'))
+        found = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', *vpcs)
+        linked = {link.get('SubnetId') for one in found.values() for link in one['Associations']}
+        for i in self.settings.route_table_ids:
+            self.attempt('route table', i, self.check_table, i, vpcs, own, own - linked)
+        for i in found.keys() - set(self.settings.route_table_ids):
+            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}'
+                   for route in found[i]['Routes'] if route.get('InstanceId') in pair]
+            if led:
+                self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
+                         'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
+
+    def check_table(self, table_id: str, vpcs: Set[str], own: Set[str], unlinked: Set[str]) -> None:
+        """Tell of a table what a claim would replace, and whom it serves.
+
+        `own` are the subnets of the pair, `unlinked` those among them that the main table serves.
+        """
+        table = self.find('DescribeRouteTables', table_id)
+        self.say_holder('default route', table_id, default_route(table))
         self.say(vpcs == {table['VpcId']}, 'route table', table_id,
-                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
+                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}')
         subnets = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
-        served = set(subnets)
-        if any(link.get('Main') for link in table['Associations']):
-            others = by_id(self.client.describe_route_tables, 'RouteTableId',
-                           'association.subnet-id', *own).values()
-            lone = own - {link.get('SubnetId') for one in others for link in one['Associations']}
-            served |= {'those without a table of their own', *lone}
-        mine, remedy = min(served & own, default=''), 'aws ec2 associate-route-table'
-        if mine:
-            found = f"{mine} is the pair's own: it would route to itself"
-            remedy += f' --route-table-id <that of the internet gateway> --subnet-id {mine}'
-        else:
-            found = ', '.join(sorted(served)) or 'none'
-            remedy += f' --route-table-id {table_id} --subnet-id <private subnet>'
-        self.say(bool(served) and not mine, 'subnets', table_id, found, remedy)
+        main = any(link.get('Main') for link in table['Associations'])
+        served = subnets | ({'those without a table of their own', *unlinked} if main else set())
+        mine = min(served & own, default='')
+        self.say(served and not mine, 'subnets', table_id,
+                 f"{mine} is the pair's own: it would route to itself" if mine
+                 else ', '.join(sorted(served)) or 'none',
+                 self.remedy('own subnet' if mine else 'subnets', table_id, subnet=mine))
         if subnets:
             self.attempt('masquerading', table_id, self.learn_networks, subnets)
 
@@ -2712,71 +2704,41 @@ class Check:
         found = by_id(self.client.describe_subnets, 'SubnetId', 'subnet-id', *subnets)
         self.networks |= {Network(one['CidrBlock']) for one in found.values()}
 
-    def check_address(self, address: str) -> None:
-        self.say_holder('Elastic IP', address, self.find('DescribeAddresses', address),
-                        f'describe-addresses --public-ips {address}')
-
-    def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
+    def say_holder(self, what: str, about: str, held: Dict[str, Any]) -> None:
         """Tell who holds a table or the address.
 
         What is outside the pair is somebody's choice, or a mistake.
         """
-        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
-                'AssociationId')
-        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # of another kind
-        holder = next((held[key] for key in keys if held.get(key)), unnamed)
+        unnamed = str(held) if 'Origin' in held else 'nobody'  # a route to another kind of thing
+        holder = next((held[key] for key in HOLDERS if held.get(key)), unnamed)
         who = {self.own_id: 'this instance', self.peer_id: 'the peer',
                'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
-        start = "the primary's monitor replaces this when it starts"
+        later = ('nobody replaces this', "the primary's monitor replaces this when it starts")
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
-                 f'aws ec2 {look}  # {start if self.settings.fail_back else "nobody replaces it"}',
-                 WARN)
+                 otherwise=WARN, later=later[bool(self.settings.fail_back)])
 
-    def check_ping(self) -> None:
+    def check_ping(self, address: str) -> None:
         """Ping the peer as often as makes it silent."""
-        peer, own = (self.things.get(i, {}) for i in (self.peer_id, self.own_id))
-        address, times, wanted = peer.get('PrivateIpAddress'), [], self.settings.num_pings
-        if not address:
-            raise NoAnswer('it needs its private address from EC2')
-        ping, remedy = self.ping or Ping(self.settings.ping_timeout), f'ping -c 20 {address}'
-        for _ in range(wanted):
-            started_at = time.monotonic()
-            if ping(address):
-                times.append(f'{(time.monotonic() - started_at) * 1000:.1f} ms')
-        found = f'{address} answers {len(times)} of {wanted}'
-        found += f'{" in " if times else ""}{", ".join(times)}'
-        if not times and peer['State']['Name'] == 'running':
-            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', [])
-                          for group in card['Groups']] or ['<security group>']
-                         for one in (peer, own))
-            found += (', but EC2 calls it running: look at its security groups '
-                      f'{", ".join(its)}, here {", ".join(ours)}')
-            remedy = ('aws ec2 authorize-security-group-ingress --group-id '
-                      f"{its[0]} --ip-permissions 'IpProtocol=icmp,FromPort=8,ToPort=-1,"
-                      f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
-        self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
+        wanted, its = self.settings.num_pings, self.things[self.peer_id]
+        answers = sum(map(self.ping or Ping(self.settings.ping_timeout), [address] * wanted))
+        found, remedy = f'{address} answers {answers} of {wanted}', ''
+        if not answers and its['State']['Name'] == 'running':
+            found += ', but EC2 calls it running: look at its security groups'
+            its_group, own_group = (
+                next(group['GroupId'] for card in self.things[i]['NetworkInterfaces']
+                     for group in card['Groups']) for i in (self.peer_id, self.own_id))
+            remedy = self.remedy('security group', its_group, own_group=own_group)
+        self.say(answers == wanted, 'ping', self.peer_id, found, remedy, address=address)
 
-    def check_probe(self, target: str) -> None:
+    def check_probe(self, address: str, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
-        address = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
-        if not address:
-            raise NoAnswer('it needs its private address from EC2')
-        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNSURE
-        remedy = 'nat_monitor.py --check  # there'
-        try:
-            through = probe(target, address)
-            fine, found = through.answered, f'a packet through it {through}'
-        except NoNeighbour as fault:
-            fine, found = False, f'it cannot be probed from here: {fault}'
-            remedy = f'ip neigh show {address}'
-        else:
-            if fine or probe(target).answered:
-                verdict = FAIL
-            else:
-                found += f', nor did one to {target} by the own route'
-                remedy = f'ping -c 20 {target}'
-        self.say(fine, 'forwards', self.peer_id, found, remedy, verdict)
+        probe = self.probe or Probe(self.settings.ping_timeout)
+        through = probe(target, address)
+        sure = through.answered or probe(target).answered
+        self.say(through.answered, 'forwards', self.peer_id, f'a packet through it {through}' + (
+            '' if sure else f', nor did one to {target} by the own route'),
+            self.remedy('forwards' if sure else 'ping', address=target), FAIL if sure else UNSURE)
 
     def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
@@ -2784,10 +2746,9 @@ class Check:
         describe_states(self.client, self.own_id)
         call, n = time.monotonic() - started_at, self.settings.num_pings
         primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < self.settings.ping_timeout, 'longest outage', '',
-                 f'{primary:.1f} s when the primary dies, {secondary:.1f} s when the secondary '
-                 f'dies while it serves; one EC2 call takes {call:.2f} s',
-                 f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
+        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when '
+                 f'the primary dies, {secondary:.1f} s when the secondary dies while it serves; '
+                 f'one EC2 call takes {call:.2f} s', otherwise=WARN)
 
 
 # The program --------------------------------------------------------------------------------------
@@ -2804,7 +2765,7 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`.
+    is told when it works again, in the words of `lost`, where it stands in the braces.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
@@ -2836,7 +2797,7 @@ class Writer(logging.Handler):
                 self.dropped += 1
             elif self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(f'{self.lost}: {count}')
+                log.warning(self.lost.replace('{}', str(count)))
 
 
 def write_line(level: str, line: str) -> bool:
@@ -2872,12 +2833,6 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
     return not failure
 
 
-def is_notified(record: logging.LogRecord) -> bool:
-    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
-    return not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
-
-
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
@@ -2887,7 +2842,7 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
             fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
+    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -2896,10 +2851,11 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 
 
 def start_notifying(command: Sequence[str]) -> None:
-    """Run the command for warnings from now on."""
+    """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told')
-    notifier.addFilter(is_notified)
+                      f'lines of which {command[0]} was not told: {{}}')
+    notifier.setLevel(logging.WARNING)
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
@@ -2948,11 +2904,11 @@ def write_proc(path: str, text: str) -> None:
 
 def import_fault(error: BaseException) -> str:
     """Say which package is missing, or what a broken one raised."""
-    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
-    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {name} is missing: '
+    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {error.name} is missing: '
                 f'install boto3 and requests for {sys.executable}')
-    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+    return (f'the Python package boto3 or requests is broken for {sys.executable} '
+            f'({type(error).__name__}: {on_one_line(error)}): mend it')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -333,7 +333,7 @@ class World:
             clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address, own=(): self.ping(one, address), requests_from=lambda address: True, metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
-            nat_fault=lambda: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
+            nat_fault=lambda networks: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
             probe=lambda target, through=None: self.probe(one, target, through), log=Log(self, one))
 
         def run() -> None:
