@@ -192,15 +192,16 @@ def test_the_commands_of_the_readme_make_a_pair_that_fails_over(operator: Operat
     said = operator.follow('Log')
     assert all(words in said for words in ('watching', 'has started: claiming', 'answers'))
     lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 'the private host is served')
-    before = len(secondary.log)
+    before, before_there = len(secondary.log), len(primary.log)
     operator.follow('Proof')
     lab.wait_until(lambda: lab.holds(secondary), 'the secondary takes over')
     lab.wait_until(lambda: lab.holds(primary), 'the primary is started and claims')
     assert secondary.logged('taking over') and secondary.logged('is stopped: starting it')
 
     # Operate
+    lab.wait_until(lambda: primary.logged(f'{ELASTIC_IP} at {primary.id}', before_there), 'it knows that')
     operator.repeat('Look now', secondary)
-    lab.wait_until(lambda: secondary.logged(f'{ELASTIC_IP} at {primary.id}', before), 'the secondary knows it')
+    lab.wait_until(lambda: secondary.logged(f'{ELASTIC_IP} at {primary.id}', before), 'the secondary does, too')
     assert 'FAIL' not in operator.follow('Status')
     shell.run('nat_gateway=$(aws ec2 create-nat-gateway --subnet-id "$public_subnet" --connectivity-type private'
               ' --query NatGateway.NatGatewayId --output text)')
