@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import email.utils
 import time
-import types
 from typing import Any, List, Tuple
 
 import pytest
@@ -37,14 +36,6 @@ def test_the_ping_that_decides_is_sent_after_ec2_has_answered(latency: float, nu
     assert decisive >= answered - 1e-6
     assert claimed - begins < 2.0 + max(num_pings - 2.0, latency) + 0.3
     assert scene.said(f'{PRIMARY} missed {num_pings} pings in a row') == 1
-
-
-def test_a_start_pings_before_it_judges_what_ec2_tells_at_last() -> None:
-    """Until then the peer's address was not known; the next look would be two minutes later."""
-    scene = Scene(primary=True, holder=SECONDARY)
-    scene.monitor.chance = types.SimpleNamespace(uniform=lambda low, high: 1.5)  # no ping is due when EC2 answers
-    scene.cloud.errors.update({'describe_instance_status': [LOST] * 3, 'describe_instances': [LOST] * 3})
-    assert scene.run(60.0).claims() and scene.said('is the primary and has started: claiming') == 1
 
 
 def test_a_start_that_claims_later_looks_when_it_is_time() -> None:
@@ -84,16 +75,16 @@ def test_a_question_just_before_the_silence_puts_off_the_next_one_but_not_beyond
     assert [round(at - begins) for at in scene.run(3.5).questions()] == [0, 2]
 
 
-@pytest.mark.parametrize('lost', ['every other', 'two of five'])
+@pytest.mark.parametrize('lost', ['every other', 'two of three'])
 def test_ec2_is_asked_once_in_three_seconds_however_many_pings_are_lost(lost: str) -> None:
     scene, sent = at_rest(), [0]
-    begin, every = {'every other': (1, 2), 'two of five': (2, 5)}[lost]
+    begin, every = {'every other': (1, 2), 'two of three': (2, 3)}[lost]
 
     def flapping(now: float) -> bool:
         sent[0] += 1
         return sent[0] % every >= begin
     scene.outcome = flapping
-    assert 12 <= len(scene.run(60.0).questions()) <= 22 and not scene.claims()
+    assert 12 <= len(scene.run(60.0).questions()) <= 20 and not scene.claims()
 
 
 @pytest.mark.parametrize('num_pings, errors, in_flight', [(3, 9, True), (10, 4, False)])
@@ -219,6 +210,8 @@ def refused_for_long(code: str) -> List[float]:
     scene = silent(elastic_ip=None, ping_timeout=0.4)
     scene.cloud.state[PRIMARY] = 'pending'
     scene.cloud.errors['replace_route'] = refusal(code)
+    if code == 'RequestLimitExceeded':  # claims do not wait where the questions are throttled, too
+        scene.cloud.errors['describe_route_tables'] = BUSY
     assert not scene.run(2500.0).times('describe_addresses')
     return gaps(scene.claims())
 
