@@ -395,8 +395,8 @@ class Ping:
         """
         source = source_towards(address)
         if own and source not in own:
-            raise OwnFault(f'the way to {address} is by {interface_with(source)} ({source}), not by '
-                           f'the interface with {own[0]}; look at: ip route get {address}')
+            raise OwnFault(f'the way to {address} is by {interface_with(source)} ({source}), not '
+                           f'by that with {own[0]}; look at: ip route get {address}')
         return self.seconds_to(address) is not None
 
     def seconds_to(self, address: str) -> Optional[float]:
@@ -503,11 +503,11 @@ class Requests:
             self.socket.setblocking(False)
             self.socket.connect((address, 0))
             return True
-        came = False
+        count = 0
         with contextlib.suppress(BlockingIOError):
-            while True:
-                came = bool(self.socket.recv(64)) or came
-        return came
+            while self.socket.recv(64):
+                count += 1
+        return count > 0
 
 
 SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
@@ -1351,9 +1351,10 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 # The observation ----------------------------------------------------------------------------------
 
-UNKNOWN = 'unknown'  # EC2 has not told who holds this part
-CLAIMED = 'claimed'  # the same, and a claim of it got no answer
+CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
+SOURCE_CHECK = ('its source/destination check is on (run: aws ec2 modify-instance-attribute '
+                '--instance-id {peer} --no-source-dest-check)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1367,7 +1368,8 @@ class Observation:
     peer_checks: str = ''   # 'ok', 'impaired', or other words of EC2's
     error: str = ''         # EC2's, where a state is ''
     reason: str = ''        # why the peer is in its state, in EC2's words
-    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # by part
+    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # of the parts that it told
+    is_complete: bool = True         # these are all parts
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_tag: bool = False   # of maintenance
     peer_tag: bool = False
@@ -1375,10 +1377,6 @@ class Observation:
     peer_source_check: bool = False  # its source/destination check is on
     lacks_answer: bool = False       # a question got none
     is_throttled: bool = False       # EC2 has refused one of the questions for their number
-
-    @property
-    def is_complete(self) -> bool:
-        return UNKNOWN not in self.holders.values()
 
     @property
     def told(self) -> str:
@@ -1397,8 +1395,8 @@ class Observation:
         return (self.peer_state == 'running' and self.peer_checks == 'impaired'
                 and self.own_checks != 'impaired' and not self.peer_tag)
 
-    def does_not_pass(self) -> Optional[bool]:
-        """Tell whether EC2 does not say that the peer is well; None: no answer."""
+    def is_unwell(self) -> Optional[bool]:
+        """Tell whether EC2 does not say that the peer passes its checks; None: no answer."""
         return self.peer_checks != 'ok' if self.peer_state else None
 
 
@@ -1444,6 +1442,9 @@ class Ec2:
                          'EC2 does not answer this monitor ({}): it decides nothing')
         return results
 
+    def facts_of(self, instance_id: str) -> InstanceFacts:
+        return self.facts.get(instance_id, InstanceFacts())
+
     def make_client(self) -> None:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
         self.client = self.connect(self.region)
@@ -1474,32 +1475,29 @@ class Ec2:
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
-        states = results['states']
-        described = results['instances'] if isinstance(results['instances'], dict) else {}
-        self.facts = {**self.facts, **described}  # an answer may leave one out
-        holders = dict.fromkeys(self.settings.parts, UNKNOWN)
-        if isinstance(results['tables'], dict):
-            holders.update(results['tables'])
-        if isinstance(results.get('address'), tuple):
-            holders[address or ''], allocation_id = results['address']
+        states, described, tables, held, fault = (
+            None if isinstance(result, Exception) else result for result in (
+                results['states'], results['instances'], results['tables'],
+                results.get('address'), results['nat_fault']))
+        self.facts.update(described or {})  # an answer may leave one out
+        holders = dict(tables or {})
+        if held:
+            holders[address or ''], allocation_id = held
             self.allocation_id = allocation_id or self.allocation_id
-        if not has_answered(states):
+        if not has_answered(results['states']):
             return None
-        told = {} if isinstance(states, Exception) else states
-        own, peer = (told.get(i, ('', '')) for i in pair)
+        own, peer = ((states or {}).get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
-        facts = self.facts.get(self.peer_id, InstanceFacts())
-        fault = results['nat_fault']
-        tagged = [i in self.facts and MAINTENANCE in self.facts[i].tags for i in pair]
+        own_facts, facts = map(self.facts_of, pair)
+        if own_facts.source_dest_check and not fault:
+            fault = SOURCE_CHECK.replace('{peer}', self.own_id)
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1],
-            error=in_words(states) if isinstance(states, Exception) else 'nothing about it',
-            reason=facts.reason, holders=holders,
-            nat_fault='' if isinstance(fault, Exception) else fault,
-            own_tag=tagged[0], peer_tag=tagged[1], tells_tags=self.peer_id in described,
-            peer_source_check=facts.source_dest_check, lacks_answer=not all(answered),
-            is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
+            'nothing about it' if states else in_words(results['states']), facts.reason, holders,
+            len(holders) == len(self.settings.parts), fault or '', MAINTENANCE in own_facts.tags,
+            MAINTENANCE in facts.tags, self.peer_id in (described or {}), facts.source_dest_check,
+            not all(answered), any(code_of(results[name]) in THROTTLED for name in questions))
 
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
@@ -1532,15 +1530,14 @@ class Step(NamedTuple):
     name: str
     at: float
     refused: bool
-    pause: float  # s until the next try, where it is refused
+    pause: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
 
 
-class Probing(NamedTuple):
-    """What came of probes that were sent at the same time."""
+class Lost(NamedTuple):
+    """A probe that did not come back through the peer."""
 
     at: float
-    through: bool          # the peer let it through
-    own_way: bool = False  # one by this instance's own route came back
+    own_way: bool  # one by this instance's own route did
 
 
 @dataclasses.dataclass
@@ -1550,22 +1547,22 @@ class Memory:
     primary: bool
     owed: Dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
     # Of pings
-    heard_at: float = NEVER          # the first answer of the latest run; NEVER: not yet heard
-    silent_at: float = math.inf      # the first miss of the present run was sent
-    deaf_at: float = NEVER           # the same, before which it answered for ten seconds
+    heard_at: float = NEVER      # the first answer of the latest run; NEVER: not yet heard
+    silent_at: float = math.inf  # the first miss of the present run was sent
+    deaf_at: float = NEVER       # the same of a run before which it had answered for ten seconds
     # Of observations
-    history: List[Observation] = dataclasses.field(default_factory=list)  # the latest is the last
-    holders: Dict[str, str] = dataclasses.field(default_factory=dict)     # as last told
-    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)   # by part, the latest time
+    history: List[Observation] = dataclasses.field(default_factory=list)
+    holders: Dict[str, str] = dataclasses.field(default_factory=dict)    # by part, as last told
+    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # the same, the latest time
     # Of acts
     failures: List[float] = dataclasses.field(default_factory=list)  # of claims: until when to wait
     steps: List[Step] = dataclasses.field(default_factory=list)
-    probes: List[Probing] = dataclasses.field(default_factory=list)  # one that came back, misses
+    lost: Optional[List[Lost]] = None  # probes, since the last that came back; None: none has yet
     reliefs: List[float] = dataclasses.field(default_factory=list)
 
     @property
     def is_heard(self) -> bool:
-        """The peer has answered since it was last seen otherwise than running."""
+        """The peer has answered since it was last started, or seen otherwise than running."""
         return self.heard_at > NEVER
 
     @property
@@ -1574,24 +1571,14 @@ class Memory:
 
     @property
     def heir(self) -> str:
-        """Return to whom everything belongs; both of the pair come to the same result.
+        """To whom everything belongs; both of the pair come to the same result.
 
         The primary if it has a table, else the secondary if it has one, else who has the address.
         """
-        pair = (SELF, PEER) if self.primary else (PEER, SELF)
-        tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
-        for parts in (tables, {*self.holders.values()}):
-            for who in pair:
-                if who in parts:
-                    return who
-        return pair[0]
-
-    @property
-    def address_may_come(self) -> bool:
-        """The address is claimed alone only where the tables are, or from nowhere."""
-        at_tables = {holder for part, holder in self.holders.items() if part.startswith('rtb-')}
-        return (self.heir == SELF or PEER not in at_tables
-                or NOBODY in self.holders.values())
+        pair = [SELF, PEER] if self.primary else [PEER, SELF]
+        tables = [who for part, who in self.holders.items() if part.startswith('rtb-')]
+        holding = [who for parts in (tables, self.holders.values()) for who in pair if who in parts]
+        return (holding + pair)[0]
 
     @property
     def taken_at(self) -> float:
@@ -1602,11 +1589,11 @@ class Memory:
     def owe(self, settings: Settings, now: float) -> None:
         """Let a primary that starts claim everything, `FAIL_BACK` seconds later if it is a number.
 
-        (True == 1 in Python, and is told apart from a number of seconds.)
+        True is a number in Python, too: 1.
         """
         if self.primary and settings.fail_back is not False:
-            due_at = now if settings.fail_back is True else now + settings.fail_back
-            self.owed = dict.fromkeys(settings.parts, due_at)
+            delay = 0.0 if settings.fail_back is True else settings.fail_back
+            self.owed = dict.fromkeys(settings.parts, now + delay)
 
     def note_answer(self, now: float) -> None:
         """The peer has answered a ping."""
@@ -1630,16 +1617,14 @@ class Memory:
         if seen.peer_state not in ('running', ''):
             self.heard_at = NEVER
         for part, holder in seen.holders.items():
-            if holder == UNKNOWN:
-                continue
             if holder == PEER and self.holders.get(part) == SELF:
                 self.owed.clear()
             self.holders[part] = holder
             if holder == SELF:
                 self.note_here(part, seen.asked_at)
-        oldest = seen.asked_at - max(settings.wait_for_instance_start,
-                                     settings.wait_for_instance_stop, PATIENCE) - MINUTE
-        self.history = [one for one in self.history if one.asked_at > oldest] + [seen]
+        longest = max(settings.wait_for_instance_start, settings.wait_for_instance_stop, PATIENCE)
+        self.history = [one for one in self.history
+                        if seen.asked_at - one.asked_at <= longest + MINUTE] + [seen]
 
     def note_here(self, part: str, now: float) -> None:
         """The part is here: EC2 has told so, or has accepted a claim."""
@@ -1652,60 +1637,41 @@ class Memory:
         if not step.refused:
             self.heard_at = NEVER
 
-    def note_probes(self, found: Probing) -> None:
-        """Keep the latest that came back through the peer, and the misses since then."""
-        if found.through:
-            self.probes = [found]
-        elif self.probes:
-            self.probes = self.probes[:1] + self.probes[1:][-100:] + [found]
-
-    def note_relief(self, now: float) -> None:
-        """A peer that answers pings is relieved."""
-        self.reliefs = self.reliefs_before(now) + [now]
-
-    def reliefs_before(self, now: float) -> List[float]:
-        """Return the reliefs of the last day; one that moved nothing was none."""
-        return [at for at in self.reliefs
-                if now - at < A_DAY and at <= max(self.here_at.values(), default=NEVER)]
-
-    def since(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
+    def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
               gap: float = math.inf) -> float:
-        """Return since when all observations asked for after that time say so; math.inf: not now.
+        """Return for how long all observations asked for after that time have said so, in seconds.
 
-        One that says None is as if it were not there; a longer gap between two ends the run.
+        From the first to the latest that does; one that says None is as if it were not there, and
+        a longer gap between two ends the run.
         """
-        begun_at, later_at = math.inf, self.history[-1].asked_at
+        times: List[float] = []
         for seen in reversed(self.history):
             told = says(seen)
-            if seen.asked_at <= after or later_at - seen.asked_at > gap or told is False:
+            later_at = times[-1] if times else self.history[-1].asked_at
+            if told is False or seen.asked_at <= after or later_at - seen.asked_at > gap:
                 break
-            if told:
-                begun_at = later_at = seen.asked_at
-        return begun_at
+            times += [seen.asked_at] if told else []
+        return times[0] - times[-1] if times else 0.0
 
     def has_failed(self, after: float) -> bool:
         """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
 
         Two such answers, however alike, may be a false alarm each: hence no gap above a minute.
         """
-        latest = self.history[-1].asked_at
-        return latest - self.since(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
-
-    def is_failing(self, settings: Settings) -> bool:
-        """Tell whether the peer, whose silence tells nothing, may be taken over from all the same.
-
-        EC2 calls it anything but running, or failed; or for long does not say that it is well.
-        This counts in this silence, and since the peer last took something.
-        """
-        seen, after = self.history[-1], max(self.silent_at, self.taken_at)
-        unwell = seen.asked_at - self.since(Observation.does_not_pass, after, MINUTE)
-        return (seen.peer_state not in ('running', '') or self.has_failed(after)
-                or unwell >= settings.wait_for_instance_start)
+        return self.lasts(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
 
     def may_live(self, settings: Settings) -> bool:
-        """Tell whether the silence of the peer tells nothing: the two may just be deaf."""
-        return (self.is_silent and not self.is_failing(settings)
-                and (self.taken_at > NEVER or not self.is_heard))
+        """Tell whether the silence of the peer tells nothing, as the two may just be deaf.
+
+        It has taken in this silence what was here, or was never heard; and EC2 does not say, in
+        this silence and since it last took something, that it does not run, has failed, or for
+        long nothing good of it.
+        """
+        seen, after = self.history[-1], max(self.silent_at, self.taken_at)
+        unwell = self.lasts(Observation.is_unwell, after, MINUTE)
+        return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
+                and seen.peer_state in ('running', '') and not self.has_failed(after)
+                and unwell < settings.wait_for_instance_start)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though one by the own route comes back.
@@ -1713,26 +1679,20 @@ class Memory:
         The one that decides was sent after EC2 was asked.  It is relieved once an hour, later and
         later; by the secondary the second time at once, as its primary may have started anew.
         """
-        if len(self.probes) <= settings.num_pings:
+        if not self.lost or len(self.lost) < settings.num_pings:
             return False
-        decisive, reliefs = self.probes[-1], self.reliefs_before(now)
-        hours = 2.0 ** (len(reliefs) - 1) * (self.primary or len(reliefs) > 1)
-        return (decisive.own_way and decisive.at > self.history[-1].asked_at
-                and (not reliefs or now - reliefs[-1] >= hours * AN_HOUR))
+        hours = 2.0 ** (len(self.reliefs) - 1) * (self.primary or len(self.reliefs) > 1)
+        return (self.lost[-1].own_way and self.lost[-1].at > self.history[-1].asked_at
+                and (not self.reliefs or now - self.reliefs[-1] >= hours * AN_HOUR))
 
-    def left(self, seen: Observation) -> Tuple[str, ...]:
+    def left(self, settings: Settings) -> Tuple[str, ...]:
         """Return what a take-over has left to claim.
 
         What was claimed, and got no answer, is not claimed anew while EC2 throttles the question
         where it is: that call would be made instead of another pair's.
         """
-        wanted = (PEER, NOBODY, UNKNOWN) if seen.is_throttled else (PEER, NOBODY, UNKNOWN, CLAIMED)
-        return tuple(part for part in seen.holders
-                     if self.holders.get(part, UNKNOWN) in wanted)
-
-    def is_refused(self, now: float) -> bool:
-        """Tell whether EC2 has refused the last claim, and the next one is not due."""
-        return now < max(self.failures, default=NEVER)
+        done = (SELF, OTHER, ABSENT) + (CLAIMED,) * self.history[-1].is_throttled
+        return tuple(part for part in settings.parts if self.holders.get(part) not in done)
 
     def down_at(self) -> float:
         """Return when the peer was last seen otherwise than running, tagged, or stopped or started.
@@ -1741,21 +1701,20 @@ class Memory:
         """
         seen = [one.asked_at for one in self.history
                 if one.peer_tag or one.peer_state not in ('running', '')]
-        return max(seen + [step.at for step in self.steps if not step.refused], default=NEVER)
+        return max(seen + [one.at for one in self.steps if not one.refused], default=NEVER)
 
-    def step_due_at(self, name: str, since: float) -> float:
-        """Return when a step may be tried again: later and later, up to 10 minutes."""
-        tries = [one for one in self.steps if one.name == name and one.at > since]
-        if not tries:
-            return NEVER
-        return tries[-1].at + (tries[-1].pause or min(600.0, MINUTE * 2.0 ** (len(tries) - 1)))
+    def due_at(self, name: str, pause: float = MINUTE, longest: float = 600.0) -> float:
+        """Return when a step may be taken once more: each time after twice the pause.
 
-    def stop_due_at(self, settings: Settings) -> float:
-        """Return when the peer may be stopped once more: twice as far apart with each stop."""
-        stops = [one.at for one in self.steps if one.name == STOP and not one.refused]
-        refused_at = self.step_due_at(STOP, max([self.heard_at, *stops]))
-        spacing = min(AN_HOUR, settings.wait_for_instance_start * 2.0 ** (len(stops) - 1))
-        return max(refused_at, max(stops, default=NEVER) + spacing)
+        A refused one is tried again after one minute, up to ten.
+        """
+        due_at = NEVER
+        for refused, first, most in ((True, MINUTE, 600.0), (False, pause, longest)):
+            tries = [one for one in self.steps if (one.name, one.refused) == (name, refused)]
+            if tries:
+                later = tries[-1].pause or min(most, first * 2.0 ** (len(tries) - 1))
+                due_at = max(due_at, tries[-1].at + later)
+        return due_at
 
 
 class Decision(NamedTuple):
@@ -1764,60 +1723,64 @@ class Decision(NamedTuple):
     `why` is a sentence for the log, the same for as long as the reason is; '' says nothing.
     """
 
-    why: str
+    why: str = ''
     again: float = LOOK_INTERVAL
     claims: Tuple[str, ...] = ()
     step: str = ''
-    level: int = logging.WARNING
+    level: int = logging.INFO
     relief: bool = False  # the claims relieve a peer that lets no probe through
+
+
+LOOK_BETWEEN = 'look at the security groups, network ACLs and packet filters between the two'
+RESTART_BY_HAND = ('if it is dead, run: aws ec2 stop-instances --instance-ids {peer}, and once it '
+                   'is stopped: aws ec2 start-instances --instance-ids {peer}')
+LOST_PROBES = ('it lets no packet through, while one beside it came back (look at forwarding, '
+               'masquerading and firewall there)')
 
 
 def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Decide who serves: the first row that fits, as in README.adoc."""
-    left, calm = memory.left(seen), LOOK_AFTER_CHANGE if memory.is_silent else LOOK_INTERVAL
-    may_live, peer_has = memory.may_live(settings), PEER in memory.holders.values()
+    left, silent, may_live = memory.left(settings), memory.is_silent, memory.may_live(settings)
+    taking = f'taking over {" and ".join(left)}'
+    rest = LOOK_AFTER_CHANGE if silent else LOOK_INTERVAL
 
     # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
-        return Decision(f'EC2 calls {{self}} {seen.own_state}, so it is being stopped or started '
-                        'itself: it does nothing', SOON)
+        return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
-    if seen.nat_fault or memory.is_refused(now):
-        return Decision('', min(calm, max([one - now for one in memory.failures], default=calm)))
+    if seen.nat_fault:
+        return Decision(again=rest)
+    if now < max(memory.failures, default=NEVER):
+        return Decision('EC2 has refused what {self} claims: it tries again later',
+                        min(rest, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
-                        SOON if left else LOOK_INTERVAL, left, level=logging.INFO)
-    # S4: this one is under maintenance, and the peer may work, or is under maintenance, too
-    if seen.own_tag and (not memory.is_silent or may_live or seen.peer_tag):
-        return Decision('{self} is under maintenance: it claims nothing', level=logging.INFO)
-    # S5: the peer answers and holds, but does not forward
-    if not memory.is_silent and peer_has and seen.peer_source_check:
-        return Decision('the source/destination check of {peer} is on, so it cannot NAT: taking '
-                        f'over {" and ".join(left)}, and restarting nobody; run: aws ec2 '
-                        'modify-instance-attribute --instance-id {peer} --no-source-dest-check',
-                        SOON, left, level=logging.ERROR)
-    if not memory.is_silent and peer_has and memory.does_not_forward(settings, now):
-        return Decision(f'{{peer}} answers pings, but lost {settings.num_pings} probes in a row '
-                        f'while one went well beside it: taking over {" and ".join(left)}, and '
-                        'restarting nobody; look at forwarding, masquerading and firewall there',
-                        SOON, left, level=logging.ERROR, relief=True)
+                        SOON if left else LOOK_INTERVAL, left,
+                        level=logging.WARNING if left else logging.INFO)
+    # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
+    if seen.own_tag and (not silent or may_live or seen.peer_tag):
+        return Decision('{self} is under maintenance: it claims nothing')
+    # S5: the peer answers, holds something and does not forward
+    if not silent and PEER in memory.holders.values():
+        relief = memory.does_not_forward(settings, now)
+        cause = SOURCE_CHECK if seen.peer_source_check else LOST_PROBES * relief
+        if cause:
+            return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
+                            SOON, left, level=logging.ERROR, relief=relief)
     # S6: the peer is silent, and not one that may live
-    if memory.is_silent and not may_live:
-        taking = f'{{peer}} is silent, and EC2 {seen.told}: taking over {" and ".join(left)}'
-        return Decision(taking * bool(left), CLAIM_RETRY if left else calm, left)
+    if silent and not may_live:
+        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}' if left else '',
+                        CLAIM_RETRY if left else rest, left, level=logging.WARNING)
     # S7: anything else
     kept = keep_together(memory, seen, settings, now)
-    return kept._replace(why=deaf(memory, seen)) if may_live else kept
-
-
-def deaf(memory: Memory, seen: Observation) -> str:
-    """Say why the silent peer may live, and what to look at."""
-    why = ('{peer} is silent, but has taken what was here, so it lives: it keeps that'
-           if memory.taken_at > NEVER else
-           f'{{peer}} has not answered since it or this monitor started, and EC2 {seen.told}, so it '
-           'may live: it keeps what it has')
-    return f'{why}; look at the security groups, network ACLs and packet filters between the two'
+    if not may_live:
+        return kept
+    if memory.taken_at > NEVER:
+        why = f'{{peer}} is silent, but has taken what was here, so it lives: {LOOK_BETWEEN}'
+        return kept._replace(why=why, level=logging.WARNING)
+    return kept._replace(why='{peer} has not answered since it or this monitor started: it keeps '
+                             'what it has while it may live')
 
 
 def keep_together(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
@@ -1825,78 +1788,66 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
 
     The heir is given the time to look first, as each of the two looks only now and then.
     """
-    holders = memory.holders
-    may_serve = not memory.is_heard and {PEER, UNKNOWN} & {*seen.holders.values()}
-    owed = () if may_serve else tuple(
-        part for part, due_at in memory.owed.items() if holders.get(part) != ABSENT
-        and (now >= due_at or holders.get(part) == NOBODY))
-    if owed:
+    holders, has_part = memory.holders, SELF in memory.holders.values()
+    peer_may_serve = PEER in holders.values() or not seen.is_complete
+    owed = tuple(part for part, due_at in memory.owed.items() if holders.get(part) != ABSENT
+                 and (now >= due_at or holders.get(part) == NOBODY))
+    if owed and (memory.is_heard or not peer_may_serve):
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
                         SOON, owed)
     apart = tuple(part for part, holder in holders.items()
-                  if holder == NOBODY or holder == PEER and SELF in holders.values())
-    unchanged = seen.asked_at - memory.since(
-        lambda one: one.holders == seen.holders if one.is_complete else None)
+                  if holder == NOBODY or holder == PEER and has_part)
+    unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
                         'claiming', LOOK_AFTER_CHANGE, apart)
-    wait = min((due_at - now for due_at in memory.owed.values()), default=LOOK_INTERVAL)
-    again = LOOK_AFTER_CHANGE if apart or memory.is_silent else LOOK_INTERVAL
-    return Decision('', min(again, max(SOON, wait)))
+    pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
+    change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
+    return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
 
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
-    """Decide whether a silent peer is restarted: one row for each state, as in README.adoc."""
+    """Decide whether a silent peer is restarted: a row for each state, as in README.adoc."""
     wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    state, info = seen.peer_state, logging.INFO
+    state = seen.peer_state
     if not memory.is_silent or seen.peer_tag or seen.own_state not in ('running', ''):
-        return Decision('')
+        return Decision()
     # not told
     if not seen.own_state or not state:
-        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}', SOON, level=info)
+        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}', SOON)
     # stopped
     if state == 'stopped':
-        if now < memory.step_due_at(START, memory.heard_at):
-            return Decision('{peer} is stopped again, or still: starting it later and later '
-                            f'({seen.reason or "EC2 tells no reason"})', SOON)
-        return Decision('{peer} is stopped: starting it', SOON, step=START, level=info)
+        if now >= memory.due_at(START):
+            return Decision('{peer} is stopped: starting it', SOON, step=START)
+        return Decision('{peer} is stopped again, or still: starting it later and later '
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=logging.WARNING)
     # stopping
     if state == 'stopping':
-        stopping_at = memory.since(lambda one: one.peer_state == state if one.peer_state else None)
-        if now < max(stopping_at + wait_stop, memory.step_due_at(FORCE, stopping_at)):
-            return Decision('{peer} is stopping: waiting until it is stopped', SOON, level=info)
-        return Decision(f'{{peer}} has been stopping for {wait_stop:g} s: forcing it', SOON,
-                        step=FORCE)
+        stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
+        if stopping >= wait_stop and now >= memory.due_at(FORCE):
+            return Decision(f'{{peer}} is stopping for {wait_stop:g} s: forcing it', SOON,
+                            step=FORCE)
+        return Decision('{peer} is stopping: waiting until it is stopped', SOON)
     # pending
     if state == 'pending':
-        return Decision('{peer} is starting: waiting for its answer', SOON, level=info)
+        return Decision('{peer} is starting: waiting for its answer', SOON)
     # gone, shutting-down, terminated
     if state != 'running':
         return Decision(f'{{peer}} is gone (EC2 calls it {state}): {{self}} serves on alone',
-                        MINUTE)
+                        MINUTE, level=logging.WARNING)
     # running
-    may_be_stopped = seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at)
-    if may_be_stopped and now >= max(memory.down_at() + wait_start, memory.stop_due_at(settings)):
-        return Decision('{peer} is silent, and EC2 has failed its status checks for half a minute: '
-                        'stopping it', SOON, step=STOP)
+    due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
+    if seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
+        return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
+                        'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
-    if now - max(memory.silent_at, *(one.at for one in memory.steps), NEVER) < wait_start:
-        return Decision('{peer} is silent: it is stopped once EC2 fails its status checks for half '
-                        'a minute', again, level=info)
-    return Decision(f'{{peer}} stays silent for {wait_start:g} s and more, and EC2 {seen.told}: '
-                    + remedy(memory, seen), again, level=logging.ERROR)
-
-
-def remedy(memory: Memory, seen: Observation) -> str:
-    """Say what to do about a peer that stays silent, and is not stopped now."""
-    if seen.peer_checks == 'ok':
-        return ('a restart would not help; look at the security groups, network ACLs and packet '
-                'filters between the two')
-    stops = sum(step.name == STOP and not step.refused for step in memory.steps)
-    return (f'{f"{stops} restarts have not helped, " if stops else ""}if it is dead, run: aws ec2 '
-            'stop-instances --instance-ids {peer}, and when it is stopped: aws ec2 '
-            'start-instances --instance-ids {peer}')
+    stepped_at = [one.at for one in memory.steps if not one.refused]
+    if now - max([memory.silent_at, *stepped_at]) < wait_start:
+        return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
+    remedy = LOOK_BETWEEN if seen.peer_checks == 'ok' else RESTART_BY_HAND
+    return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
+                    level=logging.ERROR)
 
 
 def decide(memory: Memory, seen: Observation, settings: Settings, now: float
@@ -1904,11 +1855,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
     serving = serve(memory, seen, settings, now)
     restarting = restart(memory, seen, settings, now)
-    if serving.claims and restarting.step:
-        if memory.failures:  # what EC2 refuses holds up no restart
-            return serving._replace(claims=()), restarting
-        return serving, Decision('')
-    return serving, restarting
+    if serving.claims and restarting.step and memory.failures:
+        return serving._replace(claims=()), restarting  # what EC2 refuses holds up no restart
+    return serving, Decision() if serving.claims else restarting
 
 
 # The monitor --------------------------------------------------------------------------------------
@@ -1938,7 +1887,6 @@ class Monitor:
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
-        self.hurried_at = NEVER                         # the latest one that did not wait
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()
 
@@ -2003,34 +1951,32 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        facts = self.ec2.facts
-        return None if not facts else facts[self.peer_id].address if self.peer_id in facts else ''
+        return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
 
     def ping_once(self) -> None:
-        """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing."""
+        """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing.
+
+        Nor does one of a process that was suspended: nothing takes so long otherwise.
+        """
         address, timeout = self.peer_address, self.settings.ping_timeout
-        sent_at = self.clock.monotonic()
+        failure = '' if address is not None else 'EC2 has not told its address'
+        sent_at, answered = self.clock.monotonic(), False
         if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
-            self.start_over()  # nothing takes so long: this process was suspended
-        answered, failure = None, ''
+            self.start_over()
         try:
             if address:
-                own = self.ec2.facts.get(self.own_id, InstanceFacts())
-                answered = self.ping(address, own.addresses)
-            elif address == '':  # there is no such instance
+                answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
+            elif not failure:  # there is no such instance
                 self.clock.sleep(timeout)
-                answered = False
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
         self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
                                       'trying again')
-        if now - sent_at > timeout + 1.0 and not answered:
-            answered = None  # suspended, too
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
-        elif answered is None:
+        elif failure or now - sent_at > timeout + 1.0:
             self.start_over()
             self.next_ping_at = now + 1.0
         else:
@@ -2052,11 +1998,11 @@ class Monitor:
         if not self.misses:
             self.memory.note_silence(sent_at)
         self.misses += 1
-        if self.misses in (1, self.threshold - 1):
+        if self.misses == 1:
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
-            asked_at = max(self.hurried_at + CLAIM_RETRY, self.asked_at)
-            if self.misses > 1 and asked_at <= self.memory.silent_at:
-                self.ask_at, self.hurried_at = NEVER, sent_at
+        elif self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
+                self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
+            self.ask_at = NEVER
         if self.misses == self.threshold:
             self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
                           'EC2 answers')
@@ -2088,24 +2034,28 @@ class Monitor:
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
             self.lasting('probe', '', '')
-        if self.misses or memory.heir != PEER or not memory.is_heard:
+            memory.lost = memory.lost and []
+            return
+        if self.misses:
             return
         calls = {'through': functools.partial(self.probe, target, peer)}
-        if len(memory.probes) > 1:
+        if memory.lost:
             calls['own way'] = functools.partial(self.probe, target)
         found = self.run_together(calls, timeout + 0.5, self.ping_meanwhile)
         through, own_way = (isinstance(one, Probed) and one.answered
                             for one in (found['through'], found.get('own way')))
-        if isinstance(found['through'], Probed):
-            memory.note_probes(Probing(sent_at, through, own_way))
-        lost, wanted = len(memory.probes) - 1, self.settings.num_pings
+        if through:
+            memory.lost = []
+        elif memory.lost is not None and isinstance(found['through'], Probed):
+            memory.lost = memory.lost[-100:] + [Lost(sent_at, own_way)]
         self.lasting('probe', '' if through else str(found['through']), every=math.inf, words=(
-            f'a packet through {self.peer_id} to {target} {{}}: probing again' if lost >= 0 else
             f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
-            'probed here: nothing is decided by that'))
-        if 0 < lost < wanted:
+            'probed here: nothing is decided by that' if memory.lost is None else
+            f'a packet through {self.peer_id} to {target} {{}}: probing again'))
+        lost = len(memory.lost or ())
+        if 0 < lost < self.settings.num_pings:
             self.probe_at = sent_at
-        elif lost == wanted and own_way:
+        elif own_way and (lost == self.settings.num_pings or sent_at - self.asked_at >= MINUTE):
             self.ask_at = NEVER  # then the probe that decides is sent
 
     def look_now(self) -> None:
@@ -2119,7 +2069,8 @@ class Monitor:
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
         memory, address = self.memory, self.peer_address
-        hurry = bool(self.misses or memory.owed or len(memory.probes) > self.settings.num_pings)
+        is_due = min(memory.owed.values(), default=math.inf) <= self.asked_at
+        hurry = bool(self.misses or is_due or memory.lost)
         seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
         pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY) if hurry else (
             LOOK_AFTER_CHANGE)
@@ -2127,53 +2078,52 @@ class Monitor:
         self.ask_at = min(self.ask_at, now + pause)  # a miss may have set it
         if self.peer_address != address:
             self.next_ping_at = min(self.next_ping_at, now)  # as nothing is judged before
-        if len(memory.probes) > 1:
+        if memory.lost:
             self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
             self.note(seen)
 
     def note(self, seen: Observation) -> None:
         """Remember what was observed, and log what is news."""
-        memory, before = self.memory, dict(self.memory.holders)
-        memory.note(seen, self.settings)
+        before = dict(self.memory.holders)
+        self.memory.note(seen, self.settings)
         self.observation = seen
-        for part, holder in memory.holders.items():
-            if holder == SELF and before.get(part) != SELF:
-                self.log_here(part)
-            if holder == OTHER and before.get(part) != OTHER and part not in memory.owed:
-                until = ' until the monitor of the primary starts' * bool(self.settings.fail_back)
-                self.log.warning(
-                    f'{part} is at something outside the pair: it is left there{until}')
-        found = {*memory.holders.values()} - {OTHER, ABSENT}
-        if memory.holders != before and found in ({SELF}, {PEER}):
-            holder = self.own_id if found == {SELF} else self.peer_id
-            self.log.info(f'{holder} holds tables and address')
-        absent = [part for part, holder in memory.holders.items() if holder == ABSENT]
+        self.log_moved(before)
+        for part, holder in self.memory.holders.items():
+            if holder == SELF:
+                self.lasting(part, '', '')
+        absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
         self.lasting('host', seen.nat_fault,
                      f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
         self.watch_the_watcher(seen)
 
+    def log_moved(self, before: Dict[str, str]) -> None:
+        """Log who holds what has changed its holder."""
+        holders = self.memory.holders
+        names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
+                 OTHER: 'something outside the pair, and left there'}
+        for holder, name in names.items():
+            parts = [part for part in holders if holders[part] == holder != before.get(part)]
+            if parts:
+                self.log.log(logging.WARNING if holder == OTHER else logging.INFO,
+                             f'{" and ".join(parts)} at {name}')
+
     def watch_the_watcher(self, seen: Observation) -> None:
         """Say so if the peer answers pings for long, and its monitor sends none: it does not run.
 
         The kernel answers pings, whether a monitor runs there or not.
         """
-        now, settings = self.clock.monotonic(), self.settings
-        patience = max(UNWATCHED, 3 * settings.wait_between_pings)
-        if self.requests_from(self.peer_address or '') or self.misses or seen.peer_tag or (
-                now - self.memory.down_at() < UNWATCHED):
+        now, address = self.clock.monotonic(), self.peer_address
+        patience = max(UNWATCHED, 3 * self.settings.wait_between_pings)
+        if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
-        silent = f'{now - self.requested_at:.0f} s'
-        self.lasting('watcher', silent if now - self.requested_at >= patience else '', (
+        is_late = now - self.requested_at >= patience
+        self.lasting('watcher', f'{patience:g} s' if is_late else '', (
             f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
             f'nobody takes over if {self.own_id} fails; start it there: echo '
             f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
-
-    def log_here(self, part: str) -> None:
-        self.log.info(f'{part} is at {self.own_id} now')
-        self.lasting(part, '', '')
 
     # Judge and act
 
@@ -2197,16 +2147,16 @@ class Monitor:
         if self.ask_at != NEVER:  # a signal has set it meanwhile
             self.ask_at = now + max(again, self.give_way(seen, serving))
         self.say(serving, restarting)
-        if serving.relief:
-            memory.note_relief(now)
         if serving.claims:
             self.claim(serving.claims)
+            if serving.relief and SELF in memory.holders.values():  # else it was none
+                memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
         elif restarting.step:
             self.take_step(restarting.step, seen.peer_checks == 'impaired')
         elif not self.misses and again > SOON:
             if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
-        if serving == Decision('') and not (self.misses or memory.is_refused(now)):
+        if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
             for about in (*self.settings.parts, 'restart'):
                 self.lasting(about, '', '')
@@ -2243,16 +2193,21 @@ class Monitor:
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
-        may_come = not memory.failures if calls else memory.address_may_come
-        if address in parts and self.ec2.allocation_id and may_come:
+        tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
+        alone = (SELF in tables or PEER not in tables
+                 or NOBODY in memory.holders.values())
+        if address in parts and self.ec2.allocation_id and (
+                not memory.failures if calls else alone):
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
         rounds = math.ceil(len(calls) / CONNECTIONS)
         deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
         results = self.ec2.call(calls, deadline) if calls else {}
+        before = dict(memory.holders)
         for part, result in results.items():
             self.note_claim(part, result, now)
+        self.log_moved(before)
         self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
         if refused or not calls:
@@ -2270,16 +2225,15 @@ class Monitor:
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
-        if not isinstance(result, Exception):
+        failure = in_words(result) if isinstance(result, Exception) else ''
+        words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
+        if not failure:
             self.memory.note_here(part, now)
-            self.log_here(part)
-        elif has_answered(result):
-            self.lasting(part, in_words(result),
-                         f'{part} could not be moved to {self.own_id} ({{}}): trying again')
-        else:
+        elif not has_answered(result):
             self.memory.holders[part] = CLAIMED
-            self.lasting(part, in_words(result), f'{part}: the answer to its move to '
-                         f'{self.own_id} did not come ({{}}): asking EC2 where it is')
+            words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
+                     'asking EC2 where it is')
+        self.lasting(part, failure, words)
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2288,14 +2242,10 @@ class Monitor:
         five; not where it is only busy.
         """
         count = len(self.memory.failures)
-        is_busy = bool(refused) and all(code in BUSY for code in refused)
-        is_lasting = count >= REFUSED_FOR_LONG or any(
-            code in REFUSED_CREDENTIALS for code in refused)
-        if count == 0:
-            return 0.0
-        if is_busy or not is_lasting:
-            return float(self.chance.uniform(0.0, SOON))
-        return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
+        is_lasting = count >= REFUSED_FOR_LONG and not all(code in BUSY for code in refused)
+        if count and (is_lasting or {*refused} & {*REFUSED_CREDENTIALS}):
+            return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
+        return float(self.chance.uniform(0.0, SOON)) if count else 0.0
 
     def take_step(self, name: str, is_dead: bool) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
@@ -2318,13 +2268,13 @@ class Monitor:
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + STATUS_INTERVAL
         ids = {SELF: self.own_id, PEER: self.peer_id}
-        seen_at = memory.history[-1].asked_at if memory.history else NEVER
+        seen_at = max([one.asked_at for one in memory.history[-1:]], default=NEVER)
         answered_age, seen_age = (None if at == NEVER else now - at
                                   for at in (self.answered_at, seen_at))
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
-            'holders': {part: ids.get(holder, holder) for part, holder in memory.holders.items()},
+            'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
             'decision': '; '.join(self.said),
