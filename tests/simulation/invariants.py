@@ -29,6 +29,8 @@ class Watch:
         self.seen: Dict[str, float] = {}           # the worst values
         self.unserved_at: Optional[float] = None
         self.was_calm = False                      # the pair had settled before that
+        self.is_lit, self.counted_at, self.dark = True, 0.0, 0.0  # seconds not served, in all
+        self.stops = 0                             # of one that ran, by a monitor
         self.able_at: Dict[str, Optional[float]] = {}
         self.split_at = -1e9
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
@@ -167,6 +169,8 @@ def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
 def is_served(world: World) -> None:
     """While one is able to serve, route and address soon point to one that works; in seconds, if all was calm."""
     watch, now, parts, holder = world.watch, world.hub.now, world.parts(), world.holder()
+    watch.dark += 0.0 if watch.is_lit else now - watch.counted_at
+    watch.counted_at, watch.is_lit = now, not parts or bool(holder and world.works(holder))
     for one in world.instances:
         if not world.is_able(one):
             watch.able_at[one.name] = None
@@ -250,12 +254,12 @@ def changes_hands_seldom(world: World, part: str) -> None:
     """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most."""
     changes, now = world.watch.changes.setdefault(part, []), world.hub.now
     changes.append(now)
-    if not world.over or now < world.quiet_at + 60.0:
-        faults = sum(1 + (fault.who == 'both') for fault in world.schedule.faults if fault.at <= now)
-        bound = min(CHANGES, 2 * faults + 1)
-        world.watch.worst('changes of a part', len(changes))
-        if sum(now - at < 3 * AN_HOUR for at in changes) > bound:
-            broken(f'changes: {part} changes hands {len(changes)} times')
+    begun = [fault for fault in world.schedule.faults if fault.at <= now]
+    lossy = any(fault.kind == 'loss' for fault in begun)
+    bound = CHANGES if lossy else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
+    world.watch.worst('changes of a part', len(changes))
+    if sum(now - at < 3 * AN_HOUR for at in changes) > bound:
+        broken(f'changes: {part} changes hands {len(changes)} times')
 
 
 def nothing_follows_what_is_lost(world: World, one: Instance, part: str, before: Dict[str, Optional[str]]) -> None:
@@ -295,6 +299,7 @@ def steps_are_spaced(world: World, one: Instance, name: str, how: Dict[str, Any]
 def stops_are_spaced(world: World, one: Instance) -> None:
     """The same, at the moment at which a stop takes effect."""
     record, now = world.records[one.name], world.hub.now
+    world.watch.stops += 1
     stops = [at for at in record.stops if now - at < 4 * AN_HOUR]
     spacing = min(AN_HOUR, world.settings.wait_for_instance_start * 2.0 ** (len(stops) - 1))
     if stops and now - stops[-1] < spacing - LATEST_EFFECT:

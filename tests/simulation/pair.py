@@ -78,6 +78,14 @@ class Schedule(NamedTuple):
             f'{self.probes})')
 
 
+class Lived(NamedTuple):
+    """What has happened: stops of one that ran, the most changes of a part by monitors, seconds not served."""
+
+    stops: int
+    changes: int
+    dark: float
+
+
 class Broken(BaseException):
     """An invariant does not hold; no monitor may catch it."""
 
@@ -563,20 +571,17 @@ class World:
 
         All that is read of a monitor for that are the times at which it does something next.
         """
-        naps = []
+        naps = [one for one in self.instances if one.process and not one.process.suspended]
+        if not all(one.process and one.process.nap for one in naps) or any(
+                not self.hears(one) or self.active and (self.fault('loss', one) or self.fault('cut off', one))
+                for one in naps):
+            return
         probes_fail = self.schedule.probes and not all(map(self.goes_through, self.instances))
-        for one in self.instances:
-            if one.process and not one.process.suspended:
-                if not one.process.nap or not self.hears(one) or self.fault('loss', one):
-                    return
-                if self.fault('cut off', one):
-                    return
-                naps.append(one)
-                horizon = min([horizon] + [
-                    due for name, due in vars(one.monitor).items() if name.endswith('_at')
-                    and name not in ('next_ping_at', 'probe_at') and due is not None and due > self.hub.now])
-                if probes_fail:  # one may be overdue, and waits for the next ping
-                    horizon = min(horizon, max(self.hub.now, one.monitor.probe_at))
+        for one in naps:
+            monitor = one.monitor
+            horizon = min([horizon] + [due for due in (monitor.ask_at, monitor.report_at) if due > self.hub.now])
+            if probes_fail:  # one may be overdue, and waits for the next ping
+                horizon = min(horizon, max(self.hub.now, monitor.probe_at))
         for one in naps:
             assert one.process and one.process.nap
             due, thread, ticket = one.process.nap
@@ -641,8 +646,11 @@ class World:
 
     # A run
 
-    def run(self) -> invariants.Watch:
-        """Live through the schedule, let the pair settle, kill the serving instance; raise Broken."""
+    def run(self) -> Lived:
+        """Live through the schedule, let the pair settle, kill the serving instance; raise Broken.
+
+        Returns what has happened until the pair had settled.
+        """
         boot = self.schedule.conditions.boot_takes
         until = max([fault.at + fault.lasts + (boot if fault.kind in BOOT else 0) for fault in self.schedule.faults]
                     + [60.0])
@@ -654,6 +662,7 @@ class World:
             if not self.hub.run(self.hub.now + invariants.settles_within(self), self.is_settled):
                 raise Broken(f'settles: not settled {invariants.settles_within(self):.0f} s after the last fault')
             self.watch.worst('settled after the last fault', self.hub.now - until - 120.0)
+            self.lived = Lived(self.watch.stops, max(map(len, self.watch.changes.values()), default=0), self.watch.dark)
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
@@ -664,7 +673,7 @@ class World:
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)
-        return self.watch
+        return self.lived
 
     def see_to_it(self) -> None:
         """An operator, after the last fault: starts one instance where neither is up nor coming up."""
