@@ -6,7 +6,7 @@ falls silent and EC2 answers this monitor, it takes over: it moves the default r
 subnets and the egress address to its own instance, then restarts the peer.  What it does is in
 README.adoc, section "Operation", in the same words.
 
-Usage: nat_monitor.py [--check | --status | --help]
+Usage: nat_monitor.py [--check | --status | --version | --help]
 
   --check   verify the set-up of the pair, change nothing, and end
   --status  say how the pair is as the monitor on this host sees it, and end; any user may ask
@@ -15,26 +15,14 @@ Files:    nat_config.py beside this file: the settings
           /run/nat_monitor.lock: held while a monitor runs
           /run/nat_monitor.status: what it knows, in JSON, replaced once a minute at least
           standard output: one line per event
-Signals:  SIGHUP (a closed terminal) asks EC2 now; all else that would kill ends it at once with
-          a line, as SIGTERM and SIGINT do
+Signals:  SIGHUP (a closed terminal) asks EC2 now; SIGTERM, SIGINT, SIGQUIT, SIGUSR1 and SIGUSR2
+          end it at once with a line
 Exit:     0 ended by a signal (--check: nothing failed), 1 a monitor already runs (--check:
-          something failed, or a signal ended it), 2 bad settings or arguments, a missing package,
-          not one of the pair, not root; --status: 0 all is well, 1 something is to mend, 2 no
-          monitor runs
+          something failed, or a signal ended it), 2 bad settings or arguments, a missing or
+          broken package, not one of the pair, not root; --status: 0 all is well, 1 something is
+          to mend, 2 no monitor runs
 """
 from __future__ import annotations
-
-import os
-import sys
-
-if __name__ == '__main__' and os.path.basename(__file__) == 'nat_monitor.py':
-    # Go on as a module: Python keeps the syntax tree of a script in memory while it runs, 7 MB.
-    os.execv(sys.executable, [sys.executable, '-Bc', (
-        "import os, sys; name = '/proc/self/comm'; "  # for killall
-        "os.access(name, os.W_OK) and open(name, 'w').write('nat_monitor.py'); "
-        'del sys.argv[0]; sys.path[0] = os.path.dirname(sys.argv[0]); '
-        'import nat_monitor; sys.exit(nat_monitor.main())'), os.path.abspath(__file__),
-        *sys.argv[1:]])
 
 import array
 import contextlib
@@ -51,6 +39,7 @@ import ipaddress
 import json
 import logging
 import math
+import os
 import queue
 import random
 import re
@@ -61,11 +50,12 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import traceback
 from typing import (
-    TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple)
+    Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union)
 
 try:
     import boto3
@@ -73,12 +63,9 @@ try:
     import botocore.session
     import requests
     from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
-    MISSING_PACKAGE = None
-except ImportError as import_error:
-    MISSING_PACKAGE = import_error.name or str(import_error)
-
-if TYPE_CHECKING:
-    from mypy_boto3_ec2 import EC2Client
+    IMPORT_ERROR = None
+except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
+    IMPORT_ERROR = import_error
 
 VERSION = '1.0'
 LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
@@ -135,16 +122,16 @@ class NoAnswer(Exception):
     """No answer came back before the deadline."""
 
 
+class NotSent(NoAnswer):
+    """A call was given up before it was sent (by HTTP), so nothing came of it."""
+
+
 class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
-def on_one_line(value: Any, form: Callable[[Any], str] = str) -> str:
-    """Return what `form` makes of a value, on one line; a setting's value may raise there."""
-    try:
-        return ' '.join(form(value).split())
-    except BaseException:
-        return f'something odd ({type(value).__name__})'
+def on_one_line(value: Any) -> str:
+    return ' '.join(str(value).split())
 
 
 def in_words(error: BaseException) -> str:
@@ -196,83 +183,80 @@ class Lasting:
 
 # Settings -----------------------------------------------------------------------------------------
 
-FOR_DOCUMENTATION = [ipaddress.IPv4Network(network) for network in (
-    '192.0.2.0/24', '198.51.100.0/24', '203.0.113.0/24')]
+FOR_DOCUMENTATION = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks, by how they begin
+AN_INSTANCE = "an instance id such as 'i-0123456789abcdef0'"
+AN_ADDRESS = "a public IPv4 address such as '198.51.100.7', or None"
 
-
-# Exact types first: nothing is asked of a value that may raise, or be true or equal as it likes.
 
 def is_id(value: Any, kind: str) -> bool:
     pattern = f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})'
-    return type(value) is str and re.fullmatch(pattern, value) is not None
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return type(value) in (list, tuple) and all(is_id(each, 'rtb') for each in value) and (
+    return isinstance(value, (list, tuple)) and all(is_id(each, 'rtb') for each in value) and (
         0 < len(value) == len(set(value)))
 
 
 def is_public_address(value: Any) -> bool:
     """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
     try:
-        address = ipaddress.IPv4Address(value if type(value) is str else '')
+        address = ipaddress.IPv4Address(value if isinstance(value, str) else '')
     except ValueError:
         return False
-    return address.is_global and not address.is_multicast or any(
-        address in network for network in FOR_DOCUMENTATION)
+    return address.is_global and not address.is_multicast or value.startswith(FOR_DOCUMENTATION)
+
+
+def is_number(value: Any, least: float, most: float, *types: type) -> bool:
+    return type(value) in types and least <= value <= most  # exact types, as True is an int
 
 
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
-    return type(value) in (list, tuple) and len(value) > 0 and all(
-        type(word) is str and '\0' not in word for word in value) and os.path.isabs(value[0]) and (
-        os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
-        and all(fine for _, fine in on_the_way_to(value[0])))
+    if not (isinstance(value, (list, tuple)) and value
+            and all(isinstance(word, str) and '\0' not in word for word in value)):
+        return False
+    return (os.path.isabs(value[0]) and os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
+            and all(fine for _, fine in on_the_way_to(value[0])))
 
 
-def setting(is_allowed: Callable[[Any], bool], allowed: str,
+def setting(allowed: str, is_allowed: Callable[..., bool], *details: Any,
             default: Any = dataclasses.MISSING) -> Any:
-    """Declare a setting: how it is checked, what is allowed in words, a default if it may miss."""
-    metadata = {'is_allowed': is_allowed, 'allowed': allowed}
-    return dataclasses.field(default=default, metadata=metadata)
+    """Declare a setting: what is allowed, the check with its details, a default if it may miss.
 
-
-def instance() -> Any:
-    return setting(functools.partial(is_id, kind='i'),
-                   "an instance id such as 'i-0123456789abcdef0'")
+    The default is always allowed.
+    """
+    return dataclasses.field(default=default, metadata={
+        'allowed': allowed, 'is_allowed': lambda value: is_allowed(value, *details)})
 
 
 def seconds(least: float, most: float, default: float) -> Any:
-    return setting(lambda value: type(value) in (int, float) and least <= value <= most,
-                   f'a number of seconds from {least} to {most}', default)
+    return setting(f'a number of seconds from {least} to {most}', is_number, least, most,
+                   int, float, default=default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
 
-    primary_instance_id: str = instance()
-    secondary_instance_id: str = instance()
+    primary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
+    secondary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
     route_table_ids: Tuple[str, ...] = setting(
-        is_list_of_tables,
-        "a list of different route table ids such as ['rtb-0123456789abcdef0']")
-    elastic_ip: Optional[str] = setting(
-        lambda value: value is None or is_public_address(value),
-        "a public IPv4 address such as '198.51.100.7', or None", None)
-    num_pings: int = setting(
-        lambda value: type(value) is int and 2 <= value <= 100, 'a whole number from 2 to 100', 3)
+        "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
+    elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
+    num_pings: int = setting('a whole number from 2 to 100', is_number, 2, 100, int, default=3)
     ping_timeout: float = seconds(0.05, 30, 1.0)
     wait_between_pings: float = seconds(0.05, 600, 0.25)
     wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
     wait_for_instance_start: float = seconds(30, 7200, 300.0)
-    fail_back: bool = setting(lambda value: type(value) is bool, 'True or False', True)
-    probe_address: Optional[str] = setting(
-        lambda value: value is None or is_public_address(value),
-        "a public IPv4 address that answers pings, such as '192.0.2.1', or None", None)
+    fail_back: Union[bool, int] = setting(
+        "True (at once), False (never), or a whole number of seconds from 1 to 86400 after the "
+        "monitor's start", lambda value: type(value) is bool or is_number(value, 1, 86400, int),
+        default=True)
+    probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
     notify_command: Optional[Sequence[str]] = setting(
-        lambda value: value is None or is_command(value),
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
-        'write, nor any directory above it, or None', None)
+        'write, nor any directory above it, or None', is_command, default=None)
 
     @property
     def parts(self) -> Tuple[str, ...]:
@@ -287,39 +271,33 @@ REQUIRED = [name for name, field in SETTINGS.items() if field.default is datacla
 def read_settings(path: str = SETTINGS_FILE) -> Settings:
     """Read and check the settings; raise Refusal with all that is wrong with them."""
     try:
-        names = {name: value for name, value in runpy.run_path(path).items()
-                 if not name.startswith('__')}
-    except BaseException as error:  # whatever a line of the file may raise
-        if isinstance(error, OSError) and error.filename == path:
-            raise Refusal(f'{path}: {error.strerror}; the settings must stand in this file')
-        line = isinstance(error, SyntaxError) and error.lineno
-        raise Refusal(f'{path}{f", line {line}" if line else ""}: {in_words(error)}; '
-                      'allowed are lines of the form NAME = value')
-    return check_settings(names, path)
+        found = runpy.run_path(path)
+    except BaseException as error:  # whatever a line of the file may raise, such as SystemExit
+        raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
+    return check_settings({name: value for name, value in found.items()
+                           if not name.startswith('__')}, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     faults = []
-    empty = [name for name in REQUIRED if name in names
-             and type(names[name]) in (str, list, tuple, type(None)) and not names[name]]
+    empty = [name for name in REQUIRED if names.get(name, name) in ('', [], (), None)]
     if empty:
         faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the '
                       'ids of your two NAT instances and of the route tables of their private '
                       'subnets')
-    for name, value in names.items():
-        if name not in SETTINGS:
-            nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
-            faults.append(f'{name} is not a setting; ' + (
-                f'did you mean {nearest[0]}?' if nearest else
-                f'the settings are {", ".join(SETTINGS)}'))
-        elif name not in empty and not SETTINGS[name].metadata['is_allowed'](value):
-            faults.append(f'{name} is {on_one_line(value, repr)}, '
-                          f'but must be {SETTINGS[name].metadata["allowed"]}')
-    faults += [f'{name} is missing; it must be {SETTINGS[name].metadata["allowed"]}'
-               for name in REQUIRED if name not in names]
+    for name, field in SETTINGS.items():
+        value, allowed = names.get(name, field.default), field.metadata['allowed']
+        if value is dataclasses.MISSING:
+            faults.append(f'{name} is missing; it must be {allowed}')
+        elif not (name in empty or value is field.default or field.metadata['is_allowed'](value)):
+            faults.append(f'{name} is {on_one_line(repr(value))}, but must be {allowed}')
+    for name in (name for name in names if name not in SETTINGS):
+        nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
+        hint = f'did you mean {nearest[0]}?' if nearest else f'allowed are {", ".join(SETTINGS)}'
+        faults.append(f'{name} is not a setting; {hint}')
     primary, secondary = map(names.get, REQUIRED[:2])
-    if is_id(primary, 'i') and is_id(secondary, 'i') and primary == secondary:
+    if primary and primary == secondary:
         faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, '
                       'but must be two different instances')
     if faults:
@@ -330,12 +308,12 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
 
 def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
-    primary, secondary = settings.primary_instance_id, settings.secondary_instance_id
-    if own_id not in (primary, secondary):
-        raise Refusal(
-            f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are '
-            f'{primary} and {secondary}: the monitor runs on these two only')
-    return own_id == primary, secondary if own_id == primary else primary
+    pair = settings.primary_instance_id, settings.secondary_instance_id
+    if own_id not in pair:
+        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and '
+                      f'SECONDARY_INSTANCE_ID are {" and ".join(pair)}: the monitor runs on these '
+                      'two only')
+    return own_id == pair[0], pair[own_id == pair[0]]
 
 
 # Metadata -----------------------------------------------------------------------------------------
@@ -371,10 +349,9 @@ SIOCGIFADDR = 0x8915
 
 
 def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of an even number of bytes."""
+    """Return the Internet checksum (RFC 1071) of an even number of bytes, not all of them zero."""
     total: int = sum(struct.unpack(f'!{len(data) // 2}H', data))
-    total = (total >> 16) + (total & 0xFFFF)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return -total % 0xFFFF  # a carry that is added again is worth 1: so is 0x10000 here
 
 
 class Ping:
@@ -442,21 +419,19 @@ class Ping:
 
     def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
         """Wait until the monotonic time `until` for a reply to one of the requests, and tell."""
-        while True:
-            seconds_left = max(0.0, until - time.monotonic())
-            if not select.select([connection], [], [], seconds_left)[0]:
-                return False
+        while select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
             try:
                 packet, sender = connection.recvfrom(2048)
             except OSError as error:
                 # Other than in sending, "network unreachable" is an ICMP message here, too.
-                if error.errno not in UNREACHABLE + (errno.ENETUNREACH, errno.EAGAIN):
+                if error.errno not in (*UNREACHABLE, errno.ENETUNREACH, errno.EAGAIN):
                     raise
                 continue  # reading the error has cleared it
             reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
             if (reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent
                     and self.counts(sender)):
                 return True
+        return False
 
     def counts(self, sender: Any) -> bool:
         """Tell whether a reply from there counts: the socket lets in no other."""
@@ -626,7 +601,10 @@ def echo_replies_from(address: str) -> bytes:
 SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'
 
 
-in_call = threading.local()  # `deadline`: when this thread's call is given up, monotonic
+EC2Client = Any  # boto3 makes its class as it runs
+Call = Callable[[EC2Client], Any]
+
+in_call = threading.local()  # `sending`: notes a request of this thread, returns its seconds left
 
 
 @functools.lru_cache(maxsize=None)  # once
@@ -641,13 +619,10 @@ def forbid_late_sending() -> None:
     send = http.client.HTTPConnection.send
 
     def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
-        deadline = getattr(in_call, 'deadline', None)
-        if deadline is not None:
+        if hasattr(in_call, 'sending'):
             if self.sock is None:
                 self.connect()  # as `send` would do
-            left = math.ceil(min(deadline - time.monotonic(), READ_TIMEOUT) * 1000)  # ms
-            if left <= 0:
-                raise NoAnswer('given up before it was sent')
+            left = math.ceil(min(in_call.sending(), READ_TIMEOUT) * 1000)  # ms
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
         send(self, data)
 
@@ -655,95 +630,73 @@ def forbid_late_sending() -> None:
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Optional[Callable[[], Optional[float]]] = None,
-                 at_once: int = CONNECTIONS) -> Dict[str, Any]:
+                 meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
+                 after_sending: float = math.inf) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    They begin in their order, `at_once` at a time.  An answer that takes longer than `timeout`
-    seconds gives NoAnswer, and its thread is left to itself, for no time-out of the libraries
-    covers name resolution.  `meanwhile` runs on the calling thread, at first at once, then as long
-    as answers are outstanding; it returns the seconds for which it need not be called again.  It
-    may take long: what came in time counts.
+    They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
+    and `after_sending` seconds from its latest request, if that is earlier: what it takes to find
+    and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
+    not leave, and its thread is left to itself, for no time-out of the libraries covers name
+    resolution.  `meanwhile` runs on the calling thread as long as answers are outstanding, at first
+    at once; it returns the seconds for which it need not be called again.  It may take long: what
+    came in time counts.
     """
-    done: queue.SimpleQueue[Tuple[str, Any, float]] = queue.SimpleQueue()
+    deadline = time.monotonic() + timeout
+    limits = dict.fromkeys(calls, deadline)  # when each call is given up
+    not_sent = NotSent(f'no answer within {timeout:g} s')
+    results: Dict[str, Any] = dict.fromkeys(calls, not_sent)
+    changed = threading.Event()
+
+    def note_sending(name: str) -> float:
+        # Noted before the time is read: who gives the call up from then on knows of it.
+        results[name] = NoAnswer(f'no answer within {min(timeout, after_sending):g} s')
+        now = time.monotonic()
+        if now >= limits[name]:
+            results[name] = not_sent
+            raise NotSent('given up before it was sent')
+        left = min(deadline - now, after_sending)
+        limits[name] = now + left
+        changed.set()
+        return left
+
+    def note_result(name: str, result: Any) -> None:
+        if time.monotonic() <= limits[name]:
+            results[name] = result
+        limits[name] = NEVER  # nothing more is waited for
+        changed.set()
 
     def make_some() -> None:
-        in_call.deadline = deadline
         for name, call in waiting:
             if time.monotonic() > deadline:
                 break
+            in_call.sending = functools.partial(note_sending, name)
             try:
-                result = call()
+                note_result(name, call())
             except Exception as error:
-                result = error
-            done.put((name, result, time.monotonic()))
+                note_result(name, error)
 
-    def next_due() -> float:
-        pause = meanwhile() if meanwhile else None
-        return math.inf if pause is None else time.monotonic() + pause
-
-    deadline = time.monotonic() + timeout
-    results: Dict[str, Any] = {name: NoAnswer(f'no answer within {timeout:g} s') for name in calls}
     waiting = iter(tuple(calls.items()))  # one for all threads
     try:
         for _ in range(min(len(calls), at_once)):
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
-            done.put((name, error, time.monotonic()))
-    due_at, outstanding = next_due() if calls else math.inf, len(calls)
-    while outstanding:
-        try:
-            pause = min(due_at, deadline) - time.monotonic()
-            name, result, answered_at = done.get(timeout=max(0.0, pause))
-        except queue.Empty:  # nothing more has come by now
-            now = time.monotonic()
-            if now >= deadline:
-                break
-            if now >= due_at:
-                due_at = next_due()
-        else:
-            outstanding -= 1
-            if answered_at <= deadline:
-                results[name] = result
-    return results
+            note_result(name, error)
+    due_at = NEVER
+    while time.monotonic() < max(limits.values(), default=NEVER):
+        if time.monotonic() >= due_at:
+            pause = meanwhile()
+            due_at = time.monotonic() + pause
+        changed.wait(max(0.0, min(due_at, max(limits.values())) - time.monotonic()))
+        changed.clear()
+    return dict(results)  # a thread that is left to itself may still change its own
 
 
 NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
     'profile': (None, None, None, None),
     'config_file': (None, None, os.devnull, None),
     'credentials_file': (None, None, os.devnull, None)}
-
-
-ACTIONS = (  # of EC2's some 800, all that are called here
-    'AssociateAddress', 'CreateRoute', 'DescribeAddresses', 'DescribeInstanceAttribute',
-    'DescribeInstanceStatus', 'DescribeInstances', 'DescribeRouteTables',
-    'DescribeSpotInstanceRequests', 'DescribeSubnets', 'ReplaceRoute', 'StartInstances',
-    'StopInstances')
-
-
-def forget_other_actions(core: botocore.session.Session) -> None:
-    """Leave of boto3's model of EC2 what belongs to ACTIONS: the whole takes 7 MB more."""
-    loader = core.get_component('data_loader')
-    model = loader.load_service_model('ec2', 'service-2', api_version=None)  # kept for clients
-    actions = {name: model['operations'][name] for name in ACTIONS}
-    shapes: Dict[str, Any] = {}
-    left = list(shapes_named_in(actions))
-    while left:
-        name = left.pop()
-        if name not in shapes:
-            shapes[name] = model['shapes'][name]
-            left += shapes_named_in(shapes[name])
-    model.update(operations=actions, shapes=shapes)
-
-
-def shapes_named_in(part: Any) -> Iterator[str]:
-    """Yield the names of the data types that a part of the model refers to."""
-    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
-        if key == 'shape' and isinstance(value, str):
-            yield value
-        elif isinstance(value, (dict, list)):
-            yield from shapes_named_in(value)
 
 
 def connect(region: str) -> EC2Client:
@@ -758,8 +711,6 @@ def connect(region: str) -> EC2Client:
     if not endpoint:
         chain = core.get_component('credential_provider')
         chain.providers = [chain.get_provider('iam-role')]
-    with contextlib.suppress(Exception):  # a botocore of another age may keep it elsewhere
-        forget_other_actions(core)
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
         'ec2', endpoint_url=endpoint, config=botocore.config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
@@ -773,9 +724,6 @@ def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) 
     """Let no page of a proxy pass for a success: EC2's answers always have a request id."""
     if http_response.status_code < 300 and not parsed['ResponseMetadata'].get('RequestId'):
         raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
-
-
-Call = Callable[[Any], Any]  # takes the EC2 client
 
 
 def has_answered(result: Any) -> bool:
@@ -800,15 +748,13 @@ def lost_credentials(result: Any) -> bool:
             or code_of(result) in REFUSED_CREDENTIALS)
 
 
-def clock_skew(error: Any, now: Optional[float] = None) -> float:
+def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
     try:
-        headers = error.response['ResponseMetadata']['HTTPHeaders']
-        date = email.utils.parsedate_to_datetime(headers['date'])
+        date: Any = error.response['ResponseMetadata']['HTTPHeaders']['date']
+        return time.time() - email.utils.mktime_tz(email.utils.parsedate_tz(date))
     except (LookupError, TypeError, ValueError, AttributeError):
         return 0.0
-    date = date.replace(tzinfo=date.tzinfo or datetime.timezone.utc)
-    return (time.time() if now is None else now) - date.timestamp()
 
 
 def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
@@ -963,10 +909,9 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
 
     Each raises, and changes nothing.
     """
-    steps: List[Tuple[str, str, Dict[str, Any]]] = [
-        (action, table, {
-            'RouteTableId': table, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id})
-        for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
+    route: Dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
+    steps = [(action, table, {'RouteTableId': table, **route})
+             for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
     if allocation_id:
         steps.append(('AssociateAddress', settings.elastic_ip or '', {
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
@@ -1415,8 +1360,8 @@ class Ec2:
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
 
-    def call(self, calls: Dict[str, Call], deadline: float = CALL_DEADLINE,
-             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
+             after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
@@ -1424,7 +1369,8 @@ class Ec2:
                             'no EC2 client could be made ({}): trying again'):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
-        results = self.run_together({**beside, **bound}, deadline, self.meanwhile, at_once)
+        results = self.run_together(
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, at_once, after_sending)
         answers = [results[name] for name in calls]
         unanswered = [answer for answer in answers if not has_answered(answer)]
         if unanswered:
@@ -1437,7 +1383,7 @@ class Ec2:
             self.lasting(
                 'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
                 'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
-        elif deadline == CALL_DEADLINE:
+        elif after_sending == math.inf:
             self.lasting('EC2', in_words(unanswered[0]),
                          'EC2 does not answer this monitor ({}): it decides nothing')
         return results
@@ -1471,7 +1417,7 @@ class Ec2:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, at_once=2 if calm else CONNECTIONS, nat_fault=nat_fault)
+        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=nat_fault)
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
@@ -2182,12 +2128,12 @@ class Monitor:
             return 0.0
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
 
-    def claim(self, parts: Tuple[str, ...], again: bool = True) -> None:
+    def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
         yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
-        table is here.
+        table is here.  What was not sent in time is known not to be done, and tried again at once.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
@@ -2201,27 +2147,25 @@ class Monitor:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        rounds = math.ceil(len(calls) / CONNECTIONS)
-        deadline = min(CALL_DEADLINE, MOVE_DEADLINE * rounds) if address in calls else CALL_DEADLINE
-        results = self.ec2.call(calls, deadline) if calls else {}
+        limit = MOVE_DEADLINE if address in calls else math.inf
+        results = self.ec2.call(calls, after_sending=limit) if calls else {}
         before = dict(memory.holders)
         for part, result in results.items():
             self.note_claim(part, result, now)
         self.log_moved(before)
         self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
-        if refused or not calls:
+        rest = tuple(part for part in parts if isinstance(results.get(part, NotSent()), NotSent))
+        if refused or rest and not (calls and is_first):
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
             return
-        unanswered = [result for result in results.values() if not has_answered(result)]
-        if not unanswered:
+        if all(map(has_answered, results.values())):
             memory.failures = []
-        if unanswered or len(results) < len(parts):
+        else:
             self.ask_at = NEVER
-        if address in parts and address not in results and memory.heir == SELF and (
-                self.misses >= self.threshold):
-            self.claim((address,))  # at once, so that some connections may survive
+        if rest:
+            self.claim(rest, is_first=False)
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
@@ -2229,7 +2173,7 @@ class Monitor:
         words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
         if not failure:
             self.memory.note_here(part, now)
-        elif not has_answered(result):
+        elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
             words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
                      'asking EC2 where it is')
@@ -2825,32 +2769,31 @@ class Check:
 
 # The program --------------------------------------------------------------------------------------
 
-LINES_KEPT = 1000  # while standard output takes none; what is more is dropped
-LAST_LINES = 1.0   # s that the end of this process waits for what is not written yet
-NOTICES_KEPT = 100     # while the command runs for another line
+LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
+LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
-
-# What ends no process or cannot be caught, what Python ignores, and faults of the program itself.
-NOT_CAUGHT = {getattr(signal, f'SIG{name}') for name in (
-    'KILL STOP TSTP TTIN TTOU CONT CHLD URG WINCH PIPE XFSZ SEGV BUS FPE ILL TRAP SYS').split()}
+UTC = '%Y-%m-%dT%H:%M:%SZ'
+SIGNALS = [getattr(signal, f'SIG{name}') for name in 'TERM INT HUP QUIT USR1 USR2'.split()]
 
 
-class LineHandler(logging.Handler):
-    """Write each record to standard output as one line, at once, in a thread of its own.
+class Writer(logging.Handler):
+    """Give each record's level and line to `write`, one after the other, in a thread of its own.
 
-    A full pipe, a held terminal or a frozen file system holds up this thread alone.  Lines that
-    find no place or cannot be written are dropped, and counted when writing works again.
+    A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
+    alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
+    is told when it works again, in the words of `lost`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
+                 lost: str) -> None:
         super().__init__()
+        self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
-        self.dropped = 0
-        threading.Thread(target=self.write_all, name='log', daemon=True).start()
+        threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put(self.format(record))
+            self.waiting.put((record.levelname, self.format(record)))
         else:
             self.dropped += 1
 
@@ -2862,103 +2805,89 @@ class LineHandler(logging.Handler):
 
     def write_all(self) -> None:
         """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
-        failed = told = 0
         while True:
             item = self.waiting.get()
-            if isinstance(item, str) and not self.write(item):
-                failed += 1
-                continue
-            lost = self.dropped + failed - told
-            if lost and self.waiting.empty() and self.write(self.format(logging.makeLogRecord(
-                    {'levelname': 'WARNING', 'msg': f'lines that could not be written: {lost}'}))):
-                told += lost
             if isinstance(item, threading.Event):
                 item.set()
-
-    def write(self, line: str) -> bool:
-        """Write a line, however long it takes; tell whether it could be written."""
-        rest = (line + '\n').encode(errors='replace')
-        try:
-            output = sys.stdout.fileno()
-            while rest:
-                select.select([], [output], [])  # somebody may have set it not to block
-                rest = rest[os.write(output, rest):]
-        except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
-            return False
-        return True
+            elif not self.write(*item):
+                self.dropped += 1
+            elif self.dropped and self.waiting.empty():
+                count, self.dropped = self.dropped, 0
+                log.warning(f'{self.lost}: {count}')
 
 
-class Notifier(logging.Handler):
-    """Run a command for each line of level WARNING and above, and for what ends them.
+def write_line(level: str, line: str) -> bool:
+    """Write a line to standard output, however long it takes; tell whether it could be written."""
+    rest = (line + '\n').encode(errors='replace')
+    try:
+        output = sys.stdout.fileno()
+        while rest:
+            select.select([], [output], [])  # somebody may have set it not to block
+            rest = rest[os.write(output, rest):]
+    except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
+        return False
+    return True
 
-    One at a time, in a thread of its own.  Lines that find no place are dropped and counted.
-    """
 
-    def __init__(self, command: Sequence[str], formatter: Optional[logging.Formatter]) -> None:
-        super().__init__()
-        self.setFormatter(formatter)
-        self.command, self.dropped = command, 0
-        self.waiting: 'queue.SimpleQueue[Tuple[str, str]]' = queue.SimpleQueue()
-        threading.Thread(target=self.run_all, name='notify', daemon=True).start()
+def notify(command: Sequence[str], level: str, line: str) -> bool:
+    """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
+    failure, null = '', subprocess.DEVNULL
+    try:
+        process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
+                                   start_new_session=True)
+        write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
+        if process.wait(NOTIFY_TIMEOUT):
+            failure = f'ended with exit code {process.returncode}'
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
+    except Exception as error:  # no memory, no such file any more, an odd line
+        failure = f'could not be run ({in_words(error)})'
+    if failure:
+        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return not failure
 
-    def emit(self, record: logging.LogRecord) -> None:
-        tells = record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')
-        if not tells or hasattr(record, 'of_notifier'):
-            return
-        if self.waiting.qsize() < NOTICES_KEPT:
-            self.waiting.put((record.levelname, self.format(record)))
-        else:
-            self.dropped += 1
 
-    def run_all(self) -> None:
-        told = 0
-        while True:
-            failure = self.run(*self.waiting.get())
-            if failure:
-                log.warning(f'{self.command[0]} {failure}', extra={'of_notifier': True})
-            lost = self.dropped - told
-            if lost and self.waiting.empty():
-                told += lost
-                log.warning(f'lines of which {self.command[0]} was not told: {lost}')
+def is_notified(record: logging.LogRecord) -> bool:
+    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
+    return not hasattr(record, 'of_notify') and (
+        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
 
-    def run(self, level: str, line: str) -> str:
-        """Run the command to its end, or kill all of it; return what went wrong, '' if nothing."""
-        null = subprocess.DEVNULL
-        try:
-            process = subprocess.Popen([*self.command, level, line], stdin=null, stdout=null,
-                                       stderr=null, start_new_session=True)
-            write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
-            code = process.wait(NOTIFY_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return f'was killed after {NOTIFY_TIMEOUT:g} s'
-        except Exception as error:  # no memory, no such file any more, an odd line
-            return f'could not be run ({in_words(error)})'
-        return f'ended with exit code {code}' if code else ''
+
+def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
+    """Send the log to standard output from now on, and return what writes it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
+        output = sys.stdout.fileno()
+        if os.path.isfile(output):  # behind `>`: write at the end after somebody has emptied it
+            flags = fcntl.fcntl(output, fcntl.F_GETFL)
+            fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
+    formatter = logging.Formatter(form, UTC)
+    formatter.converter = time.gmtime
+    writer = Writer(write_line, formatter, 'lines that could not be written')
+    log.handlers = [writer]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
+    return writer
+
+
+def start_notifying(command: Sequence[str]) -> None:
+    """Run the command for warnings from now on."""
+    notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
+                      f'lines of which {command[0]} was not told')
+    notifier.addFilter(is_notified)
+    log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
-    written = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump({'time': written, 'version': VERSION, **status}, file)
+            json.dump({'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status},
+                      file)
         os.replace(f'{path}.new', path)
-
-
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> LineHandler:
-    """Send the log to standard output from now on, and return what writes it."""
-    handler = LineHandler()
-    formatter = logging.Formatter(form, '%Y-%m-%dT%H:%M:%SZ')
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
-    return handler
 
 
 def take_lock(path: str = LOCK_FILE) -> int:
@@ -2967,17 +2896,15 @@ def take_lock(path: str = LOCK_FILE) -> int:
     Raises Refusal if a monitor has it.
     """
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
-    os.fchmod(lock, 0o600)
-    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.read(lock, 20).decode(errors='replace').strip() or 'unknown'
+        pid = os.read(lock, 20).decode().strip() or 'unknown'
         suspended = ' (suspended)' if is_suspended(pid) else ''
         raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
                       exit_code=1)
+    except OSError as error:
+        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     os.ftruncate(lock, 0)
     os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
@@ -2996,48 +2923,47 @@ def write_proc(path: str, text: str) -> None:
         file.write(text)
 
 
+def import_fault(error: BaseException) -> str:
+    """Say which package is missing, or what a broken one raised."""
+    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
+    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {name} is missing: '
+                f'install boto3 and requests for {sys.executable}')
+    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments in (['--help'], ['-h']):
-        print((__doc__ or '').strip())
+    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
+    if arguments in ('--help', '-h', '--version'):
+        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
         return 0
-    status = arguments == ['--status']
-    check = arguments == ['--check'] or status
+    check = arguments in ('--check', '--status')
     output = start_log(*['%(message)s'] if check else [])
     monitor: Optional[Monitor] = None
-    ending = False
 
-    def end(number: int, _: Any) -> None:
-        nonlocal ending
-        if not ending:  # a further signal does not wait for the lines of the first
-            ending = True
-            left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: '
-                    'see to it' if monitor and monitor.left_stopped else '')
-            log.info(f'ended by {signals[number]}{left}')
-            output.flush()
-        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
-
-    def look(_: int, __: Any) -> None:
-        if monitor:
+    def heed(number: int, _: Any) -> None:
+        if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
             log.info('SIGHUP: asking EC2 now')
             monitor.look_now()
+            return
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
+                if monitor and monitor.left_stopped else '')
+        log.info(f'ended by {signal.Signals(number).name}{left}')
+        output.flush()
+        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
 
-    signals = {int(number): getattr(number, 'name', f'signal {number:d}')
-               for number in signal.valid_signals() - NOT_CAUGHT}
-    for number in signals:
-        signal.signal(number, end)
-    if not check:
-        signal.signal(signal.SIGHUP, look)  # the terminal was closed: no reason to leave the pair
+    for number in SIGNALS:
+        signal.signal(number, heed)
     write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         if arguments and not check:
-            raise Refusal(f'the arguments are {" ".join(arguments)!r}, '
-                          'but must be none, --check, --status or --help')
-        if MISSING_PACKAGE:
-            raise Refusal(f'the Python package {MISSING_PACKAGE} is missing: '
-                          f'install boto3 and requests for {sys.executable}')
-        if status:
+            raise Refusal(f'the arguments are {arguments!r}, '
+                          'but must be none, --check, --status, --version or --help')
+        if IMPORT_ERROR:
+            raise Refusal(import_fault(IMPORT_ERROR))
+        if arguments == '--status':
             return Check().status()
         if os.geteuid() != 0:
             raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
@@ -3048,7 +2974,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         take_lock()
         write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
         if settings.notify_command:
-            log.addHandler(Notifier(settings.notify_command, output.formatter))
+            start_notifying(settings.notify_command)
         monitor = Monitor(settings, publish=write_status)
         monitor.run()
     except Refusal as refusal:

@@ -339,9 +339,9 @@ class World:
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                          meanwhile: Optional[Callable[[], float]] = None,
-                         at_once: int = nat_monitor.CONNECTIONS) -> Dict[str, Any]:
+                         at_once: int = nat_monitor.CONNECTIONS, after_sending: float = math.inf) -> Dict[str, Any]:
             return invariants.nothing_unforeseen_in_calls(self.hub.run_together(
-                calls, timeout, meanwhile, at_once, module.NoAnswer('no answer in time')))
+                calls, min(timeout, after_sending), meanwhile, at_once, module.NoAnswer('no answer in time')))
 
         one.monitor = module.Monitor(
             self.settings_of[one.name],

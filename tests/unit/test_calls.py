@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import functools
 import http.server
 import json
@@ -22,8 +23,9 @@ import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
 
 from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, InstanceFacts,
-                         NoAnswer, clock_skew, code_of, connect, default_route, describe_address, describe_pair,
-                         describe_tables, has_answered, holder_of, in_words, lost_credentials, run_together, take_step)
+                         NoAnswer, NotSent, clock_skew, code_of, connect, default_route, describe_address,
+                         describe_pair, describe_tables, has_answered, holder_of, in_words, lost_credentials,
+                         run_together, take_step)
 
 LONG = 10.0  # s; no test waits that long
 OWN, PEER_ID, TABLE = 'i-0fedcba9876543210', 'i-0123456789abcdef0', 'rtb-0123456789abcdef0'
@@ -122,12 +124,11 @@ def test_while_answers_are_outstanding_it_is_called_again_after_each_pause(answe
 
 
 def test_it_is_called_once_if_it_need_not_be_called_again(answer: threading.Event) -> None:
-    for nothing_more in (math.inf, None):
-        meanwhile = Meanwhile(nothing_more)
+    meanwhile = Meanwhile(math.inf)
 
-        run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
+    run_together({'call': lambda: answer.wait(LONG)}, 0.3, meanwhile)
 
-        assert len(meanwhile.times) == 1
+    assert len(meanwhile.times) == 1
 
 
 def test_it_is_called_no_more_once_all_answers_are_in(answer: threading.Event) -> None:
@@ -180,6 +181,25 @@ def test_what_came_in_time_counts_though_what_was_done_meanwhile_took_longer() -
     assert isinstance(results['late'], NoAnswer)
 
 
+@pytest.mark.parametrize('started', [0, 1])
+def test_a_thread_that_cannot_start_is_an_answer(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    start, left = threading.Thread.start, [None] * started
+
+    def start_some(thread: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, 'start', start_some)
+    calls = {str(number): lambda: 'here' for number in range(3)}
+
+    results = run_together(calls, LONG)
+
+    assert list(results) == list(calls)
+    assert all(isinstance(result, RuntimeError) or result == 'here' and started for result in results.values())
+
+
 # On their way
 
 STOPPED = b'<StopInstancesResponse><requestId>1-2-3</requestId><instancesSet/></StopInstancesResponse>'
@@ -195,6 +215,8 @@ class Endpoint(http.server.ThreadingHTTPServer):
         self.status, self.body = 200, STOPPED
         self.headers: Dict[str, str] = {}
         self.callers: List[Tuple[str, int]] = []  # of each call, by the port of its connection
+        self.goes_on = threading.Event()  # answers wait for it
+        self.goes_on.set()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -204,6 +226,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers['Content-Length']))
         self.server.callers.append(self.client_address)
+        self.server.goes_on.wait(LONG)
         self.send_response(self.server.status)
         self.send_header('Content-Length', str(len(self.server.body)))
         for name, value in self.server.headers.items():
@@ -293,18 +316,24 @@ def test_the_kernel_repeats_a_call_no_longer_than_it_may_take(kind: str, request
     assert len(set(server.callers)) == 1, 'the connection was kept'
 
 
-@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
-def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    server, ended = request.getfixturevalue(kind), threading.Event()
-    client = connect('us-east-1')
+@contextlib.contextmanager
+def names_take(seconds: float) -> Iterator[None]:
+    """Let name resolution take so long."""
     resolve = socket.getaddrinfo
 
     def resolve_slowly(*args: Any, **names: Any) -> Any:
-        time.sleep(1.0)
+        time.sleep(seconds)
         return resolve(*args, **names)
 
-    monkeypatch.setattr(socket, 'getaddrinfo', resolve_slowly)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, 'getaddrinfo', resolve_slowly)
+        yield
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request: pytest.FixtureRequest) -> None:
+    server, ended = request.getfixturevalue(kind), threading.Event()
+    client = connect('us-east-1')
 
     def call() -> None:
         try:
@@ -312,9 +341,99 @@ def test_a_call_whose_name_was_resolved_too_late_is_not_sent(kind: str, request:
         finally:
             ended.set()
 
-    assert isinstance(run_together({'stop': call}, 0.5)['stop'], NoAnswer)
-    assert ended.wait(LONG)
+    with names_take(1.0):
+        assert isinstance(run_together({'stop': call}, 0.5)['stop'], NotSent)
+        assert ended.wait(LONG)
     assert server.callers == []
+
+
+def test_what_was_not_sent_is_known_though_something_else_held_up_who_asks(endpoint: Endpoint) -> None:
+    """The thread of the call ends, with an error of botocore's, before the caller gives it up."""
+    client = connect('us-east-1')
+
+    with names_take(0.5):
+        result = run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, 0.3,
+                              Meanwhile(0.0, does=lambda: time.sleep(1.5)))['stop']
+
+    assert isinstance(result, NotSent) and endpoint.callers == []
+
+
+def stop_after_sending(client: Any, seconds: float, timeout: float = LONG) -> Any:
+    """Stop the peer, and wait for the answer so long from sending."""
+    return run_together({'stop': lambda: client.stop_instances(InstanceIds=[PEER_ID])}, timeout,
+                        after_sending=seconds)['stop']
+
+
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_the_limit_of_an_answer_counts_from_sending(kind: str, request: pytest.FixtureRequest) -> None:
+    """What it takes before to find and reach EC2 would leave nothing of a second and a half."""
+    server = request.getfixturevalue(kind)
+    client = connect('us-east-1')
+
+    with names_take(1.0):
+        assert has_answered(stop_after_sending(client, 0.9))
+    [repeated] = user_timeouts(server)
+    assert 0 < repeated <= 900
+
+
+def test_a_call_that_was_sent_and_has_no_answer_by_then_may_have_been_done(endpoint: Endpoint) -> None:
+    endpoint.goes_on.clear()
+    started_at = time.monotonic()
+
+    result = stop_after_sending(connect('us-east-1'), 0.3)
+
+    assert 0.3 <= time.monotonic() - started_at < READ_TIMEOUT
+    endpoint.goes_on.set()
+    assert isinstance(result, NoAnswer) and not isinstance(result, NotSent)
+    assert len(endpoint.callers) == 1
+
+
+def test_the_deadline_bounds_what_is_sent_late(endpoint: Endpoint) -> None:
+    endpoint.goes_on.clear()
+    started_at = time.monotonic()
+
+    with names_take(0.5):
+        result = stop_after_sending(connect('us-east-1'), LONG, timeout=0.8)
+
+    assert time.monotonic() - started_at < READ_TIMEOUT
+    endpoint.goes_on.set()
+    assert isinstance(result, NoAnswer) and not isinstance(result, NotSent)
+
+
+def test_each_call_has_its_own_limit(endpoint: Endpoint) -> None:
+    """One is sent at once and not answered; one that is sent later than the other's limit is."""
+    client, other = connect('us-east-1'), connect('us-east-1')
+    endpoint.goes_on.clear()
+
+    def send_later() -> Any:
+        time.sleep(1.0)
+        endpoint.goes_on.set()
+        return other.stop_instances(InstanceIds=[PEER_ID])
+
+    results = run_together({'at once': lambda: client.stop_instances(InstanceIds=[OWN]), 'later': send_later}, LONG,
+                           after_sending=0.6)
+
+    assert type(results['at once']) is NoAnswer
+    assert has_answered(results['later'])
+
+
+def test_a_second_request_of_a_call_has_the_limit_anew_and_is_not_sent_once_that_is_over(endpoint: Endpoint) -> None:
+    client, ended = connect('us-east-1'), threading.Event()
+
+    def stop_twice(pause: float) -> Any:
+        client.stop_instances(InstanceIds=[PEER_ID])
+        time.sleep(pause)
+        try:
+            return client.stop_instances(InstanceIds=[PEER_ID])
+        finally:
+            ended.set()
+
+    assert has_answered(run_together({'twice': lambda: stop_twice(0.6)}, LONG, after_sending=1.5)['twice'])
+    ended.clear()
+    given_up = run_together({'twice': lambda: stop_twice(1.0)}, LONG, after_sending=0.5)['twice']
+
+    assert isinstance(given_up, NoAnswer)
+    assert ended.wait(LONG) and len(endpoint.callers) == 3
 
 
 # What comes back
@@ -388,10 +507,9 @@ def test_credentials_that_could_not_be_had_are_lost_and_nothing_else_is() -> Non
 
 
 def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer(endpoint: Endpoint) -> None:
-    noon = 'Fri, 20 Nov 2026 12:00:00 GMT'
-
-    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 + 400.0) == 400.0
-    assert clock_skew(refusal('AuthFailure', date=noon), 1795176000.0 - 400.0) == -400.0
+    for skew in (400.0, -400.0):
+        date = email.utils.formatdate(time.time() - skew, usegmt=True)
+        assert abs(clock_skew(refusal('AuthFailure', date=date)) - skew) < 3.0
 
     endpoint.status, endpoint.body = 401, ERROR % (b'AuthFailure', b'')
     assert abs(clock_skew(stop(connect('us-east-1')))) < 3.0

@@ -18,7 +18,7 @@ GOOD: Dict[str, Any] = {
 
 
 def faults(**changed: Any) -> str:
-    """Return what is said about the good settings with some of them changed (None: taken out)."""
+    """Return what is said about the good settings with some of them changed (REMOVED: taken out)."""
     names = {k: v for k, v in {**GOOD, **changed}.items() if v is not REMOVED}
     with pytest.raises(nat_monitor.Refusal) as caught:
         nat_monitor.check_settings(names, 'nat_config.py')
@@ -83,10 +83,14 @@ def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_messag
     ('WAIT_FOR_INSTANCE_START', 29, 'from 30 to 7200'),
     ('WAIT_FOR_INSTANCE_START', 7201, 'from 30 to 7200'),
     ('WAIT_FOR_INSTANCE_START', None, 'a number of seconds'),
-    ('FAIL_BACK', 0, 'True or False'),
-    ('FAIL_BACK', None, 'True or False'),
-    ('PROBE_ADDRESS', '10.0.0.7', 'a public IPv4 address that answers pings'),
-    ('PROBE_ADDRESS', '', 'a public IPv4 address that answers pings'),
+    ('FAIL_BACK', 0, 'True (at once), False (never), or a whole number of seconds from 1 to 86400'),
+    ('FAIL_BACK', 86401, 'a whole number of seconds from 1 to 86400'),
+    ('FAIL_BACK', -1, 'a whole number of seconds from 1 to 86400'),
+    ('FAIL_BACK', 1.0, 'a whole number of seconds from 1 to 86400'),
+    ('FAIL_BACK', 'True', 'True (at once)'),
+    ('FAIL_BACK', None, 'True (at once)'),
+    ('PROBE_ADDRESS', '10.0.0.7', 'a public IPv4 address'),
+    ('PROBE_ADDRESS', '', 'a public IPv4 address'),
     ('NOTIFY_COMMAND', '/usr/bin/env', 'a list such as'),
     ('NOTIFY_COMMAND', [], 'a list such as'),
     ('NOTIFY_COMMAND', [7], 'a list such as'),
@@ -110,7 +114,8 @@ def test_a_wrong_value_is_named_with_the_value_and_what_is_allowed(name: str, va
     ('WAIT_BETWEEN_PINGS', 0.05), ('WAIT_BETWEEN_PINGS', 600),
     ('WAIT_FOR_INSTANCE_STOP', 20), ('WAIT_FOR_INSTANCE_STOP', 3600),
     ('WAIT_FOR_INSTANCE_START', 30), ('WAIT_FOR_INSTANCE_START', 7200),
-    ('FAIL_BACK', False), ('PROBE_ADDRESS', '198.51.100.9'), ('PROBE_ADDRESS', None),
+    ('FAIL_BACK', True), ('FAIL_BACK', False), ('FAIL_BACK', 1), ('FAIL_BACK', 120), ('FAIL_BACK', 86400),
+    ('PROBE_ADDRESS', '198.51.100.9'), ('PROBE_ADDRESS', None),
     ('NOTIFY_COMMAND', None), ('NOTIFY_COMMAND', ['/usr/bin/env']), ('NOTIFY_COMMAND', ('/usr/bin/env', '-i', '')),
     ('ELASTIC_IP', '3.120.4.5'),
     ('ELASTIC_IP', '192.0.2.1'), ('ELASTIC_IP', '198.51.100.7'), ('ELASTIC_IP', '203.0.113.9'),
@@ -118,7 +123,8 @@ def test_a_wrong_value_is_named_with_the_value_and_what_is_allowed(name: str, va
 def test_what_is_allowed_is_taken_up_to_its_bounds(name: str, value: Any) -> None:
     settings = nat_monitor.check_settings({**GOOD, name: value}, 'nat_config.py')
 
-    assert getattr(settings, name.lower()) == value
+    taken = getattr(settings, name.lower())
+    assert (taken, type(taken)) == (value, type(value))  # 1 is not True here
 
 
 @pytest.mark.parametrize('address', [
@@ -153,27 +159,6 @@ def test_a_command_that_another_user_can_change_or_replace_is_refused(
     assert f'NOTIFY_COMMAND is {command}, but must be a list such as' in faults(NOTIFY_COMMAND=command)
 
 
-class Surprise(BaseException):
-    """Like KeyboardInterrupt, which would end the tests too."""
-
-
-class Odd:
-    """A value that raises whatever is asked of it, and not what one expects."""
-
-    def fail(self, *_: Any) -> Any:
-        raise Surprise
-
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __len__ = __bool__ = __iter__ = __hash__ = fail
-    __str__ = __repr__ = __format__ = __contains__ = __float__ = __index__ = fail
-    __class__ = property(fail)
-
-
-@pytest.mark.parametrize('name', nat_monitor.SETTINGS)
-def test_a_value_that_raises_whatever_is_asked_of_it_is_a_fault_like_any_other(name: str) -> None:
-    assert f'nat_config.py: {name} is something odd (Odd), but must be ' in faults(**{name: Odd()})
-    assert 'ROUTE_TABLE_IDS is something odd (list), but must be ' in faults(ROUTE_TABLE_IDS=[Odd()])
-
-
 def test_a_fault_is_one_line_whatever_the_value() -> None:
     class Long:
         def __repr__(self) -> str:
@@ -194,7 +179,7 @@ def test_an_empty_setting_is_asked_for(name: str) -> None:
 
 def test_a_name_that_is_not_a_setting_is_a_fault_with_the_nearest_right_name() -> None:
     assert 'NUM_PING is not a setting; did you mean NUM_PINGS?' in faults(NUM_PING=3)
-    assert 'os is not a setting; the settings are PRIMARY_INSTANCE_ID' in faults(os=pathlib)
+    assert 'os is not a setting; allowed are PRIMARY_INSTANCE_ID, ' in faults(os=pathlib)
 
 
 def test_the_two_instances_must_differ() -> None:
@@ -208,15 +193,11 @@ def test_all_faults_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize('text, said', [
-    ('NUM_PINGS = = 3\n', 'line 1: '),
-    ('NUM_PINGS = threee\n', 'NameError'),
+    ('\nNUM_PINGS = = 3\n', r'SyntaxError: .* \(nat_config.py, line 2\)'),
+    ('NUM_PINGS = threee\n', "NameError: name 'threee' is not defined"),
     ('\0', 'null'),
-    ('raise SystemExit', 'SystemExit'),
-    ('raise GeneratorExit', 'GeneratorExit'),
-    ('class Odd(BaseException):\n    def __str__(self): raise Odd\nraise Odd', 'Odd: '),
+    ('exit()', 'SystemExit'),
     ('open("/nowhere/else")', 'FileNotFoundError: .*/nowhere/else'),
-    ('globals()[3] = 4', 'AttributeError'),
-    ('raise SyntaxError', 'nat_config.py: SyntaxError'),
 ])
 def test_a_file_that_cannot_be_read_as_settings_is_said_to_be(tmp_path: pathlib.Path, text: str, said: str) -> None:
     file = tmp_path / 'nat_config.py'
