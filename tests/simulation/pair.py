@@ -614,6 +614,7 @@ class World:
     def is_able(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to take over."""
         return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
+                and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.routes)
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
                 and not (self.active and any(self.fault(kind, one) for kind in (*HINDERS, 'cut EC2')))
                 and not (self.fault('left out', self.peer(one)) and self.has_not_heard(one))
