@@ -62,7 +62,11 @@ try:
     import botocore.config
     import botocore.session
     import requests
-    from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
+    from botocore.credentials import CredentialResolver, InstanceMetadataProvider
+    from botocore.exceptions import (
+        ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError)
+    from botocore.httpsession import URLLib3Session
+    from botocore.utils import InstanceMetadataFetcher
     IMPORT_ERROR = None
 except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
     IMPORT_ERROR = import_error
@@ -693,27 +697,30 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     return dict(results)  # a thread that is left to itself may still change its own
 
 
-NOTHING_OF_ROOTS = {  # of the AWS settings that botocore would read
-    'profile': (None, None, None, None),
-    'config_file': (None, None, os.devnull, None),
-    'credentials_file': (None, None, os.devnull, None)}
+# All of the starter's environment that counts for the calls to EC2 and to the metadata service.
+VARIABLES = ('AWS_ENDPOINT_URL_EC2', 'AWS_EC2_METADATA_SERVICE_ENDPOINT', 'AWS_CA_BUNDLE')
 
 
 def connect(region: str) -> EC2Client:
     """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
 
-    It has the credentials of the instance's role, whatever an administrator has left in the
-    environment or in /root/.aws; others only with an endpoint of its own (a test, a local stand).
+    It has the credentials of the instance's role.  Beside VARIABLES, nothing counts that somebody
+    has left in the environment or in /root/.aws: no proxy, for one, is told a token.
     """
     forbid_late_sending()
-    endpoint = os.environ.get('AWS_ENDPOINT_URL_EC2') or None  # Debian 12's boto3 does not read it
-    core = botocore.session.Session(None if endpoint else NOTHING_OF_ROOTS)
-    if not endpoint:
-        chain = core.get_component('credential_provider')
-        chain.providers = [chain.get_provider('iam-role')]
+    endpoint, _, bundle = map(os.environ.get, VARIABLES)
+    core = botocore.session.Session({
+        **{name: (None, None, *default)  # neither read from a file nor from the environment
+           for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
+        **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
+        'ignore_configured_endpoint_urls': (None, None, True, None)})
+    fetcher: Any = InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
+    fetcher._session = URLLib3Session(timeout=1)  # that of its own would ask a proxy
+    core.register_component('credential_provider', CredentialResolver(
+        [InstanceMetadataProvider(fetcher)]))
     client = boto3.session.Session(region_name=region, botocore_session=core).client(
-        'ec2', endpoint_url=endpoint, config=botocore.config.Config(
-            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT,
+        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=botocore.config.Config(
+            connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
     client.meta.events.register('after-call.ec2', refuse_foreign_answer)
@@ -801,7 +808,12 @@ class InstanceFacts(NamedTuple):
     interfaces: Tuple[str, ...] = ()   # ids
     tags: Dict[str, str] = {}
     reason: str = ''                   # why it is in its state, in EC2's words, '' if it tells none
-    source_dest_check: bool = False    # it is on
+    source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
+
+
+def turn_check_off(instance_id: str) -> str:
+    """Return the command with which the source/destination check of an instance is turned off."""
+    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
 
 
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
@@ -888,19 +900,21 @@ STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
 DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 
 
-def take_step(client: EC2Client, instance_id: str, step: str, is_dead: bool) -> None:
-    """Stop, force or start an instance; EC2 does not wait for a kernel that is dead or forced.
+def take_step(client: EC2Client, instance_id: str, step: str, options: Dict[str, Any]) -> None:
+    """Stop, force or start an instance.
 
-    The parameter for that is left out where the boto3 is older than it.
+    What is refused with options, by EC2 for some types of instance or by an older boto3, is done
+    without them, whatever the code; and they are cleared, so that later steps go without, too.
     """
-    arguments: Dict[str, Any] = {'InstanceIds': [instance_id]}
-    if step == START:
-        client.start_instances(**arguments)
-        return
-    shape: Any = client.meta.service_model.operation_model('StopInstances').input_shape
-    if (is_dead or step == FORCE) and 'SkipOsShutdown' in shape.members:
-        arguments['SkipOsShutdown'] = True
-    client.stop_instances(**arguments, Force=step == FORCE)
+    call = client.start_instances if step == START else functools.partial(
+        client.stop_instances, Force=step == FORCE)
+    try:
+        call(InstanceIds=[instance_id], **options)
+    except (ClientError, ParamValidationError):
+        if not options:
+            raise
+        options.clear()
+        call(InstanceIds=[instance_id])
 
 
 def rehearsal(settings: Settings, own_id: str, peer_id: str,
@@ -1298,8 +1312,6 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
-SOURCE_CHECK = ('its source/destination check is on (run: aws ec2 modify-instance-attribute '
-                '--instance-id {peer} --no-source-dest-check)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1437,7 +1449,7 @@ class Ec2:
             self.facts.pop(self.peer_id, None)
         own_facts, facts = map(self.facts_of, pair)
         if own_facts.source_dest_check and not fault:
-            fault = SOURCE_CHECK.replace('{peer}', self.own_id)
+            fault = f'EC2 drops what it forwards: run {turn_check_off(self.own_id)}'
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1],
             'nothing about it' if states else in_words(results['states']), facts.reason, holders,
@@ -1710,10 +1722,11 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
-        cause = SOURCE_CHECK if seen.peer_source_check else LOST_PROBES * relief
+        cause = (LOST_PROBES if relief else
+                 'EC2 drops what it forwards' * seen.peer_source_check)
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
-                            SOON, left, level=logging.ERROR, relief=relief)
+                            SOON, left, level=logging.WARNING, relief=relief)
     # S6: the peer is silent, and not one that may live
     if silent and not may_live:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}' if left else '',
@@ -1835,6 +1848,7 @@ class Monitor:
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()
+        self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
     # Start
 
@@ -2043,6 +2057,9 @@ class Monitor:
         self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
         self.lasting('host', seen.nat_fault,
                      f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
+        self.lasting('peer', 'on' * seen.peer_source_check, (
+            f'{self.peer_id} cannot NAT, as EC2 drops what it forwards: run '
+            + turn_check_off(self.peer_id)), logging.ERROR)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2098,7 +2115,7 @@ class Monitor:
             if serving.relief and SELF in memory.holders.values():  # else it was none
                 memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
         elif restarting.step:
-            self.take_step(restarting.step, seen.peer_checks == 'impaired')
+            self.take_step(restarting.step)
         elif not self.misses and again > SOON:
             if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
@@ -2191,10 +2208,11 @@ class Monitor:
             return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
         return float(self.chance.uniform(0.0, SOON)) if count else 0.0
 
-    def take_step(self, name: str, is_dead: bool) -> None:
+    def take_step(self, name: str) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
+        options = {} if name == START else self.stop_options
         done, call = DONE[name], functools.partial(
-            take_step, instance_id=self.peer_id, step=name, is_dead=is_dead)
+            take_step, instance_id=self.peer_id, step=name, options=options)
         now = self.clock.monotonic()
         results = self.ec2.call({done: call})
         code = code_of(results[done])
@@ -2336,6 +2354,7 @@ class Check:
     def run(self) -> int:
         """Check everything; return the exit code."""
         for what, check in (('settings', self.check_settings), ('file', self.check_files),
+                            ('environment', self.check_environment),
                             ('metadata', self.check_metadata), ('this instance', self.check_place),
                             ('EC2', self.check_ec2), ('masquerading', self.check_nat),
                             ('cron job', self.check_cron), ('monitor', self.check_monitor)):
@@ -2375,6 +2394,11 @@ class Check:
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
                      f'chown root:root {path} && chmod go-w {path}')
+
+    def check_environment(self) -> None:
+        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
+        if found:
+            self.say(True, 'environment', '', on_one_line(' '.join(found)))
 
     def check_metadata(self) -> None:
         items = ('instance-id', 'placement/region', 'iam/security-credentials/')
@@ -2601,8 +2625,7 @@ class Check:
         one = self.find('DescribeInstances', i)
         self.check_state(i, one)
         on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
-        self.say(not on, 'source/dest. check', i, 'on' if on else 'off',
-                 f'aws ec2 modify-instance-attribute --instance-id {i} --no-source-dest-check')
+        self.say(not on, 'source/dest. check', i, 'on' if on else 'off', turn_check_off(i))
         cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
                  for card in one['NetworkInterfaces']}
         last = [*cards.values(), ''][len(cards) - 1]

@@ -4,9 +4,12 @@ DryRun is answered as EC2 does, which moto does not do for routes, and every cal
 """
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+import threading
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import boto3
 import pytest
@@ -61,6 +64,43 @@ class Line(NamedTuple):
 
 def read_lines(text: str) -> List[Line]:
     return [Line(line[:8].strip(), line[8:30].strip(), line[30:53].strip(), line[53:]) for line in text.splitlines()]
+
+
+class Imds(http.server.BaseHTTPRequestHandler):
+    """A metadata service that gives the role's credentials."""
+
+    items: Dict[str, Any]
+
+    def do_PUT(self) -> None:
+        self.reply('token')
+
+    def do_GET(self) -> None:
+        self.reply(self.items.get(self.path.partition('/latest/meta-data/')[2], ''))
+
+    def reply(self, text: str) -> None:
+        self.send_response(200 if text else 404)
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep quiet."""
+
+
+@contextlib.contextmanager
+def serving_metadata(items: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    handler = type('ImdsOfPair', (Imds,), {'items': items})
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+        yield
+        server.shutdown()
+
+
+def credentials(key: str, secret: str, token: str = 'token') -> str:
+    """Return a role's credentials as the metadata service gives them."""
+    return json.dumps({'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': key, 'SecretAccessKey': secret,
+                       'Token': token, 'Expiration': '2099-01-01T00:00:00Z'})
 
 
 class Pair:

@@ -20,7 +20,8 @@ from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, match, nft, read_lines
+from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, credentials, match,
+                              nft, read_lines, serving_metadata)
 from tests.lab.lab import Lab
 from tests.lab.network import ECHO, ELASTIC_IP
 
@@ -29,11 +30,12 @@ from tests.lab.network import ECHO, ELASTIC_IP
 def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
         monkeypatch.setenv(name, 'test')
-    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')  # else these two do not count
     monkeypatch.setenv('AWS_DEFAULT_REGION', REGION)
     monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
     monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
-    with mock_aws():
+    role = {'iam/security-credentials/': 'NAT_Monitor',
+            'iam/security-credentials/NAT_Monitor': credentials('ASIAROLE', 'verysecret', 'verysecret')}
+    with mock_aws(), serving_metadata(role, monkeypatch):
         yield Pair(str(tmp_path))
 
 
@@ -776,6 +778,20 @@ def test_nothing_secret_is_told(pair: Pair, capfd: Any, monkeypatch: pytest.Monk
     assert 'verysecret' not in pair.text
 
 
+def test_the_variables_that_count_are_told_where_they_are_set(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')
+    monkeypatch.setenv('AWS_CA_BUNDLE', '')
+    metadata = os.environ['AWS_EC2_METADATA_SERVICE_ENDPOINT']
+
+    _, lines = pair.check(capfd)
+
+    assert [line for line in lines if line.what == 'environment'] == [Line(
+        'ok', 'environment', '', f'AWS_ENDPOINT_URL_EC2=https://ec2.{REGION}.amazonaws.com '
+                                 f'AWS_EC2_METADATA_SERVICE_ENDPOINT={metadata}')]
+
+
 def test_no_elastic_ip_is_nothing_to_move(pair: Pair, capfd: Any) -> None:
     with open(os.path.join(pair.root, 'nat_config.py')) as file:
         pair.file('nat_config.py', file.read().replace(repr(pair.address), 'None'))
@@ -844,7 +860,6 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
             job = file.read()
         for name, instance in lab.instances.items():
-            record(lab, name).source_dest_check = False
             lab.ec2.backend.associate_iam_instance_profile(instance.id, iam_instance_profile_name='NAT_Monitor')
             instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
         lab.ec2.backend.create_tags([*lab.ec2.tables, allocation(lab)], {'nat_monitor': 'true'})

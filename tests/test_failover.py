@@ -390,6 +390,44 @@ def test_a_primary_that_does_not_forward_does_not_claim(python: str) -> None:
         serves(lab, lab.primary)
 
 
+def test_a_holder_whose_source_check_is_turned_on_is_relieved_at_the_next_look(python: str) -> None:
+    with serving_pair(python) as lab:
+        since = time.monotonic()
+
+        lab.ec2.check_source('primary', True)
+        look(lab, lab.secondary)
+
+        serves(lab, lab.secondary)
+        assert lab.traffic.outage(since) > 0.0 and nobody_was_stopped(lab)
+        assert f'--instance-id {lab.primary.id} --no-source-dest-check' in lab.secondary.log
+
+
+def test_who_has_its_source_check_on_claims_nothing_and_stops_nobody(python: str) -> None:
+    with serving_pair(python) as lab:
+        lab.ec2.check_source('secondary', True)
+        since = time.monotonic()
+
+        lab.primary.crash()
+
+        lab.wait_until(lambda: 'cannot NAT (EC2 drops what it forwards' in lab.secondary.log, 20, 'it says so')
+        lab.stays(lambda: called(lab, lab.secondary, since) == [] and nobody_was_stopped(lab), 45, 'it does nothing')
+
+        lab.ec2.check_source('secondary', False)
+
+        serves(lab, lab.secondary)
+
+
+def test_a_pair_serves_whatever_stands_in_the_environment_of_its_monitors(python: str) -> None:
+    dead = 'http://198.51.100.99:9'
+    proxies = {name: dead for each in ('http_proxy', 'https_proxy', 'all_proxy') for name in (each, each.upper())}
+    with serving_pair(python, environment={**proxies, 'AWS_EC2_METADATA_DISABLED': 'true', 'AWS_ENDPOINT_URL': dead,
+                                           'AWS_USE_FIPS_ENDPOINT': 'true', 'AWS_ACCESS_KEY_ID': 'AKIALEFT',
+                                           'AWS_SECRET_ACCESS_KEY': 'left'}) as lab:
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+
+
 # 16
 
 # Nothing in EC2 or in a reboot takes long, and the checks fail soon: a monitor that was started anew has heard nobody.

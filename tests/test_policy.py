@@ -3,11 +3,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import http.server
 import json
 import os
 import re
-import threading
 import time
 import warnings
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
@@ -18,7 +16,7 @@ from moto import mock_aws
 from moto.core.authorization import enable_iam_authentication
 
 import nat_monitor
-from tests.cloud_pair import ACCOUNT, REGION, Pair
+from tests.cloud_pair import ACCOUNT, REGION, Pair, credentials, serving_metadata
 from tests.readme import script
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -207,27 +205,6 @@ def test_a_condition_that_a_resource_lacks_is_found(spoil: Callable[[Dict[str, A
 
 # In force
 
-class Imds(http.server.BaseHTTPRequestHandler):
-    """A metadata service that gives the role's credentials."""
-
-    items: Dict[str, str]
-
-    def do_PUT(self) -> None:
-        self.reply('token')
-
-    def do_GET(self) -> None:
-        self.reply(self.items.get(self.path.partition('/latest/meta-data/')[2], ''))
-
-    def reply(self, text: str) -> None:
-        self.send_response(200 if text else 404)
-        self.send_header('Content-Length', str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
-
-
 @pytest.fixture
 def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     """Yield a pair whose secondary gets all its credentials from the metadata service."""
@@ -239,12 +216,8 @@ def pair(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     monkeypatch.setattr(boto3, 'DEFAULT_SESSION', None)
     with mock_aws():
         pair = Pair(str(tmp_path))
-        handler = type('ImdsOfPair', (Imds,), {'items': pair.metadata})
-        with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-            monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+        with serving_metadata(pair.metadata, monkeypatch):
             yield pair
-            server.shutdown()
 
 
 def assume(pair: Pair, policy: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,9 +232,8 @@ def assume(pair: Pair, policy: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     iam.put_role_policy(RoleName=role, PolicyName=role, PolicyDocument=json.dumps(policy))
     got = boto3.client('sts').assume_role(RoleArn=f'arn:aws:iam::{ACCOUNT}:role/{role}', RoleSessionName='test')[
         'Credentials']
-    pair.metadata[f'iam/security-credentials/{role}'] = json.dumps({
-        'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': got['AccessKeyId'], 'Token': got['SessionToken'],
-        'SecretAccessKey': got['SecretAccessKey'], 'Expiration': '2099-01-01T00:00:00Z'})
+    pair.metadata[f'iam/security-credentials/{role}'] = credentials(
+        got['AccessKeyId'], got['SecretAccessKey'], got['SessionToken'])
     for name in list(os.environ):
         if name.startswith('AWS_') and name != 'AWS_EC2_METADATA_SERVICE_ENDPOINT':
             monkeypatch.delenv(name)

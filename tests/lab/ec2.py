@@ -306,6 +306,7 @@ class Ec2:
             assert status == 200
             [record] = list(backend.reservations.values())[-1].instances
             record.__class__ = Instance
+            record.source_dest_check = False
             record.life = self.lives[machine.name] = Life(self, record, machine)
         self.tables: List[str] = []
         for table in range(tables):
@@ -319,6 +320,11 @@ class Ec2:
         self.sync()
 
     # ---- effects
+
+    def check_source(self, name: str, on: bool) -> None:
+        """Turn the source/destination check of an instance on or off: while it is on, nothing is forwarded there."""
+        self.lives[name].record.source_dest_check = on
+        self.sync()
 
     def note(self, text: str) -> None:
         self._note('EC2', text)
@@ -378,7 +384,8 @@ class Ec2:
                 if route is not None:
                     route.__class__ = Route
                 target = self.route_target(table)
-                self.network.routes.targets[table] = target if target in self.lives else None
+                forwards = target in self.lives and not self.lives[target].record.source_dest_check
+                self.network.routes.targets[table] = target if forwards else None
             if time.monotonic() >= self._addresses_at:
                 self._update_addresses()
 

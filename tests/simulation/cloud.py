@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import bisect
-import types
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
@@ -310,14 +309,8 @@ class Cloud:
         self.start(one)
 
 
-SHAPE = types.SimpleNamespace(members={'SkipOsShutdown': None})
-
-
 class Client:
     """What boto3 gives the monitor: a call travels to EC2, takes effect there, and its answer travels back."""
-
-    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(
-        operation_model=lambda action: types.SimpleNamespace(input_shape=SHAPE)))
 
     def __init__(self, world: Any, one: Instance) -> None:
         self.world = world

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import datetime
 import functools
 import http.server
 import json
@@ -217,6 +218,7 @@ class Endpoint(http.server.ThreadingHTTPServer):
         self.callers: List[Tuple[str, int]] = []  # of each call, by the port of its connection
         self.goes_on = threading.Event()  # answers wait for it
         self.goes_on.set()
+        self.signed_by: List[str] = []            # the access key of each
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -227,6 +229,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers['Content-Length']))
         self.server.callers.append(self.client_address)
         self.server.goes_on.wait(LONG)
+        self.server.signed_by.append(self.headers['Authorization'].partition('Credential=')[2].partition('/')[0])
         self.send_response(self.server.status)
         self.send_header('Content-Length', str(len(self.server.body)))
         for name, value in self.server.headers.items():
@@ -260,11 +263,9 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Endpoint]:
+def endpoint(monkeypatch: pytest.MonkeyPatch, imds: Imds) -> Iterator[Endpoint]:
     server = Endpoint()
     monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'http://localhost:{server.server_port}')
-    monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
-    monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
     with serving(server):
         yield server
 
@@ -530,7 +531,8 @@ class Imds(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), ImdsHandler)
-        self.role = 'NAT_Monitor'
+        self.role, self.key, self.lifetime = 'NAT_Monitor', 'ASIAROLE', datetime.timedelta(days=1)
+        self.asked: List[str] = []
 
 
 class ImdsHandler(http.server.BaseHTTPRequestHandler):
@@ -541,11 +543,18 @@ class ImdsHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.rpartition('/')[2]
+        expires = datetime.datetime.now(datetime.timezone.utc) + self.server.lifetime
         self.reply(self.server.role if not name else json.dumps({
-            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': 'ASIAROLE', 'SecretAccessKey': 'secret',
-            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': '2099-01-01T00:00:00Z'}))
+            'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': self.server.key, 'SecretAccessKey': 'secret',
+            'Token': 'token', 'LastUpdated': '2020-01-01T00:00:00Z', 'Expiration': f'{expires:%Y-%m-%dT%H:%M:%SZ}'}))
+
+    def do_POST(self) -> None:  # to a proxy
+        self.reply('')
+
+    do_CONNECT = do_POST
 
     def reply(self, text: str) -> None:
+        self.server.asked.append(f'{self.command} {self.path}')
         self.send_response(200 if text else 404)
         self.send_header('Content-Length', str(len(text)))
         self.end_headers()
@@ -563,10 +572,21 @@ def imds(monkeypatch: pytest.MonkeyPatch, surroundings: Path) -> Iterator[Imds]:
         yield server
 
 
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imds]:
+    """A proxy on another instance, which has a role, too; no host is to be reached without it."""
+    server = Imds()
+    server.key = 'ASIAOFPROXY'
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    with serving(server):
+        yield server
+
+
 def key_of(client: Any) -> str:
     """Return the access key with which a client signs."""
     url = str(client.generate_presigned_url('stop_instances', {'InstanceIds': [PEER_ID]}))
-    return next(key for key in ('ASIAROLE', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
+    return next(key for key in ('ASIAROLE', 'ASIAOFPROXY', 'AKIAENVIRONMENT', 'AKIAFILE') if key in url)
 
 
 def left_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,8 +623,87 @@ def test_without_a_role_nothing_else_is_taken_instead(imds: Imds, surroundings: 
     assert key_of(connect('us-east-1')) == 'ASIAROLE'
 
 
-def test_with_an_endpoint_of_its_own_a_client_takes_what_it_finds(endpoint: Endpoint, imds: Imds) -> None:
-    assert key_of(connect('us-east-1')) == 'AKIAENVIRONMENT'
+def test_with_an_endpoint_of_its_own_the_role_counts_too(endpoint: Endpoint, surroundings: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    left_behind(surroundings, monkeypatch)
+
+    stop(connect('us-east-1'))
+
+    assert endpoint.signed_by == ['ASIAROLE']
+
+
+@pytest.mark.parametrize('name', ['http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'])
+@pytest.mark.parametrize('kind', ['endpoint', 'tls'])
+def test_nothing_is_asked_of_a_proxy(kind: str, name: str, request: pytest.FixtureRequest, proxy: Imds,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    server = request.getfixturevalue(kind)
+    monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.server_port}')
+
+    assert has_answered(stop(connect('us-east-1')))
+
+    assert server.signed_by == ['ASIAROLE']
+    assert proxy.asked == []
+
+
+def test_credentials_that_expire_are_fetched_past_the_proxy_too(imds: Imds, proxy: Imds, endpoint: Endpoint,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{proxy.server_port}')
+    monkeypatch.setattr('random.randint', lambda least, most: least)  # by which botocore puts off what is urgent
+    imds.lifetime = datetime.timedelta(minutes=1)
+    imds.key = 'ASIAEARLIER'
+    client = connect('us-east-1')
+    imds.lifetime, imds.key = datetime.timedelta(days=1), 'ASIAROLE'
+
+    stop(client)
+
+    assert endpoint.signed_by == ['ASIAROLE']
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize('name, value', [
+    ('AWS_EC2_METADATA_DISABLED', 'true'), ('AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE', 'IPv6'),
+    ('AWS_ENDPOINT_URL', 'http://127.0.0.1:9'), ('AWS_USE_FIPS_ENDPOINT', 'true'),
+    ('AWS_USE_DUALSTACK_ENDPOINT', 'true'), ('AWS_DEFAULT_REGION', 'eu-west-1'), ('AWS_REGION', 'eu-west-1'),
+    ('AWS_DATA_PATH', '/nowhere'), ('AWS_DEFAULTS_MODE', 'none-of-that-name'), ('AWS_RETRY_MODE', 'adaptive'),
+    ('AWS_METADATA_SERVICE_TIMEOUT', 'soon'), ('AWS_CONFIG_FILE', '/nowhere'), ('REQUESTS_CA_BUNDLE', '/nowhere')])
+def test_no_other_variable_counts(imds: Imds, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+
+    client: Any = connect('us-east-1')
+
+    assert client.meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
+    assert client.meta.config.retries['mode'] == 'standard'
+    assert key_of(client) == 'ASIAROLE'
+
+
+@pytest.mark.parametrize('text', ['endpoint_url = http://127.0.0.1:9', 'use_fips_endpoint = true',
+                                  'services = local\n[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9'])
+def test_no_file_of_settings_counts(imds: Imds, surroundings: Path, text: str) -> None:
+    (surroundings / '.aws').mkdir()
+    (surroundings / '.aws/config').write_text(f'[default]\n{text}\n')
+
+    assert connect('us-east-1').meta.endpoint_url == 'https://ec2.us-east-1.amazonaws.com'
+
+
+def test_a_bundle_of_authorities_counts_and_that_of_requests_does_not(tls: Endpoint, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/nowhere')
+    assert has_answered(stop(connect('us-east-1')))
+
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', os.environ['AWS_CA_BUNDLE'])
+    monkeypatch.delenv('AWS_CA_BUNDLE')
+    assert 'CERTIFICATE_VERIFY_FAILED' in in_words(stop(connect('us-east-1')))
+
+
+def test_the_environment_stays_as_it_is_for_programs_that_are_started(imds: Imds, monkeypatch: pytest.MonkeyPatch
+                                                                      ) -> None:
+    """The command of NOTIFY_COMMAND may need the proxy for calls of its own."""
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
+    before = dict(os.environ)
+
+    key_of(connect('us-east-1'))
+
+    assert os.environ == before
 
 
 # What is read from it
@@ -680,36 +779,80 @@ def test_an_address_at_a_network_interface_alone_has_its_holder(client: Any, ec2
 def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
     own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
            'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}],
-           'StateTransitionReason': ''}
+           'StateTransitionReason': '', 'SourceDestCheck': True}
     peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
         'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
     ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
                      {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
 
     assert describe_pair(client, OWN, PEER_ID) == {
-        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, ''),
-        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch')}
+        OWN: InstanceFacts('10.0.0.11', ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True),
+        PEER_ID: InstanceFacts('', (), {}, 'Client.InternalError: Client error on launch', False)}
 
 
 def test_an_instance_that_ec2_does_not_know_is_missing(client: Any, ec2: botocore.stub.Stubber) -> None:
     ec2.add_response('describe_instances', {'Reservations': [
         {'Instances': [{'InstanceId': OWN, 'StateTransitionReason': 'User initiated'}]}]})
 
-    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated')}
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: InstanceFacts('', (), {}, 'User initiated', False)}
 
 
-def test_a_stop_skips_the_shutdown_of_the_system_where_the_client_can(
-        client: Any, ec2: botocore.stub.Stubber) -> None:
-    members = client.meta.service_model.operation_model('StopInstances').input_shape.members
-    newer = members.pop('SkipOsShutdown', members['Force'])
+SKIP = {'SkipOsShutdown': True}
 
-    def take(step: str, is_dead: bool, **wanted: bool) -> None:
-        ec2.add_response('stop_instances', {}, {'InstanceIds': [PEER_ID], **wanted})
-        take_step(client, PEER_ID, step, is_dead)
 
-    take(FORCE, True, Force=True)
-    members['SkipOsShutdown'] = newer
-    take(FORCE, False, Force=True, SkipOsShutdown=True)
-    take(STOP, True, Force=False, SkipOsShutdown=True)
-    take(STOP, False, Force=False)
+def members_of_stop(client: Any) -> Any:
+    """Return the parameters of StopInstances that a client knows."""
+    return client.meta.service_model.operation_model('StopInstances').input_shape.members
+
+
+@pytest.mark.parametrize('step, arguments', [(STOP, {'Force': False}), (FORCE, {'Force': True})])
+@pytest.mark.parametrize('code', ['OperationNotPermitted', 'UnsupportedOperation', 'InvalidParameterCombination',
+                                  'UnknownParameter', 'InternalError'])
+def test_a_step_that_is_refused_with_an_option_is_taken_at_once_without_it_and_so_are_later_ones(
+        client: Any, ec2: botocore.stub.Stubber, step: str, arguments: Any, code: str) -> None:
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    options: Dict[str, Any] = dict(SKIP)
+    stop = {'InstanceIds': [PEER_ID], **arguments}
+    ec2.add_response('stop_instances', {}, {**stop, **SKIP})
+    take_step(client, PEER_ID, step, options)
+    ec2.add_client_error('stop_instances', code, expected_params={**stop, **SKIP})
+    ec2.add_response('stop_instances', {}, stop)
+    take_step(client, PEER_ID, step, options)
     ec2.assert_no_pending_responses()
+
+    ec2.add_response('stop_instances', {}, stop)
+    take_step(client, PEER_ID, step, options)
+
+
+def test_a_step_that_is_refused_without_an_option_is_refused(client: Any, ec2: botocore.stub.Stubber) -> None:
+    ec2.add_client_error('stop_instances', 'IncorrectInstanceState', expected_params={
+        'InstanceIds': [PEER_ID], 'Force': False})
+    with pytest.raises(ClientError, match='IncorrectInstanceState'):
+        take_step(client, PEER_ID, STOP, {})
+
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    ec2.add_client_error('stop_instances', 'OperationNotPermitted')
+    ec2.add_client_error('stop_instances', 'UnauthorizedOperation')
+    with pytest.raises(ClientError, match='UnauthorizedOperation'):
+        take_step(client, PEER_ID, FORCE, dict(SKIP))
+
+
+def test_a_stop_goes_without_an_option_that_is_newer_than_the_client(endpoint: Endpoint) -> None:
+    client, options = connect('us-east-1'), dict(SKIP)
+    members_of_stop(client).pop('SkipOsShutdown', None)
+
+    take_step(client, PEER_ID, FORCE, options)
+
+    assert options == {} and len(endpoint.callers) == 1
+
+
+def test_an_answer_that_is_lost_takes_no_option_away(endpoint: Endpoint) -> None:
+    """The step may have been taken."""
+    client, options = connect('us-east-1'), dict(SKIP)
+    members_of_stop(client).setdefault('SkipOsShutdown', members_of_stop(client)['Force'])
+    endpoint.body = b'the page of a proxy'
+
+    with pytest.raises(Exception):
+        take_step(client, PEER_ID, FORCE, options)
+
+    assert options == SKIP and len(endpoint.callers) == 1

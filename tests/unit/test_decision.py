@@ -183,6 +183,37 @@ def test_row_4_needs_every_one_of_its_reasons(story: Story) -> None:
     assert (story.judged().claims, story.judged().relief) == ((), False)
 
 
+@pytest.mark.parametrize('primary', [True, False])
+@pytest.mark.parametrize('holders, taken', [(PEER, BOTH), ((PEER, SELF), (TABLE,)), ((SELF, PEER), (ADDRESS,)),
+                                            ((OTHER, PEER), (ADDRESS,))])
+def test_row_4_a_peer_whose_source_check_is_on_is_relieved_as_often_as_it_is(primary: bool, holders: Holders,
+                                                                             taken: Any) -> None:
+    story = Story(primary).sees(100.0, holders).hears(1.0)
+    story.memory.reliefs = [NOW - 60.0]
+
+    decision = story.sees(0.0, holders, peer_source_check=True).judged()
+
+    assert decision[1:] == (SOON, taken, '', False)
+    assert 'restarting nobody' in decision.why
+
+
+@pytest.mark.parametrize('story', [
+    Story().sees(0.0, SELF, peer_source_check=True),
+    Story().sees(0.0, (SELF, OTHER), peer_source_check=True),
+    Story().sees(0.0, PEER, peer_source_check=True, nat_fault='its own check is on, too'),
+    Story().sees(0.0, PEER, peer_source_check=True, own_checks='impaired'),
+    Story().sees(0.0, PEER, peer_source_check=True, own_maintenance=True),
+    Story().sees(0.0, PEER, peer_source_check=True).is_refused(1, 60.0)], ids=range(6))
+def test_row_4_nothing_is_taken_for_a_source_check_by_who_may_not_or_need_not(story: Story) -> None:
+    assert story.hears(1.0).judged().claims == ()
+
+
+def test_a_source_check_changes_nothing_for_a_silent_peer() -> None:
+    told = fell_silent(200.0, SELF).sees(0.0, SELF, peer_source_check=True).judged()
+
+    assert told == fell_silent(200.0, SELF).judged()
+
+
 def test_row_4_a_peer_that_falls_silent_meanwhile_is_judged_as_silent() -> None:
     decision = deaf_to_probes().misses(1.0).judged()
 

@@ -5,7 +5,7 @@ import email.utils
 import logging
 import time
 import types
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -16,7 +16,6 @@ PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-0
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
 TARGET, PEERS_ADDRESS = '192.0.2.1', '10.0.0.1'
 START = 1000.0
-SHAPE = types.SimpleNamespace(members={'SkipOsShutdown': None})
 CLAIMS = ('replace_route', 'create_route', 'associate_address')
 
 
@@ -40,9 +39,6 @@ LOST = ReadTimeoutError(endpoint_url='https://ec2.eu-west-1.amazonaws.com')
 class Cloud:
     """EC2 and its client: a call is done when it is sent, and answered `latency` seconds later."""
 
-    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(
-        operation_model=lambda action: types.SimpleNamespace(input_shape=SHAPE)))
-
     def __init__(self, scene: Scene, holder: str) -> None:
         self.scene = scene
         self.routes: Dict[str, Optional[str]] = dict.fromkeys(scene.settings.route_table_ids, holder)
@@ -51,6 +47,7 @@ class Cloud:
         self.state = {PRIMARY: 'running', SECONDARY: 'running'}
         self.checks = {PRIMARY: 'ok', SECONDARY: 'ok'}
         self.tags: Dict[str, List[Dict[str, str]]] = {}
+        self.checked: Set[str] = set()  # whose source/destination check is on
         self.hidden = ''  # left out of what describes the instances
         self.calls: List[Called] = []
         self.closed: List[float] = []
@@ -86,7 +83,8 @@ class Cloud:
 
     def on_describe_instances(self, Filters: Any) -> Any:
         return {'Reservations': [{'Instances': [
-            {'InstanceId': i, 'PrivateIpAddress': PEERS_ADDRESS, 'Tags': self.tags.get(i, [])}]}
+            {'InstanceId': i, 'PrivateIpAddress': PEERS_ADDRESS, 'Tags': self.tags.get(i, []),
+             'SourceDestCheck': i in self.checked}]}
             for i in self.state if i != self.hidden]}
 
     def on_describe_route_tables(self, Filters: Any) -> Any:
@@ -633,6 +631,20 @@ def test_a_peer_that_stays_silent_is_stopped_started_and_awaited() -> None:
     assert scene.lines[-1] == ('INFO', f'{PRIMARY} answers')
 
 
+def test_a_type_of_instance_without_an_option_is_stopped_without_it_from_then_on() -> None:
+    scene = at_rest()
+    scene.silence()
+    scene.cloud.checks[PRIMARY] = 'impaired'
+    scene.cloud.errors['stop_instances'] = [refusal('OperationNotPermitted')]
+
+    scene.run(140.0)
+
+    assert [each.how for each in scene.cloud.calls if each.name == 'stop_instances'] == [
+        {'InstanceIds': [PRIMARY], 'Force': False, 'SkipOsShutdown': True},
+        {'InstanceIds': [PRIMARY], 'Force': False}, {'InstanceIds': [PRIMARY], 'Force': True}]
+    assert not scene.said('could not be')
+
+
 def test_a_step_that_is_refused_is_asked_for_again_later_and_later() -> None:
     scene = at_rest()
     scene.silence()
@@ -834,6 +846,85 @@ def test_an_absent_address_is_looked_for_every_fifteen_seconds() -> None:
     scene.run(61.0)
 
     assert len(scene.questions()) == 5
+
+
+NO_CHECK = 'aws ec2 modify-instance-attribute --instance-id {} --no-source-dest-check'
+
+
+@pytest.mark.parametrize('primary, own, peer', [(True, PRIMARY, SECONDARY), (False, SECONDARY, PRIMARY)])
+def test_who_has_its_source_check_on_claims_nothing_and_stops_nobody_until_it_is_off(
+        primary: bool, own: str, peer: str) -> None:
+    scene = at_rest(primary, peer, fail_back=False)
+    scene.cloud.checked.add(own)
+    scene.silence()
+
+    scene.run(1000.0)
+
+    assert not scene.claims() and not scene.steps()
+    assert scene.said(f'{own} cannot NAT (') and scene.said(NO_CHECK.format(own))
+
+    scene.cloud.checked.clear()
+    scene.run(20.0)
+    assert scene.claims()
+    assert scene.said('over after') and scene.cloud.owner == own
+
+
+@pytest.mark.parametrize('primary, own', [(True, PRIMARY), (False, SECONDARY)])
+def test_who_holds_with_its_source_check_on_stops_nobody_whose_checks_pass(primary: bool, own: str) -> None:
+    scene = at_rest(primary, own)
+    scene.cloud.checked.add(own)
+    scene.silence()
+
+    scene.run(1000.0)
+
+    assert not scene.steps()
+
+
+def test_who_has_its_source_check_on_as_it_starts_owes_itself_everything_until_it_is_off() -> None:
+    scene = Scene(True, SECONDARY)
+    scene.cloud.checked.add(PRIMARY)
+    scene.run(300.0)
+    assert not scene.claims()
+
+    scene.cloud.checked.clear()
+    scene.run(130.0)
+    assert scene.cloud.owner == PRIMARY and scene.cloud.routes == {TABLE: PRIMARY}
+
+
+def test_a_fault_of_the_host_is_told_rather_than_its_source_check() -> None:
+    scene = at_rest()
+    scene.cloud.checked.add(SECONDARY)
+    scene.fault = 'net.ipv4.ip_forward is 0'
+
+    scene.run(130.0)
+
+    assert scene.said('cannot NAT (net.ipv4.ip_forward is 0)') and not scene.said('--no-source-dest-check')
+
+
+def test_a_peer_that_holds_with_its_source_check_on_is_relieved_at_the_next_look_each_time() -> None:
+    scene = at_rest()
+    for _ in range(3):
+        scene.cloud.checked, since = {PRIMARY}, scene.now
+        scene.run(130.0)
+        assert scene.times('replace_route', since=since) and scene.times('associate_address', since=since)
+        scene.cloud.checked = set()
+        scene.run(130.0)
+        scene.cloud.routes, scene.cloud.owner = {TABLE: PRIMARY}, PRIMARY
+        scene.run(130.0)
+
+    assert not scene.steps()
+    errors = [words for level, words in scene.lines if level == 'ERROR']
+    assert errors and all(PRIMARY in words and NO_CHECK.format(PRIMARY) in words for words in errors)
+
+
+def test_where_both_have_their_source_check_on_nothing_moves() -> None:
+    scene = at_rest()
+    scene.cloud.checked = {PRIMARY, SECONDARY}
+
+    scene.run(600.0)
+
+    assert not scene.claims() and not scene.steps()
+    assert scene.said(NO_CHECK.format(PRIMARY)) and scene.said(NO_CHECK.format(SECONDARY))
 
 
 def test_a_host_that_cannot_nat_says_so_and_claims_nothing() -> None:
