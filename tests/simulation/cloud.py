@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import bisect
+import types
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
@@ -254,7 +255,8 @@ class Cloud:
     def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
         tagged = self.seen(lag).tagged
         return {'Reservations': [{'Instances': [{
-            'InstanceId': one.id, 'SourceDestCheck': bool(self.fault('source check', one)), 'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
+            'InstanceId': one.id, 'SourceDestCheck': bool(self.fault('source check', one)),
+            'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
             **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
             for one in map(self.instances.__getitem__, Filters[0]['Values'])
             if not self.forgotten(one) and not getattr(self.fault('left out', one), 'how', 0) % 2]}
@@ -311,6 +313,10 @@ class Cloud:
 
 class Client:
     """What boto3 gives the monitor: a call travels to EC2, takes effect there, and its answer travels back."""
+
+    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(  # so the program of before an upgrade asks
+        operation_model=lambda action: types.SimpleNamespace(
+            input_shape=types.SimpleNamespace(members={'SkipOsShutdown': None}))))
 
     def __init__(self, world: Any, one: Instance) -> None:
         self.world = world
