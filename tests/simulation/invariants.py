@@ -28,7 +28,7 @@ class Watch:
     def __init__(self) -> None:
         self.seen: Dict[str, float] = {}           # the worst values
         self.unserved_at: Optional[float] = None
-        self.was_calm = False                      # the pair had settled before that
+        self.ready: List[str] = []                 # who was able for a minute before that, and heard the holder
         self.is_lit, self.counted_at, self.dark = True, 0.0, 0.0  # seconds not served, in all
         self.stops = 0                             # of one that ran, by a monitor
         self.able_at: Dict[str, Optional[float]] = {}
@@ -68,8 +68,9 @@ def at_every_change_of_hands(world: World, one: Instance, name: str, before: Dic
             changes_hands_seldom(world, part)
             nothing_follows_what_is_lost(world, one, part, before)
             world.records[one.name].owed.discard(part)
+            if world.watch.heir != one.id == world.heir():
+                reliefs_are_spaced(world, one)
             note_owners(world)
-            reliefs_are_spaced(world, one)
 
 
 def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
@@ -120,8 +121,9 @@ def only_the_failed_are_stopped(world: World, one: Instance, name: str) -> None:
     record = world.records[one.name]
     if name != 'stop_instances' or record.peer_told[0] != 'running' or world.peer(one).state == 'stopping':
         return
-    begun_at = latest = record.told[-1].sent_at if record.told else 0.0
-    for told in reversed(record.told):
+    answers = [told for told in record.told if told.own[0] and told.peer[0]]  # no errors, which neither count nor break
+    begun_at = latest = answers[-1].sent_at if answers else 0.0
+    for told in reversed(answers):
         if told.peer != ('running', 'impaired') or told.own[1] == 'impaired' or begun_at - told.sent_at > MINUTE:
             break
         begun_at = told.sent_at
@@ -179,22 +181,23 @@ def is_served(world: World) -> None:
     if len(set(parts)) > 1 or None in parts or any(
             world.cloud.instances[i].state in ('stopped', 'terminated') for i in parts if i):
         watch.split_at = now
-    # One that answers pings is left alone though it does not forward; but see `is_relieved`.
-    if not parts or holder and (world.works(holder) or world.hears(world.peer(holder))):
+    # One that lives is left alone though it does not forward; but see `is_relieved`.
+    if not parts or holder and (world.works(holder) or world.hears(world.peer(holder)) or (
+            holder.up and (not holder.forwarding or world.fault('forwarding lost', holder)))):
         watch.unserved_at = None
         return
+    able = {one: watch.able_at[one.name] for one in world.instances if watch.able_at[one.name] is not None}
     if watch.unserved_at is None:
         watch.unserved_at = now
-        before = [at for at in world.unrest if at < now]
-        watch.was_calm = holder is not None and now - max(before, default=now) >= 60.0
-    for one in world.instances:
-        since = watch.able_at[one.name]
-        if since is None:
-            continue
-        record, unserved = world.records[one.name], now - max(since, watch.unserved_at)
-        tight = watch.was_calm and since < watch.unserved_at - 60.0 and record.well_at < watch.unserved_at - 10.0
+        watch.ready = [one.name for one, since in able.items() if holder and now - (since or 0.0) >= MINUTE
+                       and not world.records[one.name].misses and world.records[one.name].well_at <= now - 10.0]
+    recent = sum(fault.at + fault.lasts > watch.unserved_at - MINUTE and fault.at <= now
+                 for fault in world.schedule.faults)
+    for one, since in able.items():
+        unserved = now - max(since or 0.0, watch.unserved_at)
+        tight = one.name in watch.ready and recent <= 1
         bound = served_again_within(world, one) if tight else served_within(world)
-        watch.worst('seconds not served, of one that settled before' if tight else 'seconds not served', unserved)
+        watch.worst('seconds not served, of a pair that had settled' if tight else 'seconds not served', unserved)
         if unserved > bound:
             broken(f'not served: for {unserved:.1f} s while {one.name} is able to (bound: {bound:.1f} s)')
 
@@ -286,11 +289,11 @@ def steps_are_spaced(world: World, one: Instance, name: str, how: Dict[str, Any]
     Stops that took effect come later and later.
     """
     record, now, peer = world.records[one.name], world.hub.now, world.peer(one)
-    step = 'force' if how.get('Force') else name
+    step = ('force' if how.get('Force') else name) + ' at once' * how.get('SkipOsShutdown', False)
     before, record.steps[step] = record.steps.get(step, -1e9), now
     if now - before < MINUTE - 0.01 and record.answered_at < before:
         broken(f'steps: {one.name} tries to {step} again after {now - before:.1f} s')
-    if step == 'force' and now - record.stopping_at < world.settings.wait_for_instance_stop - 0.01:
+    if how.get('Force') and now - record.stopping_at < world.settings.wait_for_instance_stop - 0.01:
         broken(f'steps: {one.name} forces its peer {now - record.stopping_at:.1f} s after EC2 called it stopping')
     if peer.state in ('shutting-down', 'terminated') and world.cloud.seen(15.0).states[peer.id][0] == peer.state:
         broken(f'steps: {one.name} calls {name} against a peer that is {peer.state}')
@@ -375,8 +378,7 @@ def is_relief(world: World, one: Instance) -> bool:
 def reliefs_are_spaced(world: World, one: Instance) -> None:
     """One that does not forward is relieved once an hour at most, later and later; the primary once more at once."""
     record, now = world.records[one.name], world.hub.now
-    if world.heir() != one.id or not is_relief(world, one) or record.misses or record.source_checks[1] or (
-            record.tagged[1] or record.reliefs and now - record.reliefs[-1] < 30.0):
+    if not is_relief(world, one) or record.misses or record.source_checks[1] or record.tagged[1]:
         return
     count = len(record.reliefs) - (one is world.instances[1])
     if record.reliefs and count >= 0 and now - record.reliefs[-1] < (AN_HOUR * 2.0 ** count - LATEST_EFFECT) * (
@@ -390,9 +392,9 @@ def is_relieved(world: World) -> None:
     now = world.hub.now
     for one in world.instances if world.schedule.probes else ():
         peer, record = world.peer(one), world.records.get(one.name)
-        dark = (bool(record) and world.holder() is peer and not world.forwards(peer) and world.is_able(one)
+        dark = (record is not None and world.holder() is peer and not world.forwards(peer) and world.is_able(one)
                 and world.hears(one) and world.schedule.conditions.frames == 0 and world.reaches_target(one)
-                and not is_tagged(world) and not any(world.fault('loss', each) for each in world.instances))
+                and not is_tagged(world) and not record.source_checks[0] and not any(world.fault('loss', each) for each in world.instances))
         lasted = world.watch.lasts(f'{peer.name} does not forward', dark, now)
         if not record or not lasted or record.reliefs or record.misses or record.forwarded_at < record.started_at:
             continue
