@@ -11,6 +11,6 @@ WAIT_BETWEEN_PINGS = 0.25       # s, after an answer; 0.05 to 600
 WAIT_FOR_INSTANCE_STOP = 60     # s, before a stop is forced; 20 to 3600
 WAIT_FOR_INSTANCE_START = 300   # s, for a started peer to answer; 30 to 7200
 
-FAIL_BACK = True                # primary claims all at its start: True, False, or 1 to 86400 s later
+FAIL_BACK = True                # primary claims all at its start: True, False, or 1 to 86400 s on
 PROBE_ADDRESS = None            # answers pings, to prove that the peer forwards; None: no probes
 NOTIFY_COMMAND = None           # told of warnings, e.g. ['/usr/local/sbin/notify']

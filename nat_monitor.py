@@ -39,13 +39,13 @@ import ipaddress
 import json
 import logging
 import math
+import operator
 import os
 import queue
 import random
 import re
 import runpy
 import select
-import shlex
 import signal
 import socket
 import struct
@@ -784,8 +784,7 @@ def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[st
     for one in answer['InstanceStatuses']:
         checks = {one[kind].get('Status', '')
                   for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = ('impaired' if 'impaired' in checks else 'ok' if checks == {'ok'}
-                   else ' and '.join(sorted(checks)))
+        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -862,6 +861,15 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
     return holders
 
 
+def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
+    """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
+    tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
+    subnets = {link['SubnetId'] for table in tables.values() for link in table.get('Associations', [])
+               if link.get('SubnetId')}
+    found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
+    return sorted({one['CidrBlock'] for one in found.values()})
+
+
 def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
                      facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist.
@@ -931,12 +939,8 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
             'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
     steps += [(action, peer_id, {'InstanceIds': [peer_id]})
               for action in ('StopInstances', 'StartInstances')]
-    return {f'{action} on {about}': functools.partial(
-        call_by_name, action, {**arguments, 'DryRun': True}) for action, about, arguments in steps}
-
-
-def call_by_name(action: str, arguments: Dict[str, Any], client: Any) -> Any:
-    return getattr(client, botocore.xform_name(action))(**arguments)
+    return {f'{action} on {about}': operator.methodcaller(
+        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
@@ -947,289 +951,213 @@ BUSY = (*THROTTLED, 'Unavailable', 'ServiceUnavailable', 'InternalError', 'Inter
 
 # Forwarding and masquerading ----------------------------------------------------------------------
 
-# What may become of a packet in a chain, or by a rule; ON: nothing yet, UNCLEAR: it cannot be told.
-ACCEPT, DROP, NAT, ON, UNCLEAR = 'accept', 'drop', 'masquerade', 'go on', 'unclear'
-SOMEWHERE, INTERNET = 'a private host', 'the internet'
-LIST_TIMEOUT = 1.5  # s, for nft and iptables-save, side by side
-NFT_HOOKS = {('filter', 'forward'): 'forward', ('nat', 'postrouting'): 'postrouting'}
-NFT_TERMS = {
-    'payload ip saddr': 'saddr', 'payload ip daddr': 'daddr', 'payload ip protocol': 'proto',
-    'meta l4proto': 'proto', 'meta nfproto': 'family', 'ct state': 'state',
-    'fib type saddr': 'from',
-    **{f'meta {way}{name}': way for way in ('iif', 'oif') for name in ('', 'name')}}
-NFT_ACTIONS = {'accept': ACCEPT, 'drop': DROP, 'reject': DROP, 'masquerade': NAT, 'snat': NAT,
-               'return': ON, **dict.fromkeys(('counter', 'log', 'mangle', 'notrack', 'flow'), ON)}
-IPTABLES_HOOKS = {'filter FORWARD': 'forward', 'mangle FORWARD': 'forward',
-                  'nat POSTROUTING': 'postrouting'}
-IPTABLES_TERMS = {
-    '-s': 'saddr', '--src-range': 'saddr', '-d': 'daddr', '--dst-range': 'daddr', '-i': 'iif',
-    '-o': 'oif', '-p': 'proto', '--ctstate': 'state', '--state': 'state', '--src-type': 'from'}
-IPTABLES_PLAIN = ('comment', 'conntrack', 'state', 'addrtype', 'iprange', 'tcp', 'udp', 'icmp')
-IPTABLES_ACTIONS = {
-    'ACCEPT': ACCEPT, 'DROP': DROP, 'REJECT': DROP, 'MASQUERADE': NAT, 'SNAT': NAT, 'RETURN': ON,
-    **dict.fromkeys(('LOG', 'NFLOG', 'MARK', 'CONNMARK', 'TCPMSS', 'CT', 'NOTRACK'), ON)}
+LIST_TIMEOUT = 1.5  # s, for all tools, side by side
 
+# What becomes of a packet in a chain, beside translation; ON: nothing yet, UNCLEAR: who knows?
+ACCEPT, DROP, ON, UNCLEAR = 'accept', 'drop', 'continue', 'unclear'
+VERDICTS = {ACCEPT: ACCEPT, DROP: DROP, 'reject': DROP, ON: ON, 'return': ON}
+VERDICT = re.compile(
+    rf'(?<!\S)(?:policy )?({"|".join(VERDICTS)}|jump|goto|masquerade|snat(?= to ))(?: (.*))?$')
+TERMS = {'ip saddr': 'from', 'ip daddr': 'to', 'ct state': 'state', 'ct status': 'status',
+         'meta l4proto': 'protocol', 'ip protocol': 'protocol', 'meta nfproto': 'family',
+         **dict.fromkeys(('iifname', 'iif', 'oifname', 'oif'), 'interface'),
+         **dict.fromkeys(('fib saddr type', 'fib daddr type'), 'type')}
+CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what it means
+    rf'(?!ct state != \w+(?:,| \|))(?:(?P<term>{"|".join(TERMS)})|'
+    r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
+    r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
+HARMLESS = (
+    r'(?<!\S)(?:counter(?: name \S+| packets \d+ bytes \d+)?|flow add \S+'
+    r'|xt (?:match "?comment|target "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS))"?'
+    r'|log(?: prefix "[^"]*"| (?:level|group|snaplen) \S+| flags (?:tcp |ip )?\S+)*'
+    r'|(?:meta|ct) mark set (?:(?:meta|ct) mark|\S+)|tcp option maxseg size set (?:rt mtu|\d+))')
+PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
+    (r' ?comment "[^"]*"$', ''), (r'(?s) \{\n\t{3}.*?^\t\t\}$', ' a chain without a name'),
+    (r'(?s)^table \S+ \S+ \{[^\n]*\s+flags [^\n]*dormant.*?^\}', ''),
+    (r'xt target "?MASQUERADE"?', 'masquerade'), (r'xt target "?REJECT"?', 'reject'),
+    (f'{HARMLESS}$', ON), (HARMLESS, ''), (r'(?<=\S) +', ' '), ('snat ip to', 'snat to'),
+    (r'(snat to [\d.]+)(?::[\d-]+)?(?: [a-z,-]+)*$', r'\1'),
+    (rf'(.*) vmap \{{ (.*) \}}(?: {ON})?$', lambda found: '\n'.join(
+        f'{found[1]} {one.replace(" : ", " ")}' for one in found[2].split(', '))))
 
-class Match(NamedTuple):
-    """A condition of a rule: `what` of a packet is one of the values, or none of them."""
-
-    what: str  # a key of Host.packets, or what the tool calls it
-    values: Tuple[str, ...]
-    wanted: bool = True
-
-
-class Rule(NamedTuple):
-    matches: Tuple[Match, ...]
-    action: str   # one of the above, or a chain
-    leaves: bool  # the chain with it: goto, return
-    words: str
-
-
-class Chain(NamedTuple):
-    hook: str  # 'forward', 'postrouting', or '' for any other
-    policy: str
-    rules: List[Rule]
-
-
-Chains = Dict[str, Chain]  # by tool, or family, and table and name
-Packet = Dict[str, Any]
 Network = ipaddress.IPv4Network
+INTERNET = Network(EVERYWHERE)  # as an address of a packet: any that is public
+Packet = Dict[str, Any]  # by the values of TERMS; None: not known
+Chains = Dict[str, List[str]]  # by family, table and name: rules with one verdict, or what is none
 Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
 
 
-def read_iptables(listing: str) -> Chains:
-    """Read what iptables-save writes."""
+def read_rules(listing: str, interface: str) -> Tuple[Chains, List[Tuple[str, str]]]:
+    """Read what nft lists, iptables' rules too, as far as IPv4 packets of the interface meet it.
+
+    Returns the chains, and the names of those that have a hook, each with its type and hook before,
+    such as 'filter forward'.  The last rule of these is their policy.
+    """
     chains: Chains = {}
-    table = ''
-    for line in listing.splitlines():
-        if line.startswith('*'):
-            table = line[1:]
-        elif line.startswith(':'):
-            name, policy = line[1:].split()[:2]
-            chains[f'iptables {table} {name}'] = Chain(
-                IPTABLES_HOOKS.get(f'{table} {name}', ''), DROP if policy == 'DROP' else ACCEPT, [])
-        elif line.startswith('-A '):
-            _, name, *words = shlex.split(line)
-            chains[f'iptables {table} {name}'].rules.append(iptables_rule(table, words, line))
-    return chains
+    hooks = []
+    for pattern, plain in PLAINLY:
+        listing = re.sub(f'(?m){pattern}', plain, listing)
+    for table, text in re.findall(r'(?ms)^table ((?:ip|inet|netdev) \S+) \{(.*?)^\}', listing):
+        for name, body in re.findall(r'(?ms)^\tchain (\S+) \{\n(.*?)^\t\}', text):
+            base = re.search(r'type (\w+) hook (\w+)(.*); (policy \w+);\n', body)
+            rules = chains[f'{table} {name}'] = body[base.end() if base else 0:].split('\n')
+            if base and ('device' not in base[3] or f'"{interface}"' in base[3]):
+                rules.append(base[4])
+                hooks.append((f'{base[1]} {base[2]}', f'{table} {name}'))
+    return chains, hooks
 
 
-def iptables_rule(table: str, words: List[str], line: str) -> Rule:
-    matches: List[Match] = []
-    wanted = True
-    while words:
-        option = words.pop(0)
-        values: List[str] = []
-        if option == '!':
-            wanted = False
-            continue
-        while words and (option == '--comment' and not values or words[0][0] not in '!-'):
-            values.append(words.pop(0))
-        if option in ('-j', '-g'):  # what follows are its own options
-            action = IPTABLES_ACTIONS.get(values[0], f'iptables {table} {values[0]}')
-            return Rule(tuple(matches), action, '-g' in option or values[0] == 'RETURN', line)
-        if option == '-m':
-            option = '--comment' if values[0] in IPTABLES_PLAIN else values[0]
-        if option != '--comment':
-            split = tuple(','.join(values).split(','))
-            matches.append(Match(IPTABLES_TERMS.get(option, option), split, wanted))
-        wanted = True
-    return Rule(tuple(matches), ON, False, line)
-
-
-def read_nft(listing: str) -> Chains:
-    """Read what `nft -j list ruleset` writes."""
-    chains: Chains = {}
-    for entry in json.JSONDecoder().raw_decode(listing)[0]['nftables']:
-        chain, rule = entry.get('chain'), entry.get('rule')
-        thing = chain or rule
-        if not thing or thing['family'] not in ('ip', 'inet'):
-            continue
-        table = f'{thing["family"]} {thing["table"]} '
-        if chain:
-            hook = NFT_HOOKS.get((chain.get('type'), chain.get('hook')), '')
-            chains[table + chain['name']] = Chain(hook, chain.get('policy', ACCEPT), [])
-        else:
-            chains[table + rule['chain']].rules.extend(nft_rules(table, rule))
-    return chains
-
-
-def nft_rules(table: str, rule: Dict[str, Any]) -> Iterator[Rule]:
-    """Yield a rule for each of its verdicts."""
-    matches: List[Match] = []
-    for statement in rule['expr']:
-        [(kind, value)] = statement.items()
-        if kind == 'match':
-            matches.append(nft_match(**value))
-        elif kind == 'limit':
-            matches.append(Match(kind, ()))
-        elif kind == 'vmap' and isinstance(value['data'], dict):
-            for one, verdict in value['data']['set']:
-                also = nft_match('==', value['key'], one)
-                yield nft_rule(table, rule['chain'], (*matches, also), verdict)
-        else:
-            yield nft_rule(table, rule['chain'], tuple(matches), statement)
-
-
-def nft_rule(table: str, chain: str, matches: Tuple[Match, ...], verdict: Dict[str, Any]) -> Rule:
-    [(kind, value)] = verdict.items()
-    target = f' {value["target"]}' if kind in ('jump', 'goto') else ''
-    action = table + target[1:] if target else NFT_ACTIONS.get(kind, UNCLEAR)
-    shown = [f'{what} {"" if wanted else "!= "}{", ".join(values)} '
-             for what, values, wanted in matches]
-    words = f'{table}{chain}: {"".join(shown)}{kind}{target}'
-    return Rule(matches, action, kind in ('goto', 'return'), words)
-
-
-def nft_match(op: str, left: Dict[str, Any], right: Any) -> Match:
-    [(kind, value)] = left.items()
-    terms = value.values() if isinstance(value, dict) else ()
-    term = ' '.join([kind] + [' '.join(t) if isinstance(t, list) else str(t) for t in terms])
-    protocol = term.split()[1] if kind == 'payload' and terms else 'ip'
-    if protocol not in ('ip', 'tcp', 'th'):  # another protocol's field asks for that protocol
-        return Match('proto', (protocol,))
-    values = tuple(nft_values(right)) if op in ('==', 'in', '!=') else (f'@{op}',)
-    return Match(NFT_TERMS.get(term, term), values, op != '!=')
-
-
-def nft_values(right: Any) -> Iterator[str]:
-    """Yield the values on the right of a match; what begins with @ is known by name only."""
-    if isinstance(right, dict):
-        [(kind, value)] = right.items()
-        if kind == 'prefix':
-            yield f'{value["addr"]}/{value["len"]}'
-        elif kind == 'range':
-            yield f'{value[0]}-{value[1]}'
-        else:
-            yield from nft_values(value) if kind == 'set' else [f'@{kind}']
-    elif isinstance(right, list):
-        for one in right:
-            yield from nft_values(one)
-    else:
-        yield str(right)
-
-
-def covers(value: str, what: str, packet: Packet) -> Optional[bool]:
+def covers(value: str, has: Any) -> Optional[bool]:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
-    has = packet.get(what)
     if not has or value.startswith('@'):
         return None
-    if what in ('iif', 'oif'):
-        return value == has or value[-1:] in ('*', '+') and str(has).startswith(value[:-1])
-    if what not in ('saddr', 'daddr'):
-        return bool(value.lower() == has)
+    if not isinstance(has, Network):
+        return value in has or value.endswith('*') and has[0].startswith(value[:-1])
     try:
-        first, _, last = value.partition('-')
-        networks = [Network(value, strict=False)] if not last else [
-            *ipaddress.summarize_address_range(ipaddress.IPv4Address(first),
-                                               ipaddress.IPv4Address(last))]
+        networks = [Network(value, strict=False)] if '-' not in value else [
+            *ipaddress.summarize_address_range(*map(ipaddress.IPv4Address, value.split('-')))]
     except ValueError:
         return None
-    told = [covers_address(network, has, packet['elsewhere']) for network in networks]
-    return True if True in told else None if None in told else False
+    some = [one for one in networks if one.overlaps(has) and (has != INTERNET or one.is_global)]
+    return True if any(one.supernet_of(has) for one in some) else None if some else False
 
 
-def covers_address(network: Network, has: Any, elsewhere: Dict[Network, str]) -> Optional[bool]:
-    """The same for an address: a network, SOMEWHERE, which is none of `elsewhere`, or INTERNET."""
-    if network.prefixlen == 0:
-        return True
-    if has == INTERNET:  # a rule for some hosts there may be for all that anybody asks for
-        return False if network.is_private else None
-    if has == SOMEWHERE:
-        return False if any(network.subnet_of(one) for one in elsewhere) else None
-    if network.overlaps(has):
-        return True if network.supernet_of(has) else None
-    return False
+def fits(conditions: str, packet: Packet) -> Optional[bool]:
+    """Tell whether a packet meets the conditions of a rule; None: that cannot be told."""
+    sure = True
+    while conditions:
+        found = CONDITION.match(conditions)
+        if not found:
+            return None
+        if found['other']:  # a field of another protocol asks for that protocol
+            return False
+        has = packet[TERMS[found['term']]]
+        each = [covers(value, has) for value in re.findall(r'[^\s,|{}"]+', found['values'])]
+        one = True if True in each else None if None in each else False
+        if one is bool(found['no']):
+            return False
+        sure = sure and one is not None
+        conditions = conditions[found.end():]
+    return sure or None
 
 
-def fits(rule: Rule, packet: Packet) -> Optional[bool]:
-    """Tell whether a rule is about a packet; None: that cannot be told."""
-    told: List[Optional[bool]] = []
-    for what, values, wanted in rule.matches:
-        found = [covers(value, what, packet) for value in values] or [None]
-        one = True if True in found else None if None in found else False
-        told.append(None if one is None else one == wanted)
-    return False if False in told else None if None in told else True
-
-
-def ends(chains: Chains, name: str, packet: Packet) -> Dict[str, str]:
-    """Return all that may become of a packet in a chain, each with the words of the rule."""
-    found: Dict[str, str] = {}
-    for rule in chains[name].rules:
-        fit = fits(rule, packet)
-        if fit is False:
+def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[str, str]:
+    """Return what becomes of a packet in a chain, from that rule on, and by which rule."""
+    for n, rule in enumerate(map(str.strip, chains[name][start:]), start + 1):
+        verdict = None if ' vmap ' in rule else VERDICT.search(rule)
+        verb, target = verdict.groups() if verdict else (UNCLEAR, '')
+        fit = fits(rule[:verdict.start()] if verdict else rule, packet)
+        if fit is False or not rule:
             continue
-        became = {rule.action: rule.words}
-        if rule.action not in (ACCEPT, DROP, NAT, ON, UNCLEAR):  # a chain, or an odd target
-            chain = rule.action in chains
-            became = ends(chains, rule.action, packet) if chain else {UNCLEAR: rule.words}
-        for end, words in became.items():
-            if end != ON or rule.leaves:
-                found.setdefault(end, words)
-        if fit and (rule.leaves or ON not in became):
-            return found
-    return {**found, ON: ''}
+        end, words = VERDICTS.get(verb, f'{verb} {target}'), f'{name}: {rule}'
+        chain = f'{name.rpartition(" ")[0]} {target}'
+        if verb in ('jump', 'goto') and chain in chains:
+            end, words = end_of(chains, chain, packet)
+        if end == ON and verb not in ('goto', 'return'):
+            continue
+        if not fit and end_of(chains, name, packet, n)[0] != end:
+            end = UNCLEAR
+        return end, words
+    return ON, ''
 
 
-class Host(NamedTuple):
-    """What this host does with packets that are not for itself, as far as it has been listed."""
+def worst(told: Sequence[Verdict]) -> Verdict:
+    return min(told, key=lambda one: (False, None, True).index(one[0]))
 
-    forwards: str                  # what /proc says of net.ipv4.ip_forward
-    interface: str                 # of the default route, '' where there are several
-    strict: bool                   # its rp_filter
-    elsewhere: Dict[Network, str]  # what is routed to another interface
-    chains: Chains
-    unlisted: str = ''             # why there may be other rules
+
+class Host:
+    """What this host does with packets that are not for itself, as far as kernel and nft tell.
+
+    The routes are asked for these networks.
+    """
+
+    def __init__(self, root: str = '/', networks: Sequence[Network] = ()) -> None:
+        def proc(name: str) -> str:
+            return text_of(os.path.join(root, 'proc', name)).strip()
+
+        conf, default = 'sys/net/ipv4/conf', r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s'
+        interfaces = {*re.findall(default, proc('net/route'))}  # of default routes
+        self.interface = interfaces.pop() if len(interfaces) == 1 else ''
+        calls: Dict[str, Callable[[], Any]] = {
+            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
+        for network in networks if self.interface else ():
+            calls[str(network)] = functools.partial(routed, network, self.interface)
+        self.routes = run_together(calls, LIST_TIMEOUT + 0.2)
+        listing = self.routes.pop('nft')
+        self.unlisted = failures_in({'nft': listing})  # why there may be other rules
+        if proc('net/ip_tables_names'):
+            self.unlisted = 'iptables-legacy may have rules, too'
+        self.chains, self.hooks = read_rules(
+            '' if isinstance(listing, Exception) else listing, self.interface)
+        self.addresses = re.findall(r'(\S+)\s+/32 host LOCAL', proc('net/fib_trie'))
+        whole, here = proc('sys/net/ipv4/ip_forward'), proc(f'{conf}/{self.interface}/forwarding')
+        self.forwards = here or whole
+        self.switch = 'net.ipv4.' + (
+            'ip_forward' if here in ('', whole) else f'conf.{self.interface}.forwarding')
+
+    def ends_at(self, hook: str, packet: Packet) -> Iterator[Tuple[str, str]]:
+        """Yield what becomes of a packet in each chain of a hook, and by which rule."""
+        for where, name in self.hooks:
+            if where == hook:
+                found = end_of(self.chains, name, packet)
+                yield found if found[0] != ON else end_of(self.chains, name, packet, start=-1)
 
     def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
-        common = {'iif': self.interface, 'oif': self.interface, 'proto': 'tcp', 'family': 'ipv4',
-                  'from': 'unicast', 'elsewhere': self.elsewhere}
-        private = network or SOMEWHERE
-        return ({**common, 'saddr': private, 'daddr': INTERNET, 'state': 'new'},
-                {**common, 'saddr': INTERNET, 'daddr': private, 'state': 'established'})
+        common = {'interface': [self.interface] if self.interface else None, 'family': ['ipv4'],
+                  'protocol': ['tcp', '6'], 'type': ['unicast'], 'status': None}
+        return ({**common, 'from': network, 'to': INTERNET, 'state': ['new'], 'status': ['none']},
+                {**common, 'from': INTERNET, 'to': network, 'state': ['established']})
 
-    def ends_at(self, hook: str, packet: Packet) -> List[Dict[str, str]]:
-        """Return what may become of a packet in each chain of a hook."""
-        told = []
-        for name, chain in self.chains.items():
-            if chain.hook == hook:
-                found = ends(self.chains, name, packet)
-                if ON in found:
-                    del found[ON]
-                    found.setdefault(chain.policy, f'{name}: policy {chain.policy}')
-                told.append(found)
-        return told
-
-    def forwarding(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host forwards what comes from a private network, and why (not)."""
+    def routing(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether the kernel sends what comes from a network out again, and the answers."""
         if self.forwards != '1':
-            said = f'net.ipv4.ip_forward is {self.forwards or "not known"}'
-            return False if self.forwards else None, said
-        told = [one for packet in self.packets(network) for one in self.ends_at('forward', packet)]
-        for found in told:
-            if set(found) == {DROP}:
-                return False, f'forwarding is dropped ({found[DROP]})'
-        unclear = [found[end] for found in told for end in (DROP, UNCLEAR) if end in found]
-        if network:
-            strict = ', whose rp_filter is strict' if self.strict else ''
-            unclear += [f'{one} is routed to {device}, not to {self.interface}{strict}'
-                        for one, device in self.elsewhere.items() if one.overlaps(network)]
+            return (False if self.forwards else None,
+                    f'{self.switch} is {self.forwards or "not known"}')
+        unknown = not network or None, 'the interface of the default route is not known'
+        told = self.routes.get(str(network), unknown)
+        return (None, in_words(told)) if isinstance(told, Exception) else told
+
+    def filtering(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether all rules let pass what comes from a network, and the answers."""
+        packet, answer = self.packets(network)
+        told = [*self.ends_at('filter forward', packet), *self.ends_at('filter forward', answer)]
+        for end, words in told:
+            if end == DROP:
+                return False, f'forwarding is dropped ({words})'
+        for hook in ('filter ingress', 'filter prerouting', 'nat prerouting', 'filter postrouting'):
+            told += self.ends_at(hook, packet)
+        unclear = [words for end, words in told if end != ACCEPT]
         if unclear or self.unlisted:
             return None, f'forwarding may be dropped ({[*unclear, self.unlisted][0]})'
-        return True, 'net.ipv4.ip_forward is 1, and no rule drops'
+        return True, f'{self.switch} is 1, and no rule drops'
+
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a network, and why (not)."""
+        return worst([self.filtering(network), self.routing(network)])
 
     def masquerading(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host masquerades what comes from a private network, by which rule."""
-        told = self.ends_at('postrouting', self.packets(network)[0])
-        for found in told:
-            if set(found) == {NAT}:
-                return True, found[NAT]
-        unclear = [found[end] for found in told for end in (NAT, UNCLEAR) if end in found]
+        """Tell whether this host gives what comes from a network an own address, and by which rule.
+
+        The first chain that translates counts; where two disagree, nobody can tell.
+        """
+        packet, _ = self.packets(network)
+        ends = self.ends_at('nat postrouting', packet)
+        told = {self.translates(end): words for end, words in ends if end not in (ACCEPT, DROP)}
         whom = network or 'the private networks'
-        if unclear or self.unlisted:
-            return None, f'this may be for {whom}, or not: {[*unclear, self.unlisted][0]}'
+        if [*told] == [True]:
+            return True, told[True]
+        if [*told] == [False]:
+            return False, f'no address of this host: {told[False]}'
+        if told or self.unlisted:
+            return None, f'this may be for {whom}, or not: {[*told.values(), self.unlisted][0]}'
         return False, f'no rule masquerades {whom}'
+
+    def translates(self, end: str) -> Optional[bool]:
+        """Tell whether that gives a packet an address to which answers come back."""
+        if end.startswith('masquerade') or end[len('snat to '):] in self.addresses:
+            return True
+        return False if self.addresses and re.fullmatch(r'snat to [\d.]+', end) else None
 
 
 def text_of(path: str) -> str:
@@ -1239,72 +1167,55 @@ def text_of(path: str) -> str:
     return ''
 
 
-def read_routes(text: str) -> Tuple[str, Dict[Network, str]]:
-    """Read /proc/net/route: the one interface of default routes, and what goes to another one."""
-    routes = []
-    for line in text.splitlines()[1:]:
-        device, network, _, _, _, _, _, mask = line.split()[:8]
-        address, length = socket.ntohl(int(network, 16)), bin(int(mask, 16)).count('1')
-        routes.append((device, Network((address, length))))
-    defaults = {device for device, network in routes if network.prefixlen == 0}
-    if len(defaults) != 1:
-        return '', {}
-    return min(defaults), {network: device for device, network in routes
-                           if device not in defaults and network.prefixlen >= 8}
+def output_of(*command: str) -> str:
+    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'  # cron's has neither
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
+                          encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
+                          env={**os.environ, 'PATH': path}).stdout
 
 
-def list_with(*command: str) -> str:
-    """Return what a tool lists, and then what it warns of; '' if it is not installed."""
-    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'
+def route(source: str, target: str, interface: str) -> Verdict:
+    """Tell whether the kernel forwards a packet that came in by the interface out by it again.
+
+    It calls invalid what a strict rp_filter drops, and more; then the answer goes elsewhere, too.
+    """
+    what = f'what comes from {source} to {target}'
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
-                              encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
-                              env={**os.environ, 'PATH': path})
-    except FileNotFoundError:
-        return ''
-    return done.stdout + done.stderr
+        [found] = json.loads(output_of(
+            'ip', '-j', 'route', 'get', target, 'from', source, 'iif', interface))
+    except subprocess.CalledProcessError as error:
+        sure = re.search('No route to host|is unreachable', error.stderr)
+        return False if sure else None, f'{what}: {error.stderr.strip()}'
+    return found['dev'] == interface, f'{what} goes by {found["dev"]}'
 
 
-def look_at_host(root: str = '/') -> Host:
-    """Ask the kernel and both tools."""
-    ipv4 = os.path.join(root, 'proc/sys/net/ipv4')
-    interface, elsewhere = read_routes(text_of(os.path.join(root, 'proc/net/route')))
-    filters = [text_of(f'{ipv4}/conf/{name}/rp_filter').strip() for name in ('all', interface)]
-    listed = run_together({'nft': lambda: list_with('nft', '-j', 'list', 'ruleset'),
-                           'iptables-save': lambda: list_with('iptables-save')}, LIST_TIMEOUT + 0.2)
-    nft, iptables = (one if isinstance(one, str) else '' for one in listed.values())
-    unlisted = failures_in(listed)
-    if not any(listed.values()):
-        unlisted = 'neither nft nor iptables-save is installed'
-    elif 'legacy tables present' in iptables:
-        unlisted = 'iptables-legacy has rules, too'
-    chains: Chains = {}
-    try:
-        chains = read_iptables(iptables)
-        native = read_nft(nft) if nft else {}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        native, unlisted = {}, f'a listing cannot be read: {in_words(error)}'
-    if '(nf_tables)' in iptables:  # nft lists these, too, but not all of what they say
-        native = {name: chain for name, chain in native.items()
-                  if name.replace('ip ', 'iptables ', 1) not in chains}
-    return Host(text_of(f'{ipv4}/ip_forward').strip(), interface, max(filters) == '1', elsewhere,
-                {**chains, **native}, unlisted)
+def routed(network: Network, interface: str) -> Verdict:
+    """Tell whether the kernel forwards connections from a network, and the answers.
+
+    Two are tried that have nothing in common: a route for some hosts proves nothing.
+    """
+    told = []
+    for host, target in ((1, '1.1.1.1'), (3, '198.41.0.4')):  # of four quarters, of two halves
+        ends = str(network[host * network.num_addresses // 4]), target
+        told.append(worst([route(*way, interface) for way in (ends, ends[::-1])]))
+    sure, words = worst(told)
+    marks = not sure and 'fwmark' in output_of('ip', 'rule')  # rules may send it elsewhere
+    return False if {one for one, _ in told} == {False} and not marks else sure or None, words
 
 
 def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
 
-    It takes a few ms, at most 2 s, and never raises; nothing is listed where nothing is forwarded.
+    It takes some 20 ms, at most 2 s, and never raises.  Of a single host, the peer, only the routes
+    count: rules may rightly be for the private networks alone.
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
-        if text_of(os.path.join(root, 'proc/sys/net/ipv4/ip_forward')).strip() == '0':
-            return 'net.ipv4.ip_forward is 0'
-        host = look_at_host(root)
-        asked: List[Optional[Network]] = [Network(one) for one in networks]
-        for network in asked or [None]:
-            for sure, words in (host.forwarding(network), host.masquerading(network)):
-                if sure is False:
-                    return words
+        asked = [Network(one) for one in networks]
+        host = Host(root, asked)
+        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
+        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+                             *map(host.masquerading, private)])
+        return words if sure is False else ''
     return ''
 
 
@@ -1371,6 +1282,7 @@ class Ec2:
         self.denied: Set[str] = set()
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
+        self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
     def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
              after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
@@ -1412,7 +1324,7 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
                 ) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
@@ -1429,7 +1341,9 @@ class Ec2:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
-        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=nat_fault)
+        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
+        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=functools.partial(
+            nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
@@ -1457,12 +1371,20 @@ class Ec2:
             MAINTENANCE in facts.tags, self.peer_id in (described or {}), facts.source_dest_check,
             not all(answered), any(code_of(results[name]) in THROTTLED for name in questions))
 
+    def learn_networks(self) -> None:
+        """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
+        tables = self.settings.route_table_ids
+        found = self.call({'found': lambda client: describe_networks(client, tables)})['found']
+        self.networks = None if isinstance(found, Exception) else found
+
     def rehearse(self) -> bool:
         """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
         Returns whether more is to be rehearsed soon.
         """
+        if self.networks is None:
+            self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
         left = [name for name in calls if name not in self.allowed]
         left.sort(key=self.denied.__contains__)  # new ones first
@@ -1797,7 +1719,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
                         MINUTE, level=logging.WARNING)
     # running
     due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
-    if seen.failed() and seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
+    if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
@@ -1828,7 +1750,7 @@ class Monitor:
                  ping: Optional[Callable[..., bool]] = None, metadata: Any = None,
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., Dict[str, Any]] = run_together,
-                 nat_fault: Callable[[], str] = nat_fault, chance: Any = random,
+                 nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
                  probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
                  requests_from: Optional[Callable[[str], bool]] = None,
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
@@ -2257,9 +2179,11 @@ OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
 FRESH = 3 * STATUS_INTERVAL
 MORE = 'nat_monitor.py --check'
 AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
-LIST_RULES = 'nft list ruleset; iptables-save'
-MASQUERADE = ("nft 'table ip nat { chain postrouting { type nat hook postrouting priority 100; "
-              "oifname != \"lo\" masquerade; }; }'")
+LIST_RULES = 'nft list ruleset; ip rule; ip route'
+MASQUERADE = ("nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; "
+              "{}oifname != \"lo\" masquerade; }}; }}'")
+SYSCTL_FILES = [f'{directory}/sysctl.d/*.conf'  # the later one in place of one of the same name
+                for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
 CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
 CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
@@ -2422,18 +2346,38 @@ class Check:
                      f'is the {"primary" if primary else "secondary"}')
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards and masquerades what comes from the private subnets."""
-        host = look_at_host(self.root)
-        networks: List[Any] = sorted(self.networks) or [None]
-        told = [host.forwarding(network) for network in networks]
-        sure, words = min(told, key=lambda one: (False, None, True).index(one[0]))
-        remedy = LIST_RULES if host.forwards == '1' else (
-            'echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf && sysctl --system')
-        self.say(bool(sure), 'forwarding', '', words, remedy, FAIL if sure is False else UNSURE)
+        """Tell whether this host forwards and masquerades what comes from the private subnets.
+
+        So it must with what the peer sends through it, where probes are asked for.
+        """
+        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        probes = [Network(peer)] if peer and self.settings.probe_address else []
+        networks: List[Any] = [*sorted(self.networks), *probes]
+        host = Host(self.root, networks)
+        networks = networks or [None]
+        sure, words = worst([host.forwarding(network) for network in networks])
+        on = f'echo {host.switch}=1 > /etc/sysctl.d/90-nat.conf && sysctl --system'
+        self.say(bool(sure), 'forwarding', '', words, LIST_RULES if host.forwards == '1' else on,
+                 FAIL if sure is False else UNSURE)
+        path, name, value = self.switched_at_boot(host.interface)
+        if value == '0':
+            self.say(False, 'forwarding at boot', '', f'{path} switches {name} off',
+                     f"sed -i 's|{name}.*|{name} = 1|' {path}", WARN)
         for network in networks:
             sure, words = host.masquerading(network)
+            words += ' (the peer, which probes through this host)' * (network in probes)
+            remedy = MASQUERADE.format(f'ip saddr {network} ' if network else '')
             self.say(bool(sure), 'masquerading', str(network or ''), words,
-                     *((MASQUERADE, FAIL) if sure is False else (LIST_RULES, UNSURE)))
+                     *((remedy, FAIL) if sure is False else (LIST_RULES, UNSURE)))
+
+    def switched_at_boot(self, interface: str) -> Tuple[str, str, str]:
+        """Return what sysctl's files say last about forwarding: file, name, value; see sysctl.d."""
+        files = {os.path.basename(path): path for path in self.files(*SYSCTL_FILES)}
+        names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
+        setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
+        paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
+        found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
+        return found[-1] if found else ('', '', '')
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, in a file that cron accepts."""
@@ -2804,7 +2748,7 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`.
+    is told when it works again, in the words of `lost`, where it stands in the braces.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
@@ -2836,7 +2780,7 @@ class Writer(logging.Handler):
                 self.dropped += 1
             elif self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(f'{self.lost}: {count}')
+                log.warning(self.lost.replace('{}', str(count)))
 
 
 def write_line(level: str, line: str) -> bool:
@@ -2872,12 +2816,6 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
     return not failure
 
 
-def is_notified(record: logging.LogRecord) -> bool:
-    """Tell whether NOTIFY_COMMAND is told: of warnings and what ends them, but not of its own."""
-    return not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after '))
-
-
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
@@ -2887,7 +2825,7 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
             fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
+    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -2896,10 +2834,11 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 
 
 def start_notifying(command: Sequence[str]) -> None:
-    """Run the command for warnings from now on."""
+    """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told')
-    notifier.addFilter(is_notified)
+                      f'lines of which {command[0]} was not told: {{}}')
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
+        record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
     log.addHandler(notifier)
 
 
@@ -2948,11 +2887,11 @@ def write_proc(path: str, text: str) -> None:
 
 def import_fault(error: BaseException) -> str:
     """Say which package is missing, or what a broken one raised."""
-    name, words = getattr(error, 'name', ''), f'{type(error).__name__}: {on_one_line(error)}'
-    if isinstance(error, ModuleNotFoundError) and name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {name} is missing: '
+    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
+        return (f'the Python package {error.name} is missing: '
                 f'install boto3 and requests for {sys.executable}')
-    return f'the Python package boto3 or requests is broken for {sys.executable} ({words}): mend it'
+    return (f'the Python package boto3 or requests is broken for {sys.executable} '
+            f'({type(error).__name__}: {on_one_line(error)}): mend it')
 
 
 def main(argv: Optional[List[str]] = None) -> int:

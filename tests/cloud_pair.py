@@ -28,31 +28,9 @@ docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0
 """  # of /proc/net/route, as a little-endian machine shows it
 
 
-def match(left: str, *right: Any, op: str = '==') -> Dict[str, Any]:
-    """Return a condition as nft shows it in JSON: `left` is such as 'ip saddr', 'ct state' or 'oifname'."""
-    first, _, second = left.rpartition(' ')
-    place = {'payload': {'protocol': first, 'field': second}} if first in ('ip', 'ip6', 'tcp', 'udp') else {
-        first or 'meta': {'key': second}}
-    values = [{'prefix': {'addr': each.split('/')[0], 'len': int(each.split('/')[1])}} if '/' in str(each) else each
-              for each in right]
-    return {'match': {'op': op, 'left': place, 'right': {'set': values} if len(values) > 1 else values[0]}}
-
-
-def nft(*rules: List[Dict[str, Any]], table: str = 'nat', hook: str = 'postrouting', policy: str = 'accept',
-        **chains: List[List[Dict[str, Any]]]) -> str:
-    """Return what `nft -j list ruleset` shows of a chain with that hook, and of others that it jumps to."""
-    common: Dict[str, Any] = {'family': 'ip', 'table': table}
-    base = {**common, 'name': hook, 'type': 'nat' if table == 'nat' else 'filter', 'hook': hook, 'prio': 0,
-            'policy': policy}
-    return json.dumps({'nftables': [
-        {'metainfo': {'version': '1.0.6'}}, {'table': {'family': 'ip', 'name': table}}, {'chain': base},
-        *({'chain': {**common, 'name': name}} for name in chains),
-        *({'rule': {**common, 'chain': name, 'expr': rule}} for name, found in {hook: rules, **chains}.items()
-          for rule in found)]})
-
-
-NO_RULES = json.dumps({'nftables': [{'metainfo': {'version': '1.0.6'}}]})
-MASQUERADE = nft([match('oifname', 'ens5'), {'counter': {'packets': 1, 'bytes': 60}}, {'masquerade': None}])
+NO_RULES = ''
+MASQUERADE = 'table ip nat {\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n' \
+             '\t\toifname "ens5" counter packets 1 bytes 60 masquerade\n\t}\n}\n'  # as nft lists it
 
 
 class Line(NamedTuple):
@@ -125,6 +103,7 @@ class Pair:
         self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
         self.hold_lock(os.getpid())
         self.file('proc/net/route', ROUTES)
+        self.file('proc/net/fib_trie', '|-- 10.0.0.4\n   /32 host LOCAL\n')
         self.file('proc/sys/net/ipv4/ip_forward', '1\n')
         self.firewall()
 
@@ -176,10 +155,10 @@ class Pair:
         self.file('proc/locks', f'1: POSIX  ADVISORY  WRITE 1 {device}:{lock.st_ino} 0 EOF\n'
                                 f'2: FLOCK  ADVISORY  WRITE {pid} {device}:{lock.st_ino} 0 EOF\n')
 
-    def firewall(self, nft: str = MASQUERADE, iptables: str = '') -> None:
-        """Let the tools list these rules."""
-        for tool, listing in (('nft', nft), ('iptables-save', iptables)):
-            self.file(f'bin/{tool}', f"#!/bin/sh\ncat <<'EOF'\n{listing}\nEOF\n", 0o755)
+    def firewall(self, rules: str = MASQUERADE) -> None:
+        """Let nft list these rules; to the kernel all that it is asked for goes by ens5."""
+        for tool, said in (('nft', rules), ('ip', '[{"dev": "ens5"}]')):
+            self.file(f'bin/{tool}', f"#!/bin/sh\ncat <<'EOF'\n{said}\nEOF\n", 0o755)
 
     def get(self, item: str) -> str:
         if isinstance(self.metadata[item], Exception):

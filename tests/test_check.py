@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any, Callable, ContextManager, Iterator, List, Set, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Set, Tuple
 
 import boto3
 import pytest
@@ -20,8 +20,8 @@ from moto import mock_aws
 from moto.iam.models import iam_backends
 
 import nat_monitor
-from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, ROUTES, Line, Pair, credentials, match,
-                              nft, read_lines, serving_metadata)
+from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, Line, Pair, credentials, read_lines,
+                              serving_metadata)
 from tests.lab.lab import Lab
 from tests.lab.network import ECHO, ELASTIC_IP
 
@@ -183,7 +183,7 @@ def forward_nothing(pair: Pair) -> None:
 
 
 def drop_rules(pair: Pair) -> None:
-    pair.firewall(nft=NO_RULES)
+    pair.firewall(NO_RULES)
 
 
 def drop_cron_job(pair: Pair) -> None:
@@ -673,53 +673,26 @@ def test_a_job_in_the_crontab_of_root_will_do(pair: Pair, capfd: Any) -> None:
     assert ('ok', 'cron job') in [line[:2] for line in lines], pair.text
 
 
-DROPS = '*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 ! -o docker0 -j ACCEPT\nCOMMIT'
-
-
-def nat_table(rule: str) -> str:
-    return f'*nat\n:POSTROUTING ACCEPT [0:0]\n{rule}\nCOMMIT'
-
-
-@pytest.mark.parametrize('listing, tables, verdict, what, words', [
-    (NO_RULES, nat_table('-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE'), 'FAIL', 'masquerading',
-     'no rule masquerades 10.0.1.0/24; run: nft '),
-    (NO_RULES, nat_table('-A POSTROUTING -m comment --comment "masquerade" -j ACCEPT'), 'FAIL', 'masquerading', 'no'),
-    (nft([{'jump': {'target': 'masquerade'}}], masquerade=[]), '', 'FAIL', 'masquerading', 'no rule'),
-    (nft([match('ct status', 'snat', op='in'), {'accept': None}]), '', 'FAIL', 'masquerading', 'no rule'),
-    (nft([match('oifname', 'eth1'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
-    (nft([match('ip saddr', '10.0.0.0/24'), {'masquerade': None}]), '', 'FAIL', 'masquerading', 'no rule'),
-    (nft([match('ip saddr', '@private'), {'masquerade': None}]), '', 'unknown', 'masquerading', 'saddr @private'),
-    (MASQUERADE, DROPS, 'FAIL', 'forwarding', 'forwarding is dropped (iptables filter FORWARD: policy drop)'),
-    (nft([match('ip saddr', '@bad'), {'drop': None}], table='filter', hook='forward'), nat_table(
-        '-A POSTROUTING -j MASQUERADE'), 'unknown', 'forwarding', 'ip filter forward: saddr @bad drop'),
-    (nft([match('ct state', 'established'), {'accept': None}], table='filter', hook='forward', policy='drop'),
-     nat_table('-A POSTROUTING -j MASQUERADE'), 'FAIL', 'forwarding', 'forwarding is dropped (ip filter forward: pol'),
+@pytest.mark.parametrize('rule, verdict, words', [
+    ('ip saddr 10.0.1.0/24 masquerade', 'ok', 'ip nat postrouting: ip saddr 10.0.1.0/24 masquerade'),
+    ('ip saddr 10.0.0.0/24 masquerade', 'FAIL', "no rule masquerades 10.0.1.0/24; run: nft 'table ip nat {"),
+    ('snat to 198.51.100.7', 'FAIL', 'snat to 198.51.100.7'),
+    ('ip saddr @private masquerade', 'unknown', 'ip saddr @private masquerade; run: nft list ruleset'),
 ])
 def test_rules_are_judged_by_what_they_do_with_the_private_subnet(
-        pair: Pair, capfd: Any, listing: str, tables: str, verdict: str, what: str, words: str) -> None:
-    pair.firewall(listing, tables)
+        pair: Pair, capfd: Any, rule: str, verdict: str, words: str) -> None:
+    pair.firewall(re.sub('oifname.*', rule, MASQUERADE))
 
     _, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.verdict != 'ok']
-    assert (line.verdict, line.what) == (verdict, what) and words in line.words, pair.text
-
-
-def test_a_private_network_that_is_routed_elsewhere_is_unknown(pair: Pair, capfd: Any) -> None:
-    pair.file('proc/net/route', ROUTES + 'br0 0001000A 00000000 0001 0 0 0 00FFFFFF 0 0 0\n')
-    pair.file('proc/sys/net/ipv4/conf/all/rp_filter', '1\n')
-
-    _, lines = pair.check(capfd)
-
-    [line] = [line for line in lines if line.verdict != 'ok']
-    assert line[:2] == ('unknown', 'forwarding')
-    assert '10.0.1.0/24 is routed to br0, not to ens5, whose rp_filter is strict' in line.words
+    [line] = [line for line in lines if line.what == 'masquerading']
+    assert line.verdict == verdict and words in line.words, pair.text
 
 
 def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
     subnet = pair.ec2.create_subnet(VpcId=pair.vpc, CidrBlock='10.0.2.0/24')['Subnet']['SubnetId']
     pair.ec2.associate_route_table(RouteTableId=pair.table, SubnetId=subnet)
-    pair.firewall(nft([match('ip saddr', '10.0.1.0/24'), {'masquerade': None}]))
+    pair.firewall(MASQUERADE.replace('oifname', 'ip saddr 10.0.1.0/24 oifname'))
 
     _, lines = pair.check(capfd)
 
@@ -727,24 +700,65 @@ def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
         ('ok', 'masquerading', '10.0.1.0/24'), ('FAIL', 'masquerading', '10.0.2.0/24')]
 
 
-def test_a_rule_of_iptables_will_do(pair: Pair, capfd: Any) -> None:
-    pair.firewall(NO_RULES, nat_table('-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'))
+def test_where_the_peer_probes_its_packets_are_judged_too(pair: Pair, capfd: Any) -> None:
+    pair.firewall(MASQUERADE.replace('oifname', 'ip saddr 10.0.1.0/24 oifname'))
+    with open(pair.settings_file, 'a') as settings:
+        settings.write(f'PROBE_ADDRESS = {ECHO!r}\n')
+    peer = pair.instances[pair.primary]['PrivateIpAddress']
 
     _, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.what == 'masquerading']
-    assert line.verdict == 'ok' and line.words == '-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4'
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line[:3] == ('FAIL', 'masquerading', f'{peer}/32')
+    assert 'the peer, which probes through this host' in line.words and f'ip saddr {peer}/32 oif' in line.words
 
 
 def test_rules_that_cannot_be_listed_are_unknown(pair: Pair, capfd: Any) -> None:
-    for tool in ('nft', 'iptables-save'):
-        pair.file(f'bin/{tool}', '#!/bin/sh\nexit 1\n', 0o755)
+    pair.file('bin/nft', '#!/bin/sh\nexit 1\n', 0o755)
 
     _, lines = pair.check(capfd)
 
     told = {line.what: line.words for line in lines if line.verdict == 'unknown'}
     assert set(told) == {'forwarding', 'masquerading'}
     assert all('exit status 1' in words for words in told.values())
+
+
+def test_an_interface_that_does_not_forward_is_told_with_its_switch(pair: Pair, capfd: Any) -> None:
+    pair.file('proc/sys/net/ipv4/conf/ens5/forwarding', '0\n')
+
+    _, lines = pair.check(capfd)
+
+    [line] = [line for line in lines if line.verdict == 'FAIL']
+    assert line.words.startswith('net.ipv4.conf.ens5.forwarding is 0; run: echo net.ipv4.conf.ens5.forwarding=1 > ')
+
+
+OFF, ON = 'net.ipv4.ip_forward = 0\n', 'net.ipv4.ip_forward = 1\n'
+
+
+@pytest.mark.parametrize('files, told', [
+    ({'etc/sysctl.d/90-nat.conf': ON}, ''),
+    ({'etc/sysctl.d/90-nat.conf': ON, 'usr/lib/sysctl.d/50-default.conf': OFF}, ''),
+    ({'etc/sysctl.d/90-nat.conf': ON, 'usr/lib/sysctl.d/99-hard.conf': OFF}, 'usr/lib/sysctl.d/99-hard.conf'),
+    ({'etc/sysctl.d/90-nat.conf': ON, 'run/sysctl.d/90-nat.conf': OFF}, ''),  # the one in /etc takes its place
+    ({'etc/sysctl.d/90-nat.conf': ON, 'etc/sysctl.conf': f'# {ON}{OFF}'}, 'etc/sysctl.conf'),
+    ({'etc/sysctl.conf': f'#{OFF};{OFF}'}, ''),
+    ({'etc/sysctl.conf': f'{OFF}{ON}'}, ''),
+    ({'etc/sysctl.d/9.conf': f'{ON}-net/ipv4/conf/all/forwarding=0'}, 'etc/sysctl.d/9.conf'),
+    ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.ens5.forwarding=0'}, 'etc/sysctl.d/9.conf'),
+    ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.docker0.forwarding=0'}, ''),
+])
+def test_a_file_that_turns_forwarding_off_at_the_next_boot_is_told(
+        pair: Pair, capfd: Any, files: Dict[str, str], told: str) -> None:
+    for name, text in files.items():
+        pair.file(name, text)
+
+    _, lines = pair.check(capfd)
+
+    assert [line.words.split()[0] for line in lines if line.verdict == 'warn'] == (
+        [os.path.join(pair.root, told)] if told else [])
+    for command in (line.words.partition('run: ')[2] for line in lines if line.verdict == 'warn'):
+        subprocess.run(command, shell=True, check=True)  # and does what it says
+        assert 'warn' not in {line.verdict for line in pair.check(capfd)[1]}
 
 
 @pytest.mark.skipif(not shutil.which('sleep'), reason='needs sleep')

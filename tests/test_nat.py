@@ -1,36 +1,171 @@
-"""Whether a host masquerades and forwards what comes from private subnets, by what the tools list."""
+"""Whether a host can NAT: what is said of its rules, routes and switches, and what a real packet does there."""
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
-import time
-from typing import Any, Dict, List, Optional
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
 import nat_monitor
-from tests.cloud_pair import MASQUERADE, NO_RULES, ROUTES, match, nft
+from tests.cloud_pair import MASQUERADE, ROUTES
+from tests.lab.network import ENVIRONMENT, Node, NodeFailed
 
-NETWORK = ipaddress.IPv4Network('10.0.1.0/24')
-TO_NAT: Dict[str, Any] = {'masquerade': None}
-ACCEPT: Dict[str, Any] = {'accept': None}
-DROP: Dict[str, Any] = {'drop': None}
-VPC_OUT = [match('ip saddr', '10.0.0.0/16'), match('ip daddr', '10.0.0.0/16', op='!=')]
-RANGE = match('ip saddr', {'range': ['10.0.1.0', '10.0.2.255']})
-STATES = {'vmap': {'key': {'ct': {'key': 'state'}}, 'data': {'set': [
-    ['established', ACCEPT], ['related', ACCEPT], ['invalid', DROP]]}}}
-COMMENT = '-A POSTROUTING -o ens5 -m comment --comment "no -j MASQUERADE" -j ACCEPT'
-DOCKER = '''*filter
+OWN, NETWORK, SERVER = '10.0.0.11', '10.0.1.0/24', '8.8.8.8'
+LOST, ARRIVES = 0.5, 10.0  # s, after which a connection that must not, or must, be made is given up
+FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+JUDGE = '''
+import ipaddress, json, sys
+import nat_monitor
+for line in sys.stdin:
+    networks = [ipaddress.IPv4Network(one) for one in line.split()]
+    host = nat_monitor.Host('/', networks)
+    about = networks[0] if networks else None
+    print(json.dumps([*host.forwarding(about), *host.masquerading(about),
+                      nat_monitor.nat_fault(line.split())]), flush=True)
+'''
+CONNECT = f'''
+import socket, sys
+print(socket.create_connection(('{SERVER}', 80), float(sys.argv[1])).recv(99).decode())
+'''
+# The router of a VPC: what comes from the private host goes to the NAT host, and comes back by the same interface.
+ROUTER = '''
+echo 1 >/proc/sys/net/ipv4/ip_forward
+for kind in all default; do echo 0 >/proc/sys/net/ipv4/conf/$kind/rp_filter; done
+'''
+CABLING = f'''
+ip address add 10.0.0.1/24 dev nat; ip address add 10.0.1.1/24 dev private; ip address add 100.64.0.1/30 dev internet
+for name in nat private internet; do ip link set $name up; done
+ip route add {SERVER} via 100.64.0.2
+ip route add default via {OWN} table 11; ip rule add iif private lookup 11
+'''
+AS_AT_BOOT = f'''
+nft flush ruleset
+ip rule flush; ip rule add pref 32766 lookup main
+ip route flush table 77 2>/dev/null || true; ip link del tun0 2>/dev/null || true
+ip link set ens5 down; ip address flush dev ens5; ip address add {OWN}/24 dev ens5; ip link set ens5 up
+ip route replace default via 10.0.0.1
+cd /proc/sys/net/ipv4
+for kind in all ens5; do echo 0 >conf/$kind/rp_filter; echo 0 >conf/$kind/send_redirects; done
+echo 0 >ip_forward; echo 1 >ip_forward
+'''
+TUNNEL = 'ip link add tun0 type veth peer name far; ip link set tun0 up; ip link set far up\n'
+
+
+class World:
+    """A private host, a NAT host with one interface, and a server on the internet; the router is between them."""
+
+    def __init__(self) -> None:
+        self.router = Node('router', prepare=ROUTER)
+        addresses = {'nat': '10.0.0.11/24', 'private': '10.0.1.10/24', 'internet': '100.64.0.2/30'}
+        self.nodes = {name: Node(name, self.router) for name in addresses}
+        for name, node in self.nodes.items():
+            subprocess.run([*self.router.enter('net'), 'ip', 'link', 'add', name, 'type', 'veth', 'peer', 'name',
+                            'ens5', 'netns', str(node.pid)], check=True, env=ENVIRONMENT)
+        self.router.run('sh', '-ec', CABLING)
+        for name, node in self.nodes.items():
+            gateway = {'nat': '10.0.0.1', 'private': '10.0.1.1', 'internet': '100.64.0.1'}[name]
+            node.run('sh', '-ec', f'ip address add {addresses[name]} dev ens5; ip link set ens5 up\n'
+                                  f'ip route add default via {gateway}')
+        self.nodes['internet'].run('ip', 'address', 'add', f'{SERVER}/32', 'dev', 'lo')
+        self.server = self.nodes['internet'].socket(socket.SOCK_STREAM, SERVER, 80)
+        threading.Thread(target=self.serve, daemon=True).start()
+        self.judge = subprocess.Popen([*self.nodes['nat'].enter(), sys.executable, '-c', JUDGE], text=True,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      env={**ENVIRONMENT, 'PYTHONPATH': FOLDER})
+
+    def serve(self) -> None:
+        """Tell each client the address that it has on the internet."""
+        while True:
+            try:
+                connection, address = self.server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                connection.sendall(address[0].encode())
+
+    def set_up(self, host: str) -> None:
+        """Boot the NAT host, then let it run a script, or load rules of nft or of iptables."""
+        tool = ['nft', '-f', '-'] if host.startswith('table ') else (
+            ['iptables-restore'] if host.startswith('*') else ['sh', '-e'])
+        self.nodes['nat'].run('sh', '-ec', AS_AT_BOOT)
+        self.nodes['nat'].run(*tool, input=host)
+
+    def judged(self, *networks: str) -> List[Any]:
+        """Return whether it forwards and why, whether it masquerades and why, and nat_fault()."""
+        assert self.judge.stdin and self.judge.stdout
+        print(*networks, file=self.judge.stdin, flush=True)
+        told: List[Any] = json.loads(self.judge.stdout.readline())
+        return told
+
+    def comes_through(self, patience: float) -> bool:
+        """Tell whether the private host reaches the server, which sees it under the NAT host's address."""
+        try:
+            return self.nodes['private'].run(sys.executable, '-SEc', CONNECT, str(patience)).stdout.strip() == OWN
+        except NodeFailed:
+            return False
+
+    def close(self) -> None:
+        self.judge.kill()
+        self.judge.wait()
+        for node in (*self.nodes.values(), self.router):
+            node.end()
+        self.server.close()
+
+
+@pytest.fixture(scope='module')
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+# Rule sets as they are found on NAT hosts; of each whether it forwards and whether it masquerades.
+
+def nat(*rules: str, more: str = '') -> str:
+    return 'table ip nat {\n%s\nchain postrouting {\ntype nat hook postrouting priority srcnat\n%s\n}\n}' % (
+        more, '\n'.join(rules))
+
+
+def forward(*rules: str, policy: str = 'drop', more: str = '') -> str:
+    return '%s\ntable inet filter {\n%s\nchain forward {\ntype filter hook forward priority 0; policy %s\n%s\n}\n}' % (
+        README, more, policy, '\n'.join(rules))
+
+
+def iptables(rules: str, forward: str = ':FORWARD ACCEPT [0:0]') -> str:
+    """Return what iptables-save shows of rules for nat, and for filter."""
+    return f'*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n*filter\n{forward}\nCOMMIT\n'
+
+
+README = 'table ip nat { chain postrouting { type nat hook postrouting priority srcnat;\n' \
+         'ip saddr 10.0.0.0/16 ip daddr != 10.0.0.0/16 masquerade\n}\n}'
+OURS = '-A POSTROUTING -s 10.0.0.0/16 ! -d 10.0.0.0/16 -o ens5 -j MASQUERADE'
+DOCKER = '''
 :FORWARD DROP [0:0]
-:DOCKER-USER - [0:0]
+:DOCKER - [0:0]
 :DOCKER-FORWARD - [0:0]
+:DOCKER-USER - [0:0]
 -A FORWARD -j DOCKER-USER
 -A FORWARD -j DOCKER-FORWARD
+-A DOCKER ! -i docker0 -o docker0 -j DROP
 -A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--A DOCKER-FORWARD -i docker0 ! -o docker0 -j ACCEPT
--A DOCKER-USER -j RETURN
-COMMIT'''
-UFW = '''*filter
+-A DOCKER-FORWARD -o docker0 -j DOCKER
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+'''.strip()
+DOCKER_NAT = ''':DOCKER - [0:0]
+:PREROUTING ACCEPT [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+'''
+UFW = '''
 :FORWARD DROP [0:0]
 :ufw-before-forward - [0:0]
 :ufw-user-forward - [0:0]
@@ -41,227 +176,264 @@ UFW = '''*filter
 -A ufw-before-forward -p icmp -m icmp --icmp-type 8 -j ACCEPT
 -A ufw-before-forward -j ufw-user-forward
 -A ufw-after-logging-forward -m limit --limit 3/min --limit-burst 10 -j LOG --log-prefix "[UFW BLOCK] "
-COMMIT'''
+'''.strip()
+RHEL = ''':FORWARD ACCEPT [0:0]
+-A FORWARD -j REJECT --reject-with icmp-host-prohibited'''
+FIREWALLD = '''table inet firewalld {
+    chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10; jump mangle_PREROUTING_ZONES; }
+    chain mangle_PREROUTING_ZONES { iifname "ens5" goto mangle_PRE_public
+        goto mangle_PRE_public
+    }
+    chain mangle_PRE_public { return
+    }
+    chain filter_PREROUTING { type filter hook prerouting priority filter + 10
+        icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
+        meta nfproto ipv6 fib saddr . mark . iif oif missing drop
+    }
+    chain filter_FORWARD { type filter hook forward priority filter + 10
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        ip6 daddr { ::/96, 2002::/24 } reject with icmpv6 type addr-unreachable
+        jump filter_FORWARD_ZONES
+        reject with icmpx type admin-prohibited
+    }
+    chain filter_FORWARD_ZONES { iifname "ens5" goto filter_FWD_public
+        goto filter_FWD_public
+    }
+    chain filter_FWD_public { jump filter_FWD_public_allow
+        meta l4proto { icmp, ipv6-icmp } accept
+    }
+    chain filter_FWD_public_allow { %s
+    }
+    chain nat_POSTROUTING { type nat hook postrouting priority srcnat + 10; jump nat_POSTROUTING_ZONES; }
+    chain nat_POSTROUTING_ZONES { oifname "ens5" goto nat_POST_public
+        goto nat_POST_public
+    }
+    chain nat_POST_public { meta nfproto ipv4 oifname != "lo" masquerade
+    }
+}'''
+MANY = '\n'.join(f'10.{100 + n // 50000}.{n // 250 % 200}.{n % 250},' for n in range(100000))
+
+CASES = {
+    # masquerading
+    'as in the README': (README, True, True),
+    'no rule': ('true', True, False),
+    'the private network alone': (nat('ip saddr 10.0.1.0/24 oifname "ens5" counter masquerade'), True, True),
+    'another network': (nat('ip saddr 172.17.0.0/16 masquerade'), True, False),
+    'half of the network': (nat('ip saddr 10.0.1.0/25 masquerade'), True, None),
+    'a wrong interface': (nat('oifname "eth0" masquerade'), True, False),
+    'any other interface': (nat('oifname != "lo" masquerade random,persistent comment "no jump x"'), True, True),
+    'neighbours merged to a range': (nat('ip saddr { 10.0.0.0/24, 10.0.1.0/24, 10.0.2.0/24 } masquerade'), True, True),
+    'sets of networks': (nat('ip saddr { 10.0.1.0/24, 192.168.0.0/16 } ip daddr != { 10.0.0.0/8, 172.16.0.0/12 } '
+                             'masquerade'), True, True),
+    'a set by name': (nat('ip saddr @private masquerade', more='set private { type ipv4_addr; flags interval\n'
+                          'elements = { 10.0.1.0/24 }\n}'), True, None),
+    'not a set by name': (nat('ip saddr != @guests masquerade', more='set guests { type ipv4_addr\n}'), True, None),
+    'another protocol': (nat('udp dport 53 masquerade', 'meta l4proto icmp masquerade'), True, False),
+    'by mark': (nat('meta mark 1 masquerade'), True, None),
+    'excepted before': (nat('ip saddr 10.0.1.0/24 accept', 'masquerade'), True, False),
+    'a chain that returns': (nat('jump ours', 'masquerade', more='chain ours { ip saddr 10.0.1.0/24 return\naccept\n}'),
+                             True, True),
+    'a chain that is gone to': (nat('goto ours', 'masquerade', more='chain ours { oifname "lo" masquerade\n}'),
+                                True, False),
+    'a chain by name alone': (nat('jump MASQUERADE', more='chain MASQUERADE { counter\n}'), True, False),
+    'by a map': (nat('ip saddr vmap { 10.0.1.0/24 : jump ours, 10.0.2.0/24 : accept }',
+                     more='chain ours { masquerade\n}'), True, True),
+    'by a map to elsewhere': (nat('ip saddr vmap { 10.0.1.0/24 : accept, 10.0.2.0/24 : return }', 'masquerade'),
+                              True, False),
+    'SNAT': (nat(f'oifname "ens5" snat to {OWN}'), True, True),
+    'SNAT, inet': (nat(f'snat ip to {OWN} persistent').replace('table ip', 'table inet'), True, True),
+    'SNAT, foreign address': (nat('oifname "ens5" snat to 10.0.0.12'), True, False),
+    'SNAT, several': (nat('snat to 10.0.0.11-10.0.0.14'), True, None),
+    'SNAT, a map': (nat('snat to ip saddr map { 10.0.1.10 : 10.0.0.11 }'), True, None),
+    'SNAT, two that disagree': (README + '\n' + nat('snat to 10.0.0.12').replace('ip nat', 'ip other'), True, None),
+    'dormant': ('table ip x { flags dormant\nchain f { type filter hook forward priority 0; policy drop; }\n}\n'
+                + README, True, True),
+    'iptables': (iptables(OURS), True, True),
+    'iptables, a comment': (iptables('-A POSTROUTING -m comment --comment "no \\"-j MASQUERADE\\"" -j ACCEPT'),
+                            True, False),
+    'iptables, ranges': (iptables('-A POSTROUTING -m iprange --src-range 10.0.0.0-10.0.3.255 -j MASQUERADE'),
+                         True, True),
+    'iptables, SNAT': (iptables(f'-A POSTROUTING -o ens+ -j SNAT --to-source {OWN}'), True, True),
+    'iptables, foreign': (iptables('-A POSTROUTING -o ens+ -j SNAT --to-source 198.51.100.7'), True, False),
+    'iptables, local alone': (iptables('-A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE'), True, False),
+    'iptables, goto': (iptables(':OURS - [0:0]\n-A POSTROUTING -g OURS\n-A OURS -o lo -j RETURN\n'
+                                '-A OURS -j MASQUERADE'), True, True),
+    'iptables and nft': ("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n"
+                         'nft add rule ip nat POSTROUTING ip saddr 10.0.1.0/24 masquerade', True, True),
+    # forwarding, by rules
+    'Docker': (iptables(DOCKER_NAT + OURS, DOCKER), False, True),
+    'Docker, without a rule': (iptables(DOCKER_NAT, DOCKER.replace('D DROP', 'D ACCEPT')), True, False),
+    'Docker, DOCKER-USER': (iptables(DOCKER_NAT + OURS, f'{DOCKER}\n-A DOCKER-USER -i ens5 -o ens5 -j ACCEPT'),
+                            True, True),
+    'ufw': (iptables(OURS, UFW), False, True),
+    'ufw, route allow': (iptables(OURS, f'{UFW}\n-A ufw-user-forward -i ens5 -o ens5 -j ACCEPT'), True, True),
+    'RHEL': (iptables(OURS, RHEL), False, True),
+    'firewalld': (FIREWALLD % '', False, True),
+    'firewalld, allowed': (FIREWALLD % 'oifname "ens5" ct state { new, untracked } accept', True, True),
+    'policy drop': (forward(), False, True),
+    'not the answers': (forward('ip saddr 10.0.1.0/24 accept'), False, True),
+    'not the first packet': (forward('ct state established,related accept'), False, True),
+    'both': (forward('ct state vmap { established : accept, related : accept, invalid : drop }',
+                     'ip saddr 10.0.0.0/16 iifname "ens*" accept'), True, True),
+    'neither state nor wrong interface': (forward('ct state != { established, new } drop', 'iifname "eth1" drop',
+                                                  policy='accept'), True, True),
+    'states of several kinds': (forward('ct state != established,related drop', policy='accept'), None, True),
+    'ports': (forward('tcp dport 80 accept', 'ct state established accept'), None, True),
+    'interfaces by name': (forward('iifname @inner accept', 'ct state established accept',
+                                   more='set inner { type ifname\n elements = { "ens5" }\n}'), None, True),
+    'a map by name': (forward('ip saddr vmap @where counter', 'ct state established accept',
+                              more='map where { type ipv4_addr : verdict\n}'), None, True),
+    'a chain without a name': (forward('ip saddr 192.168.0.0/16 jump {\ndrop\n}', policy='accept'), True, True),
+    'the original source': (forward('ct original ip saddr 10.0.1.0/24 accept'), None, True),
+    'by link layer': (forward('ether type ip drop', policy='accept'), None, True),
+    'by raw bytes': (forward('@nh,96,32 0x0a00010a drop', policy='accept'), None, True),
+    'a large set': (forward('ip saddr @bad drop', policy='accept', more='set bad { type ipv4_addr\n'
+                            f'elements = {{ {MANY} }}\n}}'), None, True),
+    'before the routes': (README + '\ntable netdev x { chain y { type filter hook ingress device "ens5" priority 0\n'
+                          'ip protocol tcp drop\n}\n}', None, True),
+    'another interface': (README + '\ntable netdev x { chain y { type filter hook ingress device "lo" priority 0\n'
+                          'drop\n}\n}', True, True),
+    'limits clamped and counted': (forward('tcp flags syn tcp option maxseg size set rt mtu', 'counter accept'),
+                                   True, True),
+    # forwarding, by routes and switches
+    'ip_forward 0': (f"echo 0 >/proc/sys/net/ipv4/ip_forward; nft '{README}'", False, True),
+    'interface 0': (f"echo 0 >/proc/sys/net/ipv4/conf/ens5/forwarding; nft '{README}'", False, True),
+    'interface alone 1': ('echo 0 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv4/conf/ens5/forwarding\n'
+                          f"nft '{README}'", True, True),
+    'both halves': (f"{TUNNEL}nft '{README}'; ip route add 0.0.0.0/1 dev tun0; ip route add 128.0.0.0/1 dev tun0",
+                    False, True),
+    'one half': (f"{TUNNEL}nft '{README}'; ip route add 128.0.0.0/1 dev tun0", None, True),
+    'a policy': (f"{TUNNEL}nft '{README}'; ip route add default dev tun0 table 77\n"
+                 'ip rule add from 10.0.1.0/24 lookup 77', False, True),
+    'a policy for some': (f"{TUNNEL}nft '{README}'; ip route add default dev tun0 table 77\n"
+                          'ip rule add from 10.0.1.128/25 lookup 77', None, True),
+    'a policy by mark': (f"{TUNNEL}nft '{README}'; ip route add default dev tun0 table 77\n"
+                         'ip rule add not fwmark 7 lookup 77\n'
+                         "nft 'table ip m { chain c { type filter hook prerouting priority mangle; mark set 7; }; }'",
+                         None, True),
+    'answers elsewhere': (f"{TUNNEL}nft '{README}'; ip route add 10.0.0.0/21 dev tun0", False, True),
+    'strict rp_filter': (f"{TUNNEL}nft '{README}'; ip route add 10.0.0.0/21 dev tun0\n"
+                         'echo 1 >/proc/sys/net/ipv4/conf/ens5/rp_filter', False, True),
+    'rejected': (f"nft '{README}'; ip rule add iif ens5 unreachable", False, True),
+}
 
 
-def iptables(*rules: str) -> str:
-    """Return what iptables-save shows of a nat table with these rules."""
-    return '\n'.join(['*nat', ':POSTROUTING ACCEPT [0:0]', *rules, 'COMMIT'])
+@pytest.mark.parametrize('name', CASES)
+def test_what_is_said_is_what_a_packet_does(world: World, name: str) -> None:
+    host, forwarding, masquerading = CASES[name]
+
+    world.set_up(host)
+
+    forwards, _, masquerades, _, fault = said = world.judged(NETWORK)
+    assert (forwards, masquerades) == (forwarding, masquerading), said
+    can = False if False in (forwards, masquerades) else None if None in (forwards, masquerades) else True
+    assert bool(fault) is (can is False), said
+    if can is not None:
+        assert world.comes_through(ARRIVES if can else LOST) is can
 
 
-def forward(*rules: str) -> str:
-    """Return what it shows of a filter table that drops what these rules do not accept."""
-    return '\n'.join(['*filter', ':FORWARD DROP [0:0]', *rules, 'COMMIT'])
+# What the monitor is told before it knows the private networks
+
+def test_rules_need_not_be_for_the_peer(world: World) -> None:
+    world.set_up(nat('ip saddr 10.0.1.0/24 masquerade'))
+
+    _, _, masquerades, words, fault = world.judged('10.0.0.12/32')
+
+    assert (masquerades, words, fault) == (False, 'no rule masquerades 10.0.0.12/32', '')
 
 
-def host(tables: str = '', tool: str = NO_RULES) -> nat_monitor.Host:
-    interface, elsewhere = nat_monitor.read_routes(ROUTES)
-    return nat_monitor.Host('1', interface, False, elsewhere, {
-        **nat_monitor.read_iptables(tables), **nat_monitor.read_nft(tool)})
+def test_of_the_peer_the_routes_count(world: World) -> None:
+    world.set_up(CASES['both halves'][0])
+
+    assert world.judged('10.0.0.12/32')[4] == 'what comes from 10.0.0.12 to 1.1.1.1 goes by tun0'
 
 
-@pytest.mark.parametrize('rules, sure', [
-    ([[*VPC_OUT, TO_NAT]], True),
-    ([[TO_NAT]], True),
-    ([[match('oifname', 'ens5'), {'counter': None}, {'snat': {'addr': '10.0.0.4'}}]], True),
-    ([[match('oifname', 'ens*'), match('meta l4proto', 'tcp', 'udp'), TO_NAT]], True),
-    ([[match('oifname', 'lo', op='!='), TO_NAT]], True),
-    ([[match('ip saddr', '10.0.2.0/24', '10.0.1.0/24'), TO_NAT]], True),
-    ([[RANGE, TO_NAT]], True),
-    ([[match('ip saddr', '10.0.1.0/25'), TO_NAT]], None),  # half of it
-    ([[match('ip saddr', '@private'), TO_NAT]], None),
-    ([[match('ip daddr', '93.184.0.0/16'), TO_NAT]], None),  # all that they may ask for, perhaps
-    ([[match('ip saddr', '@guests', op='!='), TO_NAT]], None),
-    ([[match('meta mark', 1), TO_NAT]], None),
-    ([[{'limit': {'rate': 3}}, TO_NAT]], None),
-    ([[{'xt': {'type': 'target', 'name': 'MASQUERADE'}}]], None),
-    ([[match('ct status', 'snat', op='in'), ACCEPT]], False),
-    ([[match('ip saddr', '172.17.0.0/16'), TO_NAT]], False),
-    ([[match('ip saddr', '10.0.0.0/16', op='!='), TO_NAT]], False),
-    ([[match('ip daddr', '10.0.0.0/16'), TO_NAT]], False),
-    ([[match('oifname', 'eth1'), TO_NAT]], False),
-    ([[match('ip6 saddr', 'fd00::/8'), TO_NAT]], False),
-    ([[match('udp dport', 53), TO_NAT]], False),
-    ([[match('ip saddr', '10.0.1.0/24'), ACCEPT], [TO_NAT]], False),
-    ([[match('ip saddr', '10.0.1.0/24'), {'return': None}], [TO_NAT]], False),
-    ([], False),
-])
-def test_a_rule_of_nftables_masquerades_the_private_subnet_or_not(rules: Any, sure: Optional[bool]) -> None:
-    assert host(tool=nft(*rules)).masquerading(NETWORK)[0] is sure
+@pytest.mark.parametrize('name, fault', [
+    ('interface 0', 'net.ipv4.conf.ens5.forwarding is 0'), ('ip_forward 0', 'net.ipv4.ip_forward is 0'),
+    ('no rule', 'no rule masquerades the private networks'), ('both halves', ''),
+    ('policy drop', 'forwarding is dropped (inet filter forward: policy drop)'),
+    ('the private network alone', ''), ('another network', '')])
+def test_where_no_network_is_known_only_what_is_so_for_all_is_a_fault(world: World, name: str, fault: str) -> None:
+    world.set_up(CASES[name][0])
+
+    assert world.judged()[4] == fault
 
 
-@pytest.mark.parametrize('rules, sure', [
-    ([[{'jump': {'target': 'masquerade'}}]], False),  # a name tells nothing
-    ([[{'jump': {'target': 'masquerade'}}], [TO_NAT]], True),
-    ([[{'goto': {'target': 'masquerade'}}], [TO_NAT]], False),
-])
-def test_a_chain_is_followed(rules: Any, sure: bool) -> None:
-    listing = nft(*rules, masquerade=[[match('oifname', 'lo'), TO_NAT]])
-
-    assert host(tool=listing).masquerading(NETWORK)[0] is sure
-
-
-@pytest.mark.parametrize('hook, table', [('prerouting', 'nat'), ('output', 'nat'), ('postrouting', 'filter')])
-def test_masquerading_stands_in_a_postrouting_hook(hook: str, table: str) -> None:
-    assert host(tool=nft([TO_NAT], hook=hook, table=table)).masquerading(NETWORK)[0] is False
-
-
-@pytest.mark.parametrize('rule, sure', [
-    ('-A POSTROUTING -o ens5 -j SNAT --to-source 10.0.0.4', True),
-    ('-A POSTROUTING -s 10.0.0.0/16 ! -d 10.0.0.0/16 -o ens+ -m comment --comment "! -s x" -j MASQUERADE', True),
-    ('-A POSTROUTING -m iprange --src-range 10.0.0.0-10.0.3.255 -j MASQUERADE --random-fully', True),
-    ('-A POSTROUTING -m set --match-set private src -j MASQUERADE', None),
-    ('-A POSTROUTING ! -s 10.0.1.7/32 -j MASQUERADE', None),
-    ('-A POSTROUTING -j NETMAP --to 10.9.0.0/16', None),
-    ('-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE', False),
-    ('-A POSTROUTING -m addrtype --src-type LOCAL -o docker0 -j MASQUERADE', False),
-    ('-A POSTROUTING -o eth1 -j MASQUERADE', False),
-    (COMMENT, False),
-    (':MASQUERADED - [0:0]\n-A POSTROUTING -j MASQUERADED', False),
-    (':OURS - [0:0]\n-A OURS -o ens5 -j RETURN\n-A OURS -j MASQUERADE\n-A POSTROUTING -j OURS', False),
-    (':OURS - [0:0]\n-A OURS -o lo -j RETURN\n-A OURS -j MASQUERADE\n-A POSTROUTING -g OURS', True),
-])
-def test_a_rule_of_iptables_masquerades_the_private_subnet_or_not(rule: str, sure: Optional[bool]) -> None:
-    assert host(iptables(rule)).masquerading(NETWORK)[0] is sure
-
-
-@pytest.mark.parametrize('tables, sure', [
-    ('', True), (DOCKER, False), (UFW, False), (forward(), False),
-    (forward('-A FORWARD -s 10.0.1.0/24 -j ACCEPT'), False),  # but not the answers
-    (forward('-A FORWARD -s 10.0.0.0/16 -j ACCEPT', '-A FORWARD -m state --state ESTABLISHED -j ACCEPT'), True),
-    (forward('-A FORWARD -i ens5 -o ens5 -j ACCEPT'), True),
-    (forward('-A FORWARD -i eth1 -j ACCEPT'), False),
-    (forward('-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT'), None),
-    (forward('-A FORWARD -d 93.184.0.0/16 -j ACCEPT', '-A FORWARD -m state --state ESTABLISHED -j ACCEPT'), None),
-    (DOCKER.replace('-A DOCKER-USER -j RETURN', '-A DOCKER-USER -i ens5 -o ens5 -j ACCEPT'), True),
-    (DOCKER.replace('FORWARD DROP', 'FORWARD ACCEPT'), True),
-    (UFW.replace('COMMIT', '-A ufw-user-forward -s 10.0.0.0/16 -j ACCEPT\nCOMMIT'), True),
-    (UFW.replace('FORWARD DROP', 'FORWARD ACCEPT'), True),
-])
-def test_iptables_drops_what_is_to_be_forwarded_or_not(tables: str, sure: Optional[bool]) -> None:
-    assert host(tables).forwarding(NETWORK)[0] is sure
-
-
-@pytest.mark.parametrize('rules, policy, sure', [
-    ([], 'drop', False), ([], 'accept', True),
-    ([[match('ct state', 'established', 'related'), ACCEPT], [match('iifname', 'ens5'), ACCEPT]], 'drop', True),
-    ([[match('ct state', 'established', 'related', op='in'), ACCEPT]], 'drop', False),
-    ([[STATES], [match('ip saddr', '10.0.0.0/16'), ACCEPT]], 'drop', True),
-    ([[STATES]], 'drop', False), ([[STATES]], 'accept', True),
-    ([[match('iifname', 'ens5'), {'reject': None}]], 'accept', False),
-    ([[match('ip saddr', '@bad'), DROP]], 'accept', None),
-    ([[match('meta nfproto', 'ipv6'), DROP]], 'accept', True),
-    ([[{'queue': None}]], 'accept', None),
-])
-def test_nftables_drops_what_is_to_be_forwarded_or_not(rules: Any, policy: str, sure: Optional[bool]) -> None:
-    listing = nft(*rules, table='filter', hook='forward', policy=policy)
-
-    assert host(tool=listing).forwarding(NETWORK)[0] is sure
-
-
-@pytest.mark.parametrize('more, interface, elsewhere', [
-    ('', 'ens5', ['172.17.0.0/16']),
-    ('eth1 00000000 0100000A 0003 0 0 200 00000000 0 0 0\n', '', []),  # who knows where it leaves?
-    ('tun0 00000000 00000000 0001 0 0 0 00000080 0 0 0\n', 'ens5', ['172.17.0.0/16']),  # not all hosts there are
-])
-def test_the_interface_is_known_where_there_is_one(more: str, interface: str, elsewhere: List[str]) -> None:
-    found, routed = nat_monitor.read_routes(ROUTES + more)
-
-    assert (found, [str(network) for network in routed]) == (interface, elsewhere)
-
-
-def test_without_a_known_interface_no_rule_is_ruled_out() -> None:
-    nobody = host(tool=nft([match('oifname', 'eth1'), TO_NAT]))._replace(interface='')
-
-    assert nobody.masquerading(NETWORK)[0] is None
-
-
-# All of it, for the monitor
+# Where the tools do not help; these are scripts
 
 @pytest.fixture
-def root(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A host that forwards and masquerades; its tools are scripts."""
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host that forwards and masquerades."""
     monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
-    put(tmp_path, 'proc/sys/net/ipv4/ip_forward', '1\n')
-    put(tmp_path, 'proc/net/route', ROUTES)
-    tools(tmp_path, MASQUERADE)
-    return str(tmp_path)
+    for name, text in (('net/route', ROUTES), ('sys/net/ipv4/ip_forward', '1\n')):
+        (tmp_path / 'proc' / name).parent.mkdir(parents=True)
+        (tmp_path / 'proc' / name).write_text(text)
+    tool(tmp_path, 'nft', f"cat <<'END'\n{MASQUERADE}\nEND\n")
+    tool(tmp_path, 'ip', """echo '[{"dev": "ens5"}]'""")
+    return tmp_path
 
 
-def put(root: Any, name: str, text: str) -> None:
-    path = os.path.join(root, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'w') as file:
-        file.write(text)
-    os.chmod(path, 0o755)
+def tool(root: Path, name: str, script: str) -> None:
+    (root / name).write_text(f'#!/bin/sh\n{script}\n')
+    (root / name).chmod(0o755)
 
 
-def tools(root: Any, listing: str, tables: str = '') -> None:
-    for name, text in (('nft', listing), ('iptables-save', tables)):
-        put(root, name, f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+def told(root: Path) -> Tuple[Optional[bool], Optional[bool], str]:
+    network = ipaddress.IPv4Network(NETWORK)
+    host = nat_monitor.Host(str(root), [network])
+    return host.forwarding(network)[0], host.masquerading(network)[0], nat_monitor.nat_fault([NETWORK], str(root))
 
 
-def test_a_host_that_can_nat_has_no_fault(root: str) -> None:
-    assert nat_monitor.nat_fault(root=root) == nat_monitor.nat_fault(['10.0.1.0/24', '10.0.2.0/24'], root) == ''
+def test_a_host_that_can_nat_has_no_fault(root: Path) -> None:
+    assert told(root) == (True, True, '')
 
 
-@pytest.mark.parametrize('listing, tables, networks, words', [
-    (NO_RULES, '', [], 'no rule masquerades the private networks'),
-    (NO_RULES, '', ['10.0.1.0/24'], 'no rule masquerades 10.0.1.0/24'),
-    (NO_RULES, iptables('-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE'), [],
-     'no rule masquerades the private networks'),  # docker0 has that network
-    (NO_RULES, iptables('-A POSTROUTING -s 10.0.0.0/16 -j MASQUERADE'), [], ''),  # who knows the networks?
-    (NO_RULES, iptables('-A POSTROUTING -s 10.0.0.0/16 -j MASQUERADE'), ['10.0.1.0/24', '10.9.0.0/24'],
-     'no rule masquerades 10.9.0.0/24'),
-    (MASQUERADE, DOCKER, [], 'forwarding is dropped (iptables filter FORWARD: policy drop)'),
-    (MASQUERADE, forward('-A FORWARD -p tcp -m tcp --dport 443 -j ACCEPT'), [], ''),
-    ('no JSON', '', [], ''), ('{"nftables": [{"rule": 1}]}', '', [], ''), (MASQUERADE, '-A x', [], ''),
-    (MASQUERADE, '', ['no network'], ''),
-])
-def test_a_fault_is_told_where_it_is_sure(root: str, listing: str, tables: str, networks: List[str], words: str
-                                          ) -> None:
-    tools(root, listing, tables)
+@pytest.mark.parametrize('name, script, said', [
+    ('ip', 'exit 127', (None, True, '')), ('ip', 'echo "usage: ip"', (None, True, '')),
+    ('ip', 'exec sleep 60', (None, True, '')),
+    ('nft', 'exit 1', (None, None, '')), ('nft', 'exec sleep 60', (None, None, ''))])
+def test_a_tool_that_fails_or_hangs_leaves_it_unknown(
+        root: Path, name: str, script: str, said: Tuple[Optional[bool], Optional[bool], str]) -> None:
+    tool(root, name, script)
 
-    assert nat_monitor.nat_fault(networks, root) == words
+    assert told(root) == said
 
 
-def test_what_iptables_keeps_in_nftables_is_read_from_iptables(root: str) -> None:
-    xt = nft([{'xt': {'type': 'target', 'name': 'MASQUERADE'}}]).replace('"postrouting"', '"POSTROUTING"', 1)
-    tables = '# Generated by iptables-save v1.8.9 (nf_tables)\n'
-    tools(root, xt.replace('"chain": "postrouting"', '"chain": "POSTROUTING"'),
-          tables + iptables('-A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE'))
+def test_without_tools_only_switches_are_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('subprocess.run', not_found)
 
-    assert nat_monitor.nat_fault(['10.0.1.0/24'], root) == 'no rule masquerades 10.0.1.0/24'
-
-
-def test_rules_of_the_old_iptables_may_be_there_too(root: str) -> None:
-    put(root, 'nft', f"#!/bin/sh\necho '{NO_RULES}'\n")
-    put(root, 'iptables-save', '#!/bin/sh\necho "# Warning: iptables-legacy tables present" >&2\n')
-
-    assert nat_monitor.nat_fault(['10.0.1.0/24'], root) == ''
-    assert nat_monitor.look_at_host(root).masquerading(NETWORK) == (
-        None, 'this may be for 10.0.1.0/24, or not: iptables-legacy has rules, too')
+    assert told(root) == (None, None, '')
+    (root / 'proc/sys/net/ipv4/ip_forward').write_text('0\n')
+    assert told(root) == (False, None, 'net.ipv4.ip_forward is 0')
 
 
-def test_tools_that_hang_or_fail_are_no_fault_and_hold_nobody_up(root: str) -> None:
-    put(root, 'nft', '#!/bin/sh\nexec sleep 60\n')
-    put(root, 'iptables-save', '#!/bin/sh\nexit 4\n')
-    started_at = time.monotonic()
-
-    assert nat_monitor.nat_fault(['10.0.1.0/24'], root) == ''
-    assert time.monotonic() - started_at < 2.0
+def not_found(*_: Any, **__: Any) -> None:
+    raise FileNotFoundError(2, 'No such file or directory')
 
 
-def test_nothing_is_listed_where_nothing_is_forwarded(root: str) -> None:
-    put(root, 'proc/sys/net/ipv4/ip_forward', '0\n')
-    put(root, 'nft', f'#!/bin/sh\ntouch {root}/asked\n')
+def test_rules_of_the_old_iptables_may_be_there_too(root: Path) -> None:
+    tool(root, 'nft', 'true')
+    (root / 'proc/net/ip_tables_names').write_text('nat\n')
 
-    assert nat_monitor.nat_fault(root=root) == 'net.ipv4.ip_forward is 0'
-    assert not os.path.exists(f'{root}/asked')
+    assert told(root) == (None, None, '')
 
 
-def test_without_any_tool_nobody_can_tell(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nat_monitor, 'list_with', lambda *_: '')
+def test_with_two_default_routes_no_interface_is_ruled_out(root: Path) -> None:
+    with open(root / 'proc/net/route', 'a') as routes:
+        routes.write('eth1 00000000 0100000A 0003 0 0 200 00000000 0 0 0\n')
 
-    assert nat_monitor.nat_fault(root=root) == ''
-    assert nat_monitor.look_at_host(root).unlisted == 'neither nft nor iptables-save is installed'
+    assert told(root) == (None, None, '')
+
+
+@pytest.mark.parametrize('rule, masquerades', [
+    ('oifname "ens5" counter packets 1 bytes 60 xt target "MASQUERADE"', True), ('xt target "SNAT"', None),
+    ('xt match "policy" counter packets 0 bytes 0 accept', False),
+    ('xt match "comment" xt target "MASQUERADE"', True), ('xt match "set" xt target "MASQUERADE"', None)])
+def test_an_nft_that_does_not_know_the_words_of_iptables_is_understood(
+        root: Path, rule: str, masquerades: Optional[bool]) -> None:
+    tool(root, 'nft', "cat <<'END'\n%s\nEND\n" % re.sub('oifname.*', rule, MASQUERADE))
+
+    assert told(root)[1] is masquerades

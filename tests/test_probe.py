@@ -21,8 +21,8 @@ SETTINGS: Dict[str, Any] = {'PROBE_ADDRESS': ECHO, 'PING_TIMEOUT': 0.4, 'WAIT_BE
 INTERVAL = 5.0  # s between two probes
 RELIEVED = INTERVAL + 3 * 0.4 + 2.0  # s until a holder that does not forward is replaced
 LAG = 10.0  # s for which a claim is believed
-# Something that no program which looks at rules and settings finds: the interface itself does not forward.
-HIDDEN = '/proc/sys/net/ipv4/conf/eth0/forwarding'
+# Something that no program which looks at rules and settings is sure about.
+HIDDEN = 'table inet hidden { chain forward { type filter hook forward priority 0; ether type ip drop; }; }'
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def probed_pair(python: str, **how: Any) -> Iterator[Lab]:
 
 
 def stop_forwarding_unseen(instance: Instance) -> None:
-    instance.node.run('sh', '-c', f'echo 0 >{HIDDEN}')
+    instance.node.run('nft', HIDDEN)
 
 
 def look(instance: Instance) -> None:

@@ -301,12 +301,10 @@ def begin(who: str) -> Record:
         return {'what': 'begin', 'who': who, 'seconds': lab.ec2.calls('ReplaceRoute')[0].at - started_at}
 
 
-# What makes an EC2 client, to see where memory and start-up go; the program as a module, and as the script that it is.
+# What makes an EC2 client, to see where memory and start-up go; the program as the script that it is.
 PROGRAM = Path(nat_monitor.__file__).read_text()
 BOTO3 = "import boto3, requests; client = boto3.session.Session(region_name='us-east-1').client('ec2')\n"
-CONNECT = "connect('us-east-1')\n"
-CLIENTS = {'boto3': BOTO3, 'module': f'from nat_monitor import connect; {CONNECT}',
-           'script': PROGRAM.replace('sys.exit(main())', CONNECT)}
+CLIENTS = {'boto3': BOTO3, 'script': PROGRAM.replace('sys.exit(main())', "connect('us-east-1')\n")}
 RESIDENT = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')][0])\n"
 
 

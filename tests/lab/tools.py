@@ -13,7 +13,8 @@ from typing import Dict, List
 
 # By tool: the package that brings it, with apt and with dnf.
 LAB = {'ip': ('iproute2', 'iproute'), 'nft': ('nftables', 'nftables'), 'killall': ('psmisc', 'psmisc'),
-       'unshare': ('util-linux', 'util-linux'), 'nsenter': ('util-linux', 'util-linux')}
+       'iptables': ('iptables', 'iptables-nft'), 'unshare': ('util-linux', 'util-linux'),
+       'nsenter': ('util-linux', 'util-linux')}
 HOST = {'cron': ('cron', 'cronie'), 'at': ('at', 'at'), 'logrotate': ('logrotate', 'logrotate'),
         'asciidoctor': ('asciidoctor', 'rubygem-asciidoctor'),
         'boto3': ('python3-boto3', 'python3-boto3'), 'requests': ('python3-requests', 'python3-requests')}

@@ -349,7 +349,7 @@ class World:
             ping=lambda address, own=(): self.ping(one, address),
             metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
-            nat_fault=lambda: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
+            nat_fault=lambda *_: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
             probe=lambda target, through=None: self.probe(one, target, through), log=Log(self, one),
             **{name: door for name, door in heard.items() if name in inspect.signature(module.Monitor).parameters})
 

@@ -856,3 +856,15 @@ def test_an_answer_that_is_lost_takes_no_option_away(endpoint: Endpoint) -> None
         take_step(client, PEER_ID, FORCE, options)
 
     assert options == SKIP and len(endpoint.callers) == 1
+
+
+def test_an_address_at_a_secondary_private_address_is_held_by_nobody(client: Any, ec2: botocore.stub.Stubber) -> None:
+    """All traffic leaves with the primary one."""
+    facts = {PEER_ID: InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-3',))}
+    for private in ('10.0.0.12', '10.0.0.11'):
+        ec2.add_response('describe_addresses', {'Addresses': [{
+            'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, 'AssociationId': 'eipassoc-1', 'InstanceId': PEER_ID,
+            'PrivateIpAddress': private}]})
+
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, facts) == (NOBODY, ALLOCATION)
+    assert describe_address(client, ADDRESS, OWN, PEER_ID, facts) == (PEER, ALLOCATION)

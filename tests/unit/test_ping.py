@@ -60,7 +60,7 @@ def test_a_well_peer_costs_one_packet_and_no_wait() -> None:
     assert result is True and requests == 1 and taken < 4.0
 
 
-def test_silence_is_a_miss_after_four_requests_that_lasts_the_timeout() -> None:
+def test_silence_is_a_miss_after_six_requests_that_lasts_the_timeout() -> None:
     result, taken, requests, last = inside(MUTE, 'out = [*once(), len(sent), sent[-1] - sent[0]]')
 
     assert result is False and requests == 6 and taken >= 0.4 and last >= 0.3
@@ -164,3 +164,57 @@ out = once()
 ''')
 
     assert result is True and taken >= 1.5
+
+
+BRIDGE = UP + ('ip link add wg0 type veth peer name wg1 && ip address add 10.0.0.200/24 dev wg0 && '
+               'ip link set wg0 up && ip link set wg1 up && ')
+
+
+def test_a_ping_that_would_leave_with_another_address_than_its_own_ones_is_a_fault_of_our_own() -> None:
+    """A VPN or a container bridge has a network of the VPC, and the kernel would send the pings there."""
+    elsewhere, here, well = inside(BRIDGE, '''
+def sent_with(address, *own):
+    try:
+        return ping(address, own), len(sent)
+    except m.OwnFault as fault:
+        return str(fault), len(sent)
+out = [sent_with("10.0.0.9", "10.0.0.11", "10.0.0.12"), sent_with("10.0.0.9", "10.0.0.11", "10.0.0.200"),
+       sent_with("10.9.9.9", "10.9.9.9")]
+''')
+
+    assert 'by wg0 (10.0.0.200)' in elsewhere[0] and '10.0.0.11' in elsewhere[0] and elsewhere[1] == 0
+    assert 'ip route get 10.0.0.9' in elsewhere[0]
+    assert here == [False, 6] and well == [True, 7]
+
+
+def test_an_address_that_no_interface_has_is_named_all_the_same() -> None:
+    assert inside(BRIDGE, 'out = [m.interface_with("10.0.0.200"), m.interface_with("10.0.0.1")]') == [
+        'wg0', 'another interface']
+
+
+def test_the_pings_of_the_peers_monitor_are_heard_and_nothing_else() -> None:
+    """The first time, and for a new address, there is nothing to tell yet: it counts as heard."""
+    assert inside(UP, '''
+requests = m.Requests()
+def after(*packets, address="10.9.9.9"):
+    for packet in packets:
+        forge(*packet)
+    time.sleep(0.05)
+    return requests(address)
+out = [after(), after(), after((8, 1, 1)), after((8, 1, 2), (8, 1, 3), (8, 1, 4)), after(),
+       after((0, 1, 5), (13, 1, 6)), after((8, 1, 7, "10.9.9.8")), after((8, 1, 8)),
+       after(address="10.9.9.8"), after((8, 1, 9), address="10.9.9.8")]
+''') == [True, False, True, True, False, False, False, True, True, False]
+
+
+def test_pings_that_nobody_asks_about_fill_no_more_than_a_small_buffer() -> None:
+    queued, first, then = inside(UP, '''
+requests = m.Requests()
+requests("10.9.9.9")
+for number in range(5000):
+    forge(8, 1, number)
+queued = requests.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+out = [queued, requests("10.9.9.9"), requests("10.9.9.9")]
+''')
+
+    assert queued < 10000 and first is True and then is False

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Sequence
 
 import pytest
 
@@ -24,12 +24,11 @@ GOOD = "PRIMARY_INSTANCE_ID = 'i-0123456789abcdef0'\nSECONDARY_INSTANCE_ID = 'i-
 LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (INFO|WARNING|ERROR) .+')
 
 
-def run(folder: pathlib.Path, settings: Optional[str], *,
+def run(folder: pathlib.Path, settings: str, *,
         prefix: Sequence[str] = (), arguments: Sequence[str] = ()) -> 'subprocess.CompletedProcess[str]':
-    """Run a copy of the program with these settings beside it (None: without that file) until it ends."""
+    """Run a copy of the program with these settings beside it until it ends."""
     (folder / 'nat_monitor.py').write_bytes((ROOT / 'nat_monitor.py').read_bytes())
-    if settings is not None:
-        (folder / 'nat_config.py').write_text(settings)
+    (folder / 'nat_config.py').write_text(settings)
     command = [*prefix, sys.executable, str(folder / 'nat_monitor.py'), *arguments]
     done = subprocess.run(command, text=True, timeout=30, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           stdin=subprocess.DEVNULL)
@@ -61,27 +60,6 @@ def test_bad_settings_end_the_program_with_a_line_for_each_fault(tmp_path: pathl
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 2
     assert 'NUM_PINGS is 1' in done.stdout and "PING_TIMEOUT is '1'" in done.stdout
-
-
-def test_the_shipped_settings_are_asked_for_in_one_line(tmp_path: pathlib.Path, as_root: List[str]) -> None:
-    done = run(tmp_path, (ROOT / 'nat_config.py').read_text(), prefix=as_root)
-
-    assert done.returncode == 2
-    assert len(done.stdout.splitlines()) == 1 and 'fill in' in done.stdout
-
-
-def test_settings_that_raise_like_a_ctrl_c_are_refused_as_any_other(tmp_path: pathlib.Path, as_root: List[str]) -> None:
-    done = run(tmp_path, GOOD + 'raise KeyboardInterrupt\n', prefix=as_root)
-
-    assert done.returncode == 2
-    assert 'KeyboardInterrupt' in done.stdout and 'allowed are lines of the form NAME = value' in done.stdout
-
-
-def test_missing_settings_are_named(tmp_path: pathlib.Path, as_root: List[str]) -> None:
-    done = run(tmp_path, None, prefix=as_root)
-
-    assert done.returncode == 2
-    assert f'{tmp_path}/nat_config.py' in done.stdout and 'No such file' in done.stdout
 
 
 @pytest.mark.parametrize('package', ['boto3', 'requests'])
