@@ -20,7 +20,7 @@ takes everything back and rehearses; the bucket of StartInstances alone lets thi
 
 EC2's checks lag by LAGS; each primary must be back in time after its own have failed.
 
-Run it: python -m tests.simulation.account, which draws account.svg; some minutes.
+Run it: python -m tests.simulation.account; some minutes.
 """
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ import math
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable, Counter, Dict, List, NamedTuple, Tuple
 
 from botocore.exceptions import ClientError
@@ -43,7 +42,6 @@ from .hub import Hub, Thread
 from .pair import Schedule, World
 
 PAIRS = 500
-PICTURE = Path(__file__).parent / 'account.svg'
 LAGS = (60, 300)                   # s, of EC2's checks
 STARTS_A_SECOND = 0.5             # pairs: all rehearse, and each needs a token of StartInstances for each monitor
 SETTLING = 600.0                  # s, from the last start until the power fails
@@ -51,8 +49,6 @@ BEFORE = 240                      # s of calm before that which are measured
 AFTER = 1200                      # s after that
 TARGET = 1.2                      # of the best time
 BACK = 900.0                      # s, from the failing of its checks until a primary serves again
-COLOURS = {'answered': '#2b7bba', 'refused': '#f0a030'}
-CALM = 'stroke="#000" stroke-width="1.5" stroke-dasharray="6 4"'
 
 Size = Tuple[float, float]        # of a bucket: tokens at most, tokens a second
 READS: Size = (100.0, 20.0)
@@ -273,52 +269,10 @@ def targets(result: Result) -> List[str]:
     return lines
 
 
-def draw(result: Result) -> None:
-    """Draw the mean number of calls a second, of every five seconds, refused ones on top."""
-    left, top, width, height, span = 52, 84, 440, 200, 5
-    spans = range(-60, AFTER, span)
-    calls = {at: result.mean(at, at + span) for at in spans}
-    refused = {at: sum(result.refused[at + n] for n in range(span)) / span for at in spans}
-    step = 200 if max(calls.values()) > 500 else 20
-    most = math.ceil(max(calls.values()) / step) * step
-
-    def x(at: float) -> float:
-        return round(left + (at + 60) * width / (AFTER + 60), 1)
-
-    def y(calls: float) -> float:
-        return round(top + height * (1 - calls / most), 1)
-
-    def text(across: float, down: float, words: str, more: str = '') -> str:
-        return f'<text x="{across:g}" y="{down:g}" {more}>{words}</text>'
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 12} {top + height + 48}" '
-             'font-family="sans-serif" font-size="16">', '<rect width="100%" height="100%" fill="white"/>',
-             text(8, 22, f'EC2 calls a second; at 0 the primaries of {len(result.outages)} pairs die')]
-    for number, (words, colour) in enumerate(COLOURS.items()):
-        parts += [f'<rect x="{8 + 130 * number}" y="36" width="14" height="14" fill="{colour}"/>',
-                  text(28 + 130 * number, 49, words)]
-    parts += [f'<path d="M270 43H294" {CALM}/>', text(300, 49, f'before: {result.calm:.0f}')]
-    for line in range(0, most + 1, step):
-        parts += [f'<path d="M{left} {y(line)}H{left + width}" stroke="#ddd"/>',
-                  text(left - 6, y(line) + 5, f'{line}', 'text-anchor="end"')]
-    for words, heights in (('refused', calls), ('answered', {at: calls[at] - refused[at] for at in spans})):
-        parts.append(f'<path d="M{left} {y(0)}' + ''.join(f'V{y(heights[at])}H{x(at + span)}' for at in spans)
-                     + f'V{y(0)}Z" fill="{COLOURS[words]}"/>')
-    parts.append(f'<path d="M{left} {y(result.calm)}H{left + width}" {CALM}/>')
-    for minute in range(0, AFTER // 60 + 1, 3):
-        parts.append(text(x(60 * minute), top + height + 20, f'{minute}', 'text-anchor="middle"'))
-    parts.append(text(left + width, top + height + 40, 'minutes', 'text-anchor="end"'))
-    for percent, down in ((50, top + 4), (100, top + 24)):
-        across = x(result.at(percent)[0])
-        parts += [f'<path d="M{across} {top - 8}V{top + height}" stroke="#000" stroke-dasharray="2 3"/>',
-                  text(across + 3, down, f'{percent} % served', 'font-size="14"')]
-    PICTURE.write_text('\n'.join([*parts, '</svg>']) + '\n')
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m tests.simulation.account', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--pairs', type=int, default=PAIRS, help='of which the default is drawn (%(default)s)')
+    parser.add_argument('--pairs', type=int, default=PAIRS, help='(%(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
     options = parser.parse_args()
     missed = 0
@@ -330,8 +284,6 @@ def main() -> int:
         lines = targets(result)
         print('\n'.join(lines), flush=True)
         missed += any('MISSED' in line for line in lines)
-        if options.pairs == PAIRS:
-            draw(result)  # the last one stays
     return 1 if missed else 0
 
 

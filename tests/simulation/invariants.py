@@ -335,7 +335,7 @@ def has_failed_back(world: World) -> bool:
 
 
 def is_restarted(world: World) -> None:
-    """A peer that is stopped is started soon; a dead one whose checks fail is restarted, also if no claim is allowed."""
+    """A peer that is stopped is started; a dead one whose checks fail is restarted, also if no claim is allowed."""
     for one in world.instances:
         peer, record, now = world.peer(one), world.records.get(one.name), world.hub.now
         stopped = peer.state == 'stopped'
@@ -394,12 +394,15 @@ def is_relieved(world: World) -> None:
         peer, record = world.peer(one), world.records.get(one.name)
         dark = (record is not None and world.holder() is peer and not world.forwards(peer) and world.is_able(one)
                 and world.hears(one) and world.schedule.conditions.frames == 0 and world.reaches_target(one)
-                and not is_tagged(world) and not record.source_checks[0] and not any(world.fault('loss', each) for each in world.instances))
+                and not is_tagged(world) and not record.source_checks[0]
+                and not any(world.fault('loss', each) for each in world.instances))
         lasted = world.watch.lasts(f'{peer.name} does not forward', dark, now)
         if not record or not lasted or record.reliefs or record.misses or record.forwarded_at < record.started_at:
             continue
         world.watch.worst('seconds not relieved', lasted)
         paused = 2 * MINUTE if now - record.refused_at < lasted + 300.0 else 0.0  # after what EC2 has not accepted
+        if now - max(world.watch.heirs, default=-1e9) < lasted + LOOK_INTERVAL:
+            paused += LOOK_INTERVAL  # until it is told that the peer holds
         settings, conditions = world.settings, world.schedule.conditions
         probes = PROBE_INTERVAL + (settings.num_pings + 2) * (settings.ping_timeout + settings.wait_between_pings)
         if lasted > probes + 6 * conditions.latency + 2 * conditions.effect_lag + 15.0 + paused:

@@ -285,6 +285,7 @@ class World:
     def has_booted(self, one: Instance) -> None:
         self.disturb()
         self.cloud.later(self.schedule.conditions.monitor_starts, one, self.start_monitor)
+
     def move(self, fault: Fault) -> None:
         """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]

@@ -8,14 +8,15 @@ import itertools
 import math
 import multiprocessing
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import hypothesis
 from hypothesis import strategies as st
 
 from .cloud import Conditions
-from .pair import ACTIONS, BOOT, EC2, FORWARDING, GUEST, LASTING, LATEST_READ, LOST, MONITOR, NETWORK, OF_BOTH, \
-    SOMEBODY, TAG, Broken, Fault, Pace, Schedule, World
+from .pair import (
+    ACTIONS, BOOT, EC2, FORWARDING, GUEST, LATEST_READ, LOST, MONITOR, NETWORK, OF_BOTH, SOMEBODY, TAG, Broken, Fault,
+    Pace, Schedule, World)
 
 KINDS = (*GUEST, *BOOT, *MONITOR, *NETWORK, *FORWARDING, *TAG, *EC2, *SOMEBODY, *LOST)
 VARIANTS: Dict[str, Tuple[int, ...]] = {  # of a kind, where there are any: what `how` tells
@@ -129,7 +130,8 @@ def in_batches(schedules: Iterator[Schedule], size: int = BATCH) -> Iterator[Cal
         yield functools.partial(list, some)
 
 
-def live_through(schedules: Sequence[Schedule], live: Callable[[World], Any] = World.run) -> Tuple[Dict[str, float], List[Tuple[str, Schedule]]]:
+def live_through(schedules: Sequence[Schedule], live: Callable[[World], Any] = World.run
+                 ) -> Tuple[Dict[str, float], List[Tuple[str, Schedule]]]:
     """Return the worst values seen, and what each schedule that breaks a promise breaks."""
     worst: Dict[str, float] = {}
     failures: List[Tuple[str, Schedule]] = []

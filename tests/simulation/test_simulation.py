@@ -20,11 +20,11 @@ def test_no_single_fault_breaks_a_promise(kind: str) -> None:
     assert not found.failures, '\n\n'.join(found.failures)
 
 
-def test_no_pair_of_faults_of_a_sample_breaks_a_promise() -> None:
-    pairs = Pairs()
-    found = search(in_batches(map(pairs.__getitem__, range(PAIRS)), 25), jobs=min(2, os.cpu_count() or 1))
+def test_no_pair_of_faults_of_a_sample_breaks_a_promise(request: pytest.FixtureRequest) -> None:
+    count = int(request.config.getoption('--schedules', PAIRS))
+    found = search(in_batches(map(Pairs().__getitem__, range(count)), 25), jobs=min(2, os.cpu_count() or 1))
     assert not found.failures, '\n\n'.join(found.failures)
-    assert found.runs == PAIRS
+    assert found.runs == count
 
 
 def test_a_schedule_gives_the_same_time_line_each_time() -> None:
