@@ -104,6 +104,7 @@ REFUSED_FOR_LONG = 20      # claims
 REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
+TROUBLE_LASTS = 120.0      # s, until it is an error
 
 log = logging.getLogger('nat_monitor')
 
@@ -145,7 +146,7 @@ def in_words(error: BaseException) -> str:
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
-    return f'{name}: {text[:160]}'.rstrip(': ')
+    return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
 
 
 def failures_in(results: Dict[str, Any]) -> str:
@@ -162,27 +163,85 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
+def turn_check_off(instance_id: str) -> str:
+    """Return the command with which the source/destination check of an instance is turned off."""
+    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
+
+
+CHECK = 'run on {self}: nat_monitor.py --check'
+# What is said of a trouble, and what to do once it has lasted.  {} is what came back or is lacking,
+# {about} the part of the pair, {self} and {peer} are instances.
+TROUBLES = {
+    'metadata': ('the metadata service does not tell {}', (
+        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled '
+        '--http-tokens required --instance-id <this instance>')),
+    'client': ('{self} cannot make an EC2 client ({})', CHECK),
+    'EC2': ('EC2 does not answer {self} ({}), which decides nothing meanwhile', (
+        'look at the public address of {self}, its subnet\'s route to the internet, and what its '
+        'security groups and network ACLs let out to port 443')),
+    'clock': ('the clock of {self} is off by {}, so EC2 refuses its calls', (
+        'run on {self}: systemctl enable --now chrony; chronyc makestep')),
+    'questions': ('EC2 does not tell {self} {}', CHECK),
+    'permissions': ('the role of {self} does not allow {}: a failover would fail', CHECK),
+    'absent': ('EC2 does not know {}', 'correct nat_config.py on both instances'),
+    'host': ('{self} cannot NAT ({}): it claims nothing', CHECK),
+    'peer': ('{peer} cannot NAT ({})', 'run: ' + turn_check_off('{peer}')),
+    'watcher': ('the monitor on {peer} has sent no ping for {}, so it does not run, and nobody '
+                'takes over if {self} fails', (
+                    f'run on {{peer}}: echo "{PROGRAM} >> /var/log/nat_monitor.log 2>&1" '
+                    '| at now')),
+    'ping': ('a ping to {peer} cannot leave {self} ({})', 'run on {self}: ip route get {about}'),
+    'probe': ('a packet through {peer} to {about} {}', (
+        'if none comes back here either, PROBE_ADDRESS is to be another one: ping {about}')),
+    'no probe': ('no packet has come through {peer} to {about} yet ({}): nothing is decided by '
+                 'that', 'run on {peer}: nat_monitor.py --check'),
+    'claim': ('{about} is not moved to {self} yet ({})', CHECK),
+    'restart': ('{peer} could not be {}', (
+        'run: aws ec2 start-instances --instance-ids {peer}, once it is stopped')),
+}
+
+
 class Lasting:
-    """Log a failure when it begins, changes, once a minute, and when it ends; tell if it lasts."""
+    """Tell of troubles, which are nothing now, and trouble if they last.
+
+    One is INFO when it begins and when it changes, and an ERROR with its remedy once it has lasted
+    two minutes, or at once where that is asked for; its end is told at the highest of these.
+    """
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.troubles: Dict[str, Tuple[float, float, str]] = {}  # since, logged at, words
+        self.names: Dict[str, str] = {}  # what stands in the braces
+        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str]] = {}  # since, level, words
 
-    def __call__(self, about: str, failure: str, words: str, level: int = logging.WARNING,
-                 every: float = 60.0) -> bool:
-        """Note what came back, '' if nothing failed; in `words` it stands in the braces."""
+    def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
+        """Note what came back, '' if nothing failed; return whether something did."""
         now = self.clock.monotonic()
-        since, logged_at, logged = self.troubles.pop(about, (now, NEVER, ''))
+        since, level, told = self.troubles.pop((kind, about), (now, logging.INFO, ''))
         if failure:
-            words = words.replace('{}', failure)
-            if words != logged or now - logged_at >= every:
-                self.log.log(level, words)
-                logged_at = now
-            self.troubles[about] = (since, logged_at, words)
-        elif logged:
-            self.log.info(f'over after {now - since:.0f} s: {logged.rpartition(": ")[0]}')
+            words, remedy = (self.in_place(words, failure, about) for words in TROUBLES[kind])
+            is_grave = at_once or now - since >= TROUBLE_LASTS
+            if is_grave and level < logging.ERROR:
+                level = logging.ERROR
+                self.log.error(f'{words}; {remedy}')
+            elif words != told:
+                self.log.info(words)
+            self.troubles[kind, about] = (since, level, words)
+        elif told:
+            self.log.log(level, f'over after {now - since:.0f} s: {told}')
         return bool(failure)
+
+    def in_place(self, words: str, failure: str, about: str) -> str:
+        """Return the words with all that stands in braces; what came back may have some, too."""
+        for name, value in {**self.names, 'about': about, '': failure}.items():
+            words = words.replace(f'{{{name}}}', value)
+        return words
+
+    @property
+    def errors(self) -> List[str]:
+        """Return the troubles that a person must see to, each with its remedy."""
+        return [self.in_place('; '.join((words, TROUBLES[kind][1])), '', about)
+                for (kind, about), (_, level, words) in self.troubles.items()
+                if level == logging.ERROR]
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -810,11 +869,6 @@ class InstanceFacts(NamedTuple):
     source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
 
 
-def turn_check_off(instance_id: str) -> str:
-    """Return the command with which the source/destination check of an instance is turned off."""
-    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
-
-
 def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
     """Return the facts by instance id, of those that EC2 knows."""
     found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
@@ -864,8 +918,8 @@ def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, 
 def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    subnets = {link['SubnetId'] for table in tables.values() for link in table.get('Associations', [])
-               if link.get('SubnetId')}
+    links = [link for table in tables.values() for link in table.get('Associations', [])]
+    subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
     return sorted({one['CidrBlock'] for one in found.values()})
 
@@ -1289,8 +1343,7 @@ class Ec2:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
-            if self.lasting('client', failures_in(made),
-                            'no EC2 client could be made ({}): trying again'):
+            if self.lasting('client', failures_in(made)):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
@@ -1302,14 +1355,12 @@ class Ec2:
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
         if len(unanswered) < len(answers):
-            self.lasting('EC2', '', '')
+            self.lasting('EC2', '')
             skew = max((clock_skew(answer) for answer in answers), key=abs)
-            self.lasting(
-                'clock', f'{skew:.0f} s' if abs(skew) > CLOCK_TOLERANCE else '',
-                'the clock of this host is off by {}, so EC2 refuses its calls: see to chrony')
+            is_off = abs(skew) > CLOCK_TOLERANCE
+            self.lasting('clock', f'{skew:.0f} s' * is_off, at_once=True)
         elif after_sending == math.inf:
-            self.lasting('EC2', in_words(unanswered[0]),
-                         'EC2 does not answer this monitor ({}): it decides nothing')
+            self.lasting('EC2', in_words(unanswered[0]))
         return results
 
     def facts_of(self, instance_id: str) -> InstanceFacts:
@@ -1346,7 +1397,7 @@ class Ec2:
             nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
-            self.lasting('questions', failures_in(results), 'EC2 does not tell {}: asking again')
+            self.lasting('questions', failures_in(results))
         states, described, tables, held, fault = (
             None if isinstance(result, Exception) else result for result in (
                 results['states'], results['instances'], results['tables'],
@@ -1394,9 +1445,7 @@ class Ec2:
         denied = {name for name in told if codes[name] in DENIED}
         self.allowed |= told - denied
         self.denied = self.denied - told | denied
-        self.lasting('permissions', ', '.join(sorted(self.denied)), (
-            f'the role of {self.own_id} does not allow {{}}: a failover would fail; attach the '
-            'policy in iam_policy.json'), logging.ERROR)
+        self.lasting('permissions', ', '.join(sorted(self.denied)), at_once=True)
         is_busy = any(code in BUSY for code in codes.values())
         return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
             self.settings.elastic_ip and not self.allocation_id)
@@ -1545,13 +1594,13 @@ class Memory:
 
         It has taken in this silence what was here, or was never heard; and EC2 does not say, in
         this silence and since it last took something, that it does not run, has failed, or for
-        long nothing good of it.
+        long nothing good of it; nor that it lets none of its packets through.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
         unwell = self.lasts(Observation.is_unwell, after, MINUTE)
         return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
                 and seen.peer_state in ('running', '') and not self.has_failed(after)
-                and unwell < settings.wait_for_instance_start)
+                and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though one by the own route comes back.
@@ -1640,7 +1689,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
                         level=logging.WARNING if left else logging.INFO)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
     if seen.own_tag and (not silent or may_live or seen.peer_tag):
-        return Decision('{self} is under maintenance: it claims nothing')
+        return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
@@ -1675,14 +1724,14 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
                  and (now >= due_at or holders.get(part) == NOBODY))
     if owed and (memory.is_heard or not peer_may_serve):
         return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
-                        SOON, owed)
+                        SOON, owed, level=logging.WARNING)
     apart = tuple(part for part, holder in holders.items()
                   if holder == NOBODY or holder == PEER and has_part)
     unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
-                        'claiming', LOOK_AFTER_CHANGE, apart)
+                        'claiming', LOOK_AFTER_CHANGE, apart, level=logging.WARNING)
     pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
     change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
     return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
@@ -1770,6 +1819,7 @@ class Monitor:
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()
+        self.alarmed = False               # something loud was said in this silence
         self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
     # Start
@@ -1793,13 +1843,13 @@ class Monitor:
         while True:
             found = self.run_together(
                 {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found),
-                                'the metadata service does not tell {}: asking again'):
+            if not self.lasting('metadata', failures_in(found)):
                 break
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
         self.own_id, self.ec2.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
+        self.lasting.names = {'self': self.own_id, 'peer': self.peer_id}
         self.memory = Memory(primary)
         self.memory.owe(self.settings, self.clock.monotonic())
 
@@ -1853,8 +1903,7 @@ class Monitor:
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
-        self.lasting('ping', failure, f'a ping to {self.peer_id} could not leave this host ({{}}): '
-                                      'trying again')
+        self.lasting('ping', failure, address or self.peer_id)
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
@@ -1892,12 +1941,12 @@ class Monitor:
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if not self.memory.is_heard:
-            self.log.info(f'{self.peer_id} answers')
             self.requested_at = now
-        elif self.misses >= self.settings.num_pings:
-            self.log.info(f'{self.peer_id} answers again after {self.misses} missed pings: whoever '
-                          'holds the route serves on (to move it to the primary, restart the '
-                          'monitor there)')
+        if self.alarmed:
+            self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
+        elif not self.memory.is_heard or self.misses >= self.threshold:
+            self.log.info(f'{self.peer_id} answers')
+        self.alarmed = False
         self.misses = 0
         self.answered_at = now
         self.memory.note_answer(now)
@@ -1915,7 +1964,7 @@ class Monitor:
         sent_at = self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
-            self.lasting('probe', '', '')
+            self.lasting('probe', '', target)
             memory.lost = memory.lost and []
             return
         if self.misses:
@@ -1930,10 +1979,9 @@ class Monitor:
             memory.lost = []
         elif memory.lost is not None and isinstance(found['through'], Probed):
             memory.lost = memory.lost[-100:] + [Lost(sent_at, own_way)]
-        self.lasting('probe', '' if through else str(found['through']), every=math.inf, words=(
-            f'no packet has come through {self.peer_id} to {target} yet ({{}}), so it cannot be '
-            'probed here: nothing is decided by that' if memory.lost is None else
-            f'a packet through {self.peer_id} to {target} {{}}: probing again'))
+        failure = '' if through else str(found['through'])
+        self.lasting('no probe', failure if memory.lost is None else '', target)
+        self.lasting('probe', '' if memory.lost is None else failure, target)
         lost = len(memory.lost or ())
         if 0 < lost < self.settings.num_pings:
             self.probe_at = sent_at
@@ -1973,15 +2021,12 @@ class Monitor:
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
             if holder == SELF:
-                self.lasting(part, '', '')
+                self.lasting('claim', '', part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('absent', ' and '.join(absent), 'EC2 does not know {}: looking for it again')
-        self.lasting('host', seen.nat_fault,
-                     f'{self.own_id} cannot NAT ({{}}): it claims nothing until then')
-        self.lasting('peer', 'on' * seen.peer_source_check, (
-            f'{self.peer_id} cannot NAT, as EC2 drops what it forwards: run '
-            + turn_check_off(self.peer_id)), logging.ERROR)
+        self.lasting('absent', ' and '.join(absent))
+        self.lasting('host', seen.nat_fault)
+        self.lasting('peer', 'EC2 drops what it forwards' * seen.peer_source_check, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2005,10 +2050,7 @@ class Monitor:
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         is_late = now - self.requested_at >= patience
-        self.lasting('watcher', f'{patience:g} s' if is_late else '', (
-            f'the monitor on {self.peer_id} has sent no ping for {{}}, so it does not run, and '
-            f'nobody takes over if {self.own_id} fails; start it there: echo '
-            f'"{PROGRAM} >> /var/log/nat_monitor.log 2>&1" | at now'), logging.ERROR)
+        self.lasting('watcher', f'{patience:g} s' * is_late, at_once=True)
 
     # Judge and act
 
@@ -2034,17 +2076,18 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and SELF in memory.holders.values():  # else it was none
+            if serving.relief and {SELF, CLAIMED} & {*memory.holders.values()}:  # else it was none
                 memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or 'absent' in self.lasting.troubles:
+            if self.ec2.rehearse() or ('absent', '') in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
-            for about in (*self.settings.parts, 'restart'):
-                self.lasting(about, '', '')
+            self.lasting('restart', '')
+            for part in self.settings.parts:
+                self.lasting('claim', '', part)
         self.report()
 
     def say(self, *decisions: Decision) -> None:
@@ -2054,6 +2097,7 @@ class Monitor:
         for why, *_, level, _ in words:
             if why not in self.said:
                 self.log.log(level, why)
+                self.alarmed |= level >= logging.WARNING and self.memory.is_silent
         kept = self.said if self.memory.failures else ()
         self.said = tuple(dict.fromkeys((*kept, *(one.why for one in words))))
 
@@ -2108,15 +2152,13 @@ class Monitor:
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim."""
-        failure = in_words(result) if isinstance(result, Exception) else ''
-        words = f'{part} could not be moved to {self.own_id} ({{}}): trying again'
-        if not failure:
+        is_refused = code_of(result) not in ('', *BUSY)
+        if not isinstance(result, Exception):
             self.memory.note_here(part, now)
         elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
-            words = (f'{part}: the answer to its move to {self.own_id} did not come ({{}}): '
-                     'asking EC2 where it is')
-        self.lasting(part, failure, words)
+        self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
+                     at_once=is_refused and self.memory.is_silent)  # nobody may be serving
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2140,8 +2182,7 @@ class Monitor:
         code = code_of(results[done])
         pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         self.memory.note_step(Step(name, now, bool(code), pause))
-        if not self.lasting('restart', failures_in(results),
-                            f'{self.peer_id} could not be {{}}: asking EC2 about it again'):
+        if not self.lasting('restart', failures_in(results)):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
@@ -2162,7 +2203,7 @@ class Monitor:
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
             'decision': '; '.join(self.said),
-            'troubles': [words for *_, words in self.lasting.troubles.values()]})
+            'troubles': self.lasting.errors})
 
     @property
     def left_stopped(self) -> bool:
@@ -2174,24 +2215,77 @@ class Monitor:
 # The check ----------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
-PROFILE, TAG = 'NAT_Monitor', 'Key=nat_monitor,Value=true'  # what iam_policy.json asks for
+PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # as in iam_policy.json
 OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
 FRESH = 3 * STATUS_INTERVAL
-MORE = 'nat_monitor.py --check'
-AGAIN = 'nat_monitor.py --check  # again, when the other lines are mended and EC2 answers'
 LIST_RULES = 'nft list ruleset; ip rule; ip route'
 MASQUERADE = ("nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; "
               "{}oifname != \"lo\" masquerade; }}; }}'")
 SYSCTL_FILES = [f'{directory}/sysctl.d/*.conf'  # the later one in place of one of the same name
                 for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
-CRON_FILES = ('etc/cron.d/*', 'etc/crontab', 'var/spool/cron/crontabs/root', 'var/spool/cron/root')
-CRON_JOB = (r'[ \t]*@reboot[ \t]+{user}(/\S*/nat_monitor\.py)'
-            r'(?:[ \t]*[\d&]?[<>]{{1,2}}[ \t]*(?:&\d|[^\s&<>|;()]+))*[ \t]*\n')
-CRON_WORD = r'\s*(?:@\w+\s+|(?:\S+\s+){5})(\S+)'  # the first one behind the times
-UNITS = [f'{directory}/systemd/system/*.service' for directory in ('etc', 'lib', 'usr/lib')]
-STARTS_NOTHING = (r'(?:\b(?:pkill|killall|pgrep|pidof|test -\w)|\[ -\w)\s[^;&|]*?nat_monitor\.py'
-                  r'|nat_monitor\.py\s+(?:--check|--status|--help|-h)\b')
+DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
+HOLDERS = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
+           'AssociationId')  # what a route, or an address, may be at
+CRON_DAEMONS = {'cron', 'crond', 'fcron'}
+CRON_FILES = ('etc/crontab', 'etc/cron.d/*', 'var/spool/cron/root', 'var/spool/cron/crontabs/root')
+CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
+            r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
+CRON_TAKES = (' (cron starts it only from a file of mode 644, without a dot in its name, by a line '
+              'that ends in LF, as root, and if it can be executed)')
+BOOT_FILES = (  # what else may start something at boot
+    'etc/rc*', 'etc/rc.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
+    'var/lib/cloud/scripts/per-boot/*', '*/systemd/system/**', 'usr/*/systemd/system/**')
+
+# What to run, by the name of a line or of what is wrong; else it is a setting.
+REMEDIES: Dict[str, str] = dict(re.findall('(.+?): (.+)', '''
+setting: nano {settings_file}
+no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
+own fault: ip route
+no neighbour: ip neigh
+file: chown root:root {path} && chmod go-w {path}
+metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
+--instance-id <this instance>
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor \
+--instance-id {about}
+other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
+Name=NAT_Monitor --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
+Name=instance-id,Values={about} --output text \
+--query "IamInstanceProfileAssociations[0].AssociationId")
+permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
+--policy-document file://iam_policy.json
+tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
+service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
+permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
+VPC endpoint policy: aws ec2 describe-vpc-endpoints \
+--filters Name=service-name,Values=com.amazonaws.{region}.ec2
+clock: systemctl enable --now chrony; chronyc makestep  # package chrony
+state: aws ec2 start-instances --instance-ids {about}
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
+network interface: aws ec2 detach-network-interface --attachment-id {attachment}
+public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
+--network-interface-id {card}
+Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
+--auto-scaling-group-name {group} --should-decrement-desired-capacity
+maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
+can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
+protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
+subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
+own subnet: aws ec2 associate-route-table --route-table-id <that of the internet gateway> \
+--subnet-id {subnet}
+default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
+Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
+ping: ping -c 20 {address}
+security group: aws ec2 authorize-security-group-ingress --group-id {about} --ip-permissions \
+'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={own_group}}}]'
+forwards: nat_monitor.py --check  # there
+cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
+install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
+monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+suspended: kill -CONT {about}
+status: nat_monitor.py --check
+'''))
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -2229,25 +2323,22 @@ def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
         yield path, only_root_writes(path) or bool(shared) and os.stat(path).st_uid == 0
 
 
-def starts_monitor(line: str, with_user: bool) -> Optional[bool]:
-    """Tell whether a line of a crontab starts the monitor at boot; None: it may, nobody can tell.
-
-    A line of the system's crontabs has the user behind the times.
-    """
-    if not line.endswith('\n') or line.endswith('\r\n') or line.lstrip().startswith('#'):
-        return False  # cron skips a line without end, and the shell minds a carriage return
-    job = re.fullmatch(CRON_JOB.format(user=r'root[ \t]+' if with_user else ''), line)
-    if job:
-        return os.access(job[1], os.X_OK)
-    found = re.match(CRON_WORD, line)
-    word = found[1] if found else ''
-    if with_user and ('/' in word or word != 'root' and 'sudo' not in line):
-        return False
-    return None if mentions_start(line) and (with_user or word != 'root') else False
+def starts_monitor(path: str, line: str) -> str:
+    """Return FINE for a job that cron runs at boot, FAIL for one that it does not, else UNSURE."""
+    job = re.fullmatch(CRON_JOB, line)
+    if not job:
+        return UNSURE
+    accepted = (only_root_writes(path) and not os.stat(path).st_mode & 0o111
+                and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path)))
+    right = job[1] == ('root' if '/etc/' in path else None) and job[3] == '\n'
+    return FINE if accepted and right and os.access(job[2], os.X_OK) else FAIL
 
 
-def mentions_start(line: str) -> bool:
-    return bool(re.search(r'nat_monitor\.py(?![\w.~-])', re.sub(STARTS_NOTHING, '', line)))
+def who_denies(error: Any) -> Tuple[str, str]:
+    """Return what a denied call needs, a key of REMEDIES, and EC2's words for what denies it."""
+    found = re.search(r'(?:with an explicit deny|because no) .*?(?=\.?$)', in_words(error))
+    words = f': {found[0]}' if found else ''
+    return next((one for one in DENIERS if one in words), 'permission'), words
 
 
 def has_profile(instance: Dict[str, Any]) -> bool:
@@ -2270,18 +2361,18 @@ class Check:
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.region = ''
-        self.role, self.edit, self.exit_code = PROFILE, f'nano {settings_file}', 0
+        self.role, self.program, self.exit_code = PROFILE, os.path.realpath(__file__), 0
         self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
         self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
         self.networks: Set[Network] = set()  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for what, check in (('settings', self.check_settings), ('file', self.check_files),
-                            ('environment', self.check_environment),
-                            ('metadata', self.check_metadata), ('this instance', self.check_place),
-                            ('EC2', self.check_ec2), ('masquerading', self.check_nat),
-                            ('cron job', self.check_cron), ('monitor', self.check_monitor)):
+        for what, check in {'settings': self.check_settings, 'file': self.check_files,
+                            'environment': self.check_environment,
+                            'metadata': self.check_metadata, 'EC2': self.check_ec2,
+                            'masquerading': self.check_nat, 'cron job': self.check_cron,
+                            'monitor': self.check_monitor}.items():
             self.attempt(what, self.own_id, check)
         return self.exit_code
 
@@ -2292,19 +2383,28 @@ class Check:
         except Refusal as refusal:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
-                self.say(False, what, about, fault, AGAIN if what == 'EC2' else self.edit)
-        except OwnFault as fault:
-            self.say(False, what, about, in_words(fault), 'ip route')
+                self.say(False, what, about, fault, self.remedy('setting'))
         except Exception as error:
-            remedy = self.allow if code_of(error) in DENIED else AGAIN
-            self.say(False, what, about, in_words(error), remedy, UNSURE)
+            needs = ('no neighbour' if isinstance(error, NoNeighbour) else
+                     'own fault' if isinstance(error, OwnFault) else
+                     who_denies(error)[0] if code_of(error) in DENIED else 'no answer')
+            self.say(False, what, about, in_words(error), self.remedy(needs),
+                     FAIL if needs == 'own fault' else UNSURE)
 
-    def say(self, fine: bool, what: str, about: str, found: str, remedy: str = '',
-            otherwise: str = FAIL) -> None:
-        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy."""
+    def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
+            otherwise: str = FAIL, **ids: str) -> None:
+        """Write a line: the verdict, what was looked at, its id, what was found, and the remedy.
+
+        This is by default that of `what`, filled with the ids.
+        """
         verdict = FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
-        log.info(f'{verdict:8}{what:22}{about:23}{found}{"" if fine else f"; run: {remedy}"}')
+        run = '' if fine else f'; run: {remedy or self.remedy(what, about, **ids)}'
+        log.info(f'{verdict:8}{what:22}{about:23}{found}{run}')
+
+    def remedy(self, name: str, about: str = '', **ids: str) -> str:
+        remedy = REMEDIES.get(name, REMEDIES['setting'])
+        return remedy.format_map({**vars(self), **ids, 'about': about})
 
     # This host
 
@@ -2316,8 +2416,7 @@ class Check:
         """See that nobody but root can write what runs as root, or put something in its place."""
         for path, fine in on_the_way_to(__file__, self.settings_file):
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
-            self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}',
-                     f'chown root:root {path} && chmod go-w {path}')
+            self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
 
     def check_environment(self) -> None:
         found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
@@ -2329,21 +2428,11 @@ class Check:
         found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
                              CALL_DEADLINE)
         role, failed = found.pop(items[2]), failures_in(found)
-        self.own_id, self.region = ('', '') if failed else found.values()
-        self.say(not failed, 'metadata', '',
-                 failed or f'IMDSv2 answers: this is {self.own_id} in {self.region}',
-                 'aws ec2 modify-instance-metadata-options --http-endpoint enabled '
-                 '--http-tokens required --instance-id <this instance>')
+        self.say(not failed, 'metadata', '', failed or 'IMDSv2 answers')
         if not failed:
+            self.own_id, self.region = found.values()
             self.role = role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', self.own_id, str(role),
-                     self.give_profile(self.own_id))
-
-    def check_place(self) -> None:
-        if self.settings and self.own_id:
-            primary, self.peer_id = place_in_pair(self.settings, self.own_id)
-            self.say(True, 'this instance', self.own_id,
-                     f'is the {"primary" if primary else "secondary"}')
+            self.say(role == self.role, 'role', self.own_id, str(role))
 
     def check_nat(self) -> None:
         """Tell whether this host forwards and masquerades what comes from the private subnets.
@@ -2380,274 +2469,233 @@ class Check:
         return found[-1] if found else ('', '', '')
 
     def check_cron(self) -> None:
-        """Look for the job that starts the monitor at boot, in a file that cron accepts."""
-        jobs: List[str] = []
-        others: List[str] = []
-        for path in self.files(*CRON_FILES):
-            if not (only_root_writes(path) and not os.stat(path).st_mode & 0o111
-                    and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path))):
-                continue
+        """Look for the job that starts the monitor at boot, or for anything else that names it."""
+        told: Dict[str, str] = {}
+        crontabs = self.files(*CRON_FILES)
+        for path in [*crontabs, *self.files(*BOOT_FILES)]:
             for line in self.read(path).splitlines(keepends=True):
-                starts = starts_monitor(line, '/etc/' in path)
-                if starts is not False:
-                    (jobs if starts else others).append(f'{path}: {line.strip()}')
-        for path in self.files(*UNITS):
-            others += [f'{path}: {line}' for line in self.read(path).splitlines()
-                       if line.startswith('Exec') and mentions_start(line)]
-        install = ('install -m 755 nat_monitor.py /usr/local/sbin/ && '
-                   'install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor')
-        if others and not jobs:
-            self.say(False, 'cron job', '', f'{min(others)} (whether this starts the monitor at '
-                     'boot cannot be told)', f'{install}  # and remove that', UNSURE)
-        else:
-            none = 'none that cron accepts starts the monitor at boot'
-            self.say(bool(jobs), 'cron job', '', min(jobs, default=none), install)
+                if 'nat_monitor.py' in line and not line.lstrip().startswith('#'):
+                    verdict = starts_monitor(path, line) if path in crontabs else UNSURE
+                    told.setdefault(verdict, f'{path}: {line.strip()}')
+        verdict = next((one for one in (FINE, FAIL, UNSURE) if one in told), FAIL)
+        why = {FINE: '', FAIL: CRON_TAKES, UNSURE: ' (nobody can tell if this starts it at boot)'}
+        self.say(verdict == FINE, 'cron job', '', told[verdict] + why[verdict]
+                 if told else 'none starts the monitor', otherwise=verdict)
+        if verdict == FINE:
+            names = {self.read(path).strip() for path in self.files('proc/[0-9]*/comm')}
+            daemon = min(names & CRON_DAEMONS, default='')
+            self.say(daemon, 'cron daemon', '', f'{daemon or "none"} runs')
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
         pid = self.lock_holder()
         if pid and is_suspended(pid):
-            self.say(False, 'monitor', '', f'pid {pid} is suspended', f'kill -CONT {pid}')
+            self.say(False, 'monitor', '', f'pid {pid} is suspended', self.remedy('suspended', pid))
         else:
-            program = os.path.realpath(__file__)
-            self.say(bool(pid), 'monitor', '', f'runs with pid {pid}' if pid else 'does not run',
-                     f"echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now", WARN)
+            found = f'runs with pid {pid}' if pid else 'does not run'
+            self.say(pid, 'monitor', '', found, otherwise=WARN)
         return pid
 
     def lock_holder(self) -> str:
         """Return the pid of who holds the lock, without trying it: a monitor may be starting."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IndexError):
             lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
             device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-            held = re.search(f'FLOCK.* (\\d+) {device}:{lock.st_ino} ', self.read('proc/locks'))
-            return held[1] if held else ''
+            held = f'FLOCK.* (\\d+) {device}:{lock.st_ino} '
+            return str(re.findall(held, self.read('proc/locks'))[0])
         return ''
 
-    # What the monitor here has published
-
     def status(self) -> int:
-        """Tell how the pair is, as the monitor sees it; return the exit code."""
+        """Tell each field of the status file, and whether it is fine; return the exit code."""
         if not self.check_monitor():
             return 2
         try:
-            self.check_status(json.loads(self.read(STATUS_FILE[1:])))
-        except (ValueError, LookupError, TypeError) as error:
-            self.say(False, 'status', '', f'{STATUS_FILE} tells nothing ({in_words(error)})', MORE)
+            told = json.loads(self.read(STATUS_FILE[1:]))
+            written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
+            holders, age = set(told['holders'].values()), time.time() - written
+            wrong = {'time': abs(age) >= FRESH, 'peer_answers': not told['peer_answers'],
+                     'holders': holders not in ({told['own_id']}, {told['peer_id']}),
+                     'troubles': told['troubles'], 'decision': told['decision']}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
+        for name, value in told.items():
+            found = value if isinstance(value, str) else json.dumps(value)
+            self.say(not wrong.get(name), name, '', found, self.remedy('status'),
+                     WARN if name == 'decision' else FAIL)
         return self.exit_code
 
-    def check_status(self, told: Dict[str, Any]) -> None:
-        own, peer, holders = told['own_id'], told['peer_id'], told['holders']
-        written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
-        age = time.time() - written
-        answer, look = ('never' if told[key] is None else f'{told[key] + age:.0f} s ago'
-                        for key in ('last_answer_age', 'last_observation_age'))
-        self.say(abs(age) < FRESH, 'status', own, f'{age:.0f} s old, of version {told["version"]}',
-                 MORE)
-        self.say(True, 'this instance', own, f'is the {told["role"]}')
-        self.say(bool(holders), 'EC2', own, f'told all holders {look}', MORE)
-        for part, holder in holders.items():
-            who = {own: ', this instance', peer: ', the peer'}.get(holder, '')
-            self.say(bool(who) and len(set(holders.values())) == 1, 'default route'
-                     if part.startswith('rtb-') else 'Elastic IP', part, f'at {holder}{who}', MORE)
-        self.say(told['peer_answers'], 'ping', peer,
-                 f'{"answers" if told["peer_answers"] else "is not heard"}, last {answer}', MORE)
-        for words in told['troubles']:
-            self.say(False, 'trouble', own, words, MORE)
-        why = told['decision']
-        self.say(not why, 'decision', own, why or 'nothing to do', MORE, WARN)
-
     def files(self, *patterns: str) -> List[str]:
-        return [path for each in patterns for path in glob.glob(os.path.join(self.root, each))]
+        return [path for pattern in patterns
+                for path in glob.glob(os.path.join(self.root, pattern), recursive=True)]
 
     def read(self, path: str) -> str:
         return text_of(os.path.join(self.root, path))
-
-    # What the policy asks for
-
-    @property
-    def allow(self) -> str:
-        return (f'aws iam put-role-policy --role-name {self.role} --policy-name {PROFILE} '
-                '--policy-document file://iam_policy.json')
-
-    def give_profile(self, i: str) -> str:
-        profile = f'--iam-instance-profile Name={PROFILE}'
-        if 'IamInstanceProfile' not in self.things.get(i, {}):
-            return f'aws ec2 associate-iam-instance-profile {profile} --instance-id {i}'
-        return (f'aws ec2 replace-iam-instance-profile-association {profile} --association-id '
-                '$(aws ec2 describe-iam-instance-profile-associations '
-                f'--filters Name=instance-id,Values={i} --output text '
-                '--query "IamInstanceProfileAssociations[0].AssociationId")')
-
-    def check_permission(self, name: str) -> None:
-        (action, on, about), result = name.partition(' on '), self.got[name]
-        denied = code_of(result) in DENIED
-        if isinstance(result, Exception) and not denied and code_of(result) != 'DryRunOperation':
-            raise result
-        self.say(not denied, 'permission', action, f'{"not " if denied else ""}allowed{on}{about}',
-                 self.permit(action, about))
-
-    def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile or the tags that the policy asks for.
-
-        Where nothing of these is missing, it is the policy that does not allow it.
-        """
-        thing, own = self.things.get(about, {}), self.things.get(self.own_id, {})
-        if action in ('StopInstances', 'StartInstances') and thing and not has_profile(thing):
-            return self.give_profile(about)
-        tagged = any(f'Key={tag["Key"]},Value={tag["Value"]}' == TAG
-                     for tag in thing.get('Tags', []))
-        ids = [] if tagged or 'RouteTableId' not in thing else [about]
-        if action == 'AssociateAddress':  # EC2 has not told whether the interface has the tag
-            ids = [thing['AllocationId']]
-            ids += [card['NetworkInterfaceId'] for card in own.get('NetworkInterfaces', [])]
-        tags = [f'aws ec2 create-tags --resources {" ".join(ids)} --tags {TAG}'] * bool(ids)
-        return ' && '.join(tags + [self.allow] * (tagged or not ids))
 
     # EC2
 
     def check_ec2(self) -> None:
         """Ask EC2 for all that a failover is about, rehearse one, and tell of each thing."""
-        settings, pair = self.settings, (self.own_id, self.peer_id)
-        if not self.peer_id:
+        settings, own = self.settings, self.own_id
+        if not settings or not own:
             raise NoAnswer('it is not asked without valid settings, instance id and region')
-        address, tables = settings.elastic_ip, settings.route_table_ids
-        self.client = ec2 = self.connect(self.region)
-        calls: Dict[str, Callable[[], Any]] = {
-            'DescribeInstances': lambda: by_id(
-                ec2.describe_instances, 'InstanceId', 'instance-id', *pair),
-            'DescribeInstanceStatus': lambda: describe_states(ec2, *pair),
-            'DescribeRouteTables': lambda: by_id(
-                ec2.describe_route_tables, 'RouteTableId', 'route-table-id', *tables)}
-        if address:
-            calls['DescribeAddresses'] = lambda: by_id(
-                ec2.describe_addresses, 'PublicIp', 'public-ip', address)
+        primary, self.peer_id = place_in_pair(settings, own)
+        self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
+                 f'{self.region}')
+        pair, self.client = (own, self.peer_id), self.connect(self.region)
+        address, ec2 = settings.elastic_ip, self.client
+        tables = settings.route_table_ids
+        asked = {'DescribeInstances': ('InstanceId', 'instance-id', *pair),
+                 'DescribeRouteTables': ('RouteTableId', 'route-table-id', *tables),
+                 'DescribeAddresses': ('PublicIp', 'public-ip', address)}
+        calls: Dict[str, Any] = {
+            action: functools.partial(by_id, getattr(ec2, botocore.xform_name(action)), *what)
+            for action, what in asked.items() if what[-1]}
+        calls['DescribeInstanceStatus'] = functools.partial(describe_states, ec2, *pair)
         self.got = run_together(calls, CALL_DEADLINE)
         self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
                        for i, thing in found.items() if isinstance(thing, dict)}
         allocation = self.things.get(address, {}).get('AllocationId', '')
-        rehearsed = rehearsal(settings, *pair, allocation).items()
-        self.got.update(run_together(
-            {name: functools.partial(call, ec2) for name, call in rehearsed}, CALL_DEADLINE))
-        self.check_clock()
+        calls = {name: functools.partial(call, ec2)
+                 for name, call in rehearsal(settings, *pair, allocation).items()}
+        self.got.update(run_together(calls, CALL_DEADLINE))
+        skew = max(map(clock_skew, self.got.values()), key=abs)
+        if skew:  # EC2 has told its time
+            self.say(abs(skew) < CLOCK_TOLERANCE, 'clock', own, f'{skew:.0f} s ahead of EC2')
         for name in self.got:
             self.attempt('permission', name.split()[0], self.check_permission, name)
-        if address and address not in self.things:
-            self.say(False, 'permission', 'AssociateAddress', f'needs {address}, see there',
-                     AGAIN, UNSURE)
-        for what, ids, check in (('instance', pair, self.check_instance),
-                                 ('route table', tables, self.check_table),
-                                 ('Elastic IP', settings.parts[len(tables):], self.check_address)):
-            for i in ids:
-                self.attempt(what, i, check, i)
-        self.attempt('ping', self.peer_id, self.check_ping)
-        if settings.probe_address:
-            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
+        for i in pair:
+            self.attempt('instance', i, self.check_instance, i)
+        self.attempt('route table', '', self.check_tables)
+        if address:
+            self.attempt('Elastic IP', address, lambda: self.say_holder(
+                'Elastic IP', address, self.find('DescribeAddresses', address)))
+        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
+        if peer:
+            self.attempt('ping', self.peer_id, self.check_ping, peer)
+        if peer and settings.probe_address:
+            self.attempt('forwards', self.peer_id, self.check_probe, peer, settings.probe_address)
         self.attempt('longest outage', '', self.check_speed)
-
-    def check_clock(self) -> None:
-        """Tell if this clock is so far off that EC2 refuses what is signed by it."""
-        errors = [one for one in self.got.values() if isinstance(one, ClientError)]
-        skew, error = max(((clock_skew(one), one) for one in errors), default=(0.0, None),
-                          key=lambda each: abs(each[0]))
-        if error and abs(skew) > CLOCK_TOLERANCE:
-            self.say(False, 'clock', self.own_id, f'{abs(skew):.0f} s '
-                     f'{"ahead of" if skew > 0 else "behind"} EC2, which says {in_words(error)}',
-                     'systemctl enable --now chrony; chronyc makestep  # package chrony')
 
     def find(self, call: str, i: str) -> Any:
         """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
-        found = self.got[call]
-        if isinstance(found, Exception):
-            raise found
-        if i not in found:
-            look = f'aws ec2 {botocore.xform_name(call, "-")}'
-            raise Refusal(f'not found in {self.region}, see: {look}', exit_code=1)
-        return found[i]
+        if isinstance(self.got[call], Exception):
+            raise self.got[call]
+        if i not in self.got[call]:
+            raise Refusal(f'not found in {self.region}', exit_code=1)
+        return self.got[call][i]
+
+    def check_permission(self, name: str) -> None:
+        (action, on, about), result = name.partition(' on '), self.got[name]
+        if code_of(result) in DENIED:
+            needs, why = who_denies(result)
+            self.say(False, 'permission', action, f'not allowed{on}{about}{why}',
+                     self.permit(action, about) if needs == 'permission' else self.remedy(needs))
+        elif isinstance(result, Exception) and code_of(result) != 'DryRunOperation':
+            raise result
+        else:
+            self.say(True, 'permission', action, f'allowed{on}{about}')
+
+    def permit(self, action: str, about: str) -> str:
+        """Return the command that gives the profile, the tags or the policy that a call lacks."""
+        allow, thing = self.remedy('permission'), self.things.get(about, {})
+        if action == 'AssociateAddress':  # EC2 does not tell whether the interface has the tag
+            cards = self.things.get(self.own_id, {}).get('NetworkInterfaces', [])
+            ids = [thing['AllocationId'], *(card['NetworkInterfaceId'] for card in cards)]
+            return f'{self.remedy("tag", " ".join(ids))} && {allow}'
+        if 'InstanceId' in thing and not has_profile(thing):
+            return self.remedy('other profile' if 'IamInstanceProfile' in thing else 'role', about)
+        tagged = TAG in thing.get('Tags', []) or 'RouteTableId' not in thing
+        return allow if tagged else self.remedy('tag', about)
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.find('DescribeInstances', i)
-        self.check_state(i, one)
-        on, public = one.get('SourceDestCheck', True), one.get('PublicIpAddress')
-        self.say(not on, 'source/dest. check', i, 'on' if on else 'off', turn_check_off(i))
+        state, reason = one['State']['Name'], one.get('StateReason', {})
+        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
         cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
                  for card in one['NetworkInterfaces']}
-        last = [*cards.values(), ''][len(cards) - 1]
-        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
-                 f'aws ec2 detach-network-interface --attachment-id {last}')
-        self.say(bool(public), 'public address', i,
-                 public or 'none, so the VPC needs an endpoint for EC2',
-                 'aws ec2 modify-network-interface-attribute --associate-public-ip-address '
-                 f'--network-interface-id {min(cards, default="")}',
-                 WARN if self.settings.elastic_ip else FAIL)
-        self.say(has_profile(one), 'instance profile', i,
-                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.give_profile(i))
-        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
-        group = tags.get('aws:autoscaling:groupName', 'none')
-        self.say(group == 'none', 'Auto Scaling group', i, group,
-                 f'aws autoscaling detach-instances --instance-ids {i} '
-                 f'--auto-scaling-group-name {group} --should-decrement-desired-capacity')
-        self.say(MAINTENANCE not in tags, 'maintenance', i,
-                 f'has the tag {MAINTENANCE}' if MAINTENANCE in tags else 'no',
-                 f'aws ec2 delete-tags --resources {i} --tags Key={MAINTENANCE}  # after the work',
-                 WARN)
-        self.attempt('can be stopped', i, self.check_stop, one)
-
-    def check_state(self, i: str, one: Dict[str, Any]) -> None:
-        """Tell EC2's state of an instance, and what kept a stopped one from starting."""
-        state, reason = one['State']['Name'], one.get('StateReason', {})
-        remedy = f'aws ec2 start-instances --instance-ids {i}'
         if state == 'stopped' and str(reason.get('Code', '')).startswith(KEY_ERRORS):
             state += (f' ({reason.get("Message") or reason["Code"]}): if its disk is encrypted '
                       'with a key of yours, the role needs kms:CreateGrant: README.adoc says how')
-            remedy += '  # once the role may use the key'
-        self.say(state == 'running', 'state', i, state, remedy)
+        self.say(state == 'running', 'state', i, state)
+        checked = one.get('SourceDestCheck', True)
+        self.say(not checked, 'source/dest. check', i, 'on' if checked else 'off')
+        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
+                 attachment=[*cards.values(), ''][len(cards) - 1])
+        self.check_public_address(i, one)
+        self.say(has_profile(one), 'instance profile', i,
+                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.permit('', i))
+        group = tags.get('aws:autoscaling:groupName', 'none')
+        self.say(group == 'none', 'Auto Scaling group', i, group, group=group)
+        tag = tags.get(MAINTENANCE, 'no')
+        self.say(MAINTENANCE not in tags, 'maintenance', i, tag or 'tagged', otherwise=WARN)
+        self.attempt('can be stopped', i, self.check_stop, i, one)
 
-    def check_stop(self, one: Dict[str, Any]) -> None:
+    def check_public_address(self, i: str, one: Dict[str, Any]) -> None:
+        """Tell whether an instance reaches EC2 also after it has lost the egress address.
+
+        Only an address of Amazon's comes back then.  While the egress address is here, EC2 tells
+        of no other one.
+        """
+        public, egress = one.get('PublicIpAddress', ''), self.settings.elastic_ip
+        card: Dict[str, Any] = next(iter(one['NetworkInterfaces']), {})
+        owner = card.get('Association', {}).get('IpOwnerId')
+        lasts = public and (not egress or public == egress or owner == 'amazon')
+        found = ('none, so the VPC needs an endpoint for EC2' if not public else public if lasts
+                 else f'{public} does not come back after {egress}: release this Elastic IP')
+        self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL,
+                 card=card.get('NetworkInterfaceId', ''))
+
+    def check_stop(self, i: str, one: Dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance.
 
         Only this asks for what no failover needs.
         """
-        i, spot = one['InstanceId'], one.get('SpotInstanceRequestId')
+        spot = one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
             'SpotInstanceRequests'][0] if spot else {}
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
-        one_time = request.get('Type', 'persistent') != 'persistent'
         fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'no, it is a one-time Spot instance' if one_time else
+                 'no, it is a one-time Spot instance' if request.get('Type') == 'one-time' else
                  'no, it has stop protection' if protected else '')
-        remedy = f'aws ec2 describe-instances --instance-ids {i}  # and launch another one'
-        if 'protection' in fault:
-            remedy = f'aws ec2 modify-instance-attribute --instance-id {i} --no-disable-api-stop'
-        self.say(not fault, 'can be stopped', i,
-                 fault or 'yes: root in EBS, no one-time Spot, no stop protection', remedy)
+        self.say(not fault, 'can be stopped', i, fault or 'yes',
+                 self.remedy('protected' if 'protection' in fault else 'can be stopped', i))
 
-    def check_table(self, table_id: str) -> None:
-        """Tell of a table what a claim would replace, and whom it serves."""
-        table = self.find('DescribeRouteTables', table_id)
-        self.say_holder('default route', table_id, default_route(table),
-                        f'describe-route-tables --route-table-ids {table_id}')
+    def check_tables(self) -> None:
+        """Tell of each table, and of others in the VPC that lead to one of the pair."""
         self.find('DescribeInstances', self.own_id)
-        pair = [self.things[i] for i in (self.own_id, self.peer_id) if i in self.things]
-        vpcs, own = ({one[key] for one in pair if one.get(key)} for key in ('VpcId', 'SubnetId'))
+        pair = {i: self.things[i] for i in (self.own_id, self.peer_id) if i in self.things}
+        vpcs, own = ({one[key] for one in pair.values() if one.get(key)}
+                     for key in ('VpcId', 'SubnetId'))
+        found = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', *vpcs)
+        linked = {link.get('SubnetId') for one in found.values() for link in one['Associations']}
+        for i in self.settings.route_table_ids:
+            self.attempt('route table', i, self.check_table, i, vpcs, own, own - linked)
+        for i in found.keys() - set(self.settings.route_table_ids):
+            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}'
+                   for route in found[i]['Routes'] if route.get('InstanceId') in pair]
+            if led:
+                self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
+                         'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
+
+    def check_table(self, table_id: str, vpcs: Set[str], own: Set[str], unlinked: Set[str]) -> None:
+        """Tell of a table what a claim would replace, and whom it serves.
+
+        `own` are the subnets of the pair, `unlinked` those among them that the main table serves.
+        """
+        table = self.find('DescribeRouteTables', table_id)
+        self.say_holder('default route', table_id, default_route(table))
         self.say(vpcs == {table['VpcId']}, 'route table', table_id,
-                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}', self.edit)
+                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}')
         subnets = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
-        served = set(subnets)
-        if any(link.get('Main') for link in table['Associations']):
-            others = by_id(self.client.describe_route_tables, 'RouteTableId',
-                           'association.subnet-id', *own).values()
-            lone = own - {link.get('SubnetId') for one in others for link in one['Associations']}
-            served |= {'those without a table of their own', *lone}
-        mine, remedy = min(served & own, default=''), 'aws ec2 associate-route-table'
-        if mine:
-            found = f"{mine} is the pair's own: it would route to itself"
-            remedy += f' --route-table-id <that of the internet gateway> --subnet-id {mine}'
-        else:
-            found = ', '.join(sorted(served)) or 'none'
-            remedy += f' --route-table-id {table_id} --subnet-id <private subnet>'
-        self.say(bool(served) and not mine, 'subnets', table_id, found, remedy)
+        main = any(link.get('Main') for link in table['Associations'])
+        served = subnets | ({'those without a table of their own', *unlinked} if main else set())
+        mine = min(served & own, default='')
+        self.say(served and not mine, 'subnets', table_id,
+                 f"{mine} is the pair's own: it would route to itself" if mine
+                 else ', '.join(sorted(served)) or 'none',
+                 self.remedy('own subnet' if mine else 'subnets', table_id, subnet=mine))
         if subnets:
             self.attempt('masquerading', table_id, self.learn_networks, subnets)
 
@@ -2656,71 +2704,41 @@ class Check:
         found = by_id(self.client.describe_subnets, 'SubnetId', 'subnet-id', *subnets)
         self.networks |= {Network(one['CidrBlock']) for one in found.values()}
 
-    def check_address(self, address: str) -> None:
-        self.say_holder('Elastic IP', address, self.find('DescribeAddresses', address),
-                        f'describe-addresses --public-ips {address}')
-
-    def say_holder(self, what: str, about: str, held: Dict[str, Any], look: str) -> None:
+    def say_holder(self, what: str, about: str, held: Dict[str, Any]) -> None:
         """Tell who holds a table or the address.
 
         What is outside the pair is somebody's choice, or a mistake.
         """
-        keys = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
-                'AssociationId')
-        unnamed = str(held) if 'DestinationCidrBlock' in held else 'nobody'  # of another kind
-        holder = next((held[key] for key in keys if held.get(key)), unnamed)
+        unnamed = str(held) if 'Origin' in held else 'nobody'  # a route to another kind of thing
+        holder = next((held[key] for key in HOLDERS if held.get(key)), unnamed)
         who = {self.own_id: 'this instance', self.peer_id: 'the peer',
                'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
         lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
-        start = "the primary's monitor replaces this when it starts"
+        later = ('nobody replaces this', "the primary's monitor replaces this when it starts")
         self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
-                 f'aws ec2 {look}  # {start if self.settings.fail_back else "nobody replaces it"}',
-                 WARN)
+                 otherwise=WARN, later=later[bool(self.settings.fail_back)])
 
-    def check_ping(self) -> None:
+    def check_ping(self, address: str) -> None:
         """Ping the peer as often as makes it silent."""
-        peer, own = (self.things.get(i, {}) for i in (self.peer_id, self.own_id))
-        address, times, wanted = peer.get('PrivateIpAddress'), [], self.settings.num_pings
-        if not address:
-            raise NoAnswer('it needs its private address from EC2')
-        ping, remedy = self.ping or Ping(self.settings.ping_timeout), f'ping -c 20 {address}'
-        for _ in range(wanted):
-            started_at = time.monotonic()
-            if ping(address):
-                times.append(f'{(time.monotonic() - started_at) * 1000:.1f} ms')
-        found = f'{address} answers {len(times)} of {wanted}'
-        found += f'{" in " if times else ""}{", ".join(times)}'
-        if not times and peer['State']['Name'] == 'running':
-            its, ours = ([group['GroupId'] for card in one.get('NetworkInterfaces', [])
-                          for group in card['Groups']] or ['<security group>']
-                         for one in (peer, own))
-            found += (', but EC2 calls it running: look at its security groups '
-                      f'{", ".join(its)}, here {", ".join(ours)}')
-            remedy = ('aws ec2 authorize-security-group-ingress --group-id '
-                      f"{its[0]} --ip-permissions 'IpProtocol=icmp,FromPort=8,ToPort=-1,"
-                      f"UserIdGroupPairs=[{{GroupId={ours[0]}}}]'")
-        self.say(len(times) == wanted, 'ping', self.peer_id, found, remedy)
+        wanted, its = self.settings.num_pings, self.things[self.peer_id]
+        answers = sum(map(self.ping or Ping(self.settings.ping_timeout), [address] * wanted))
+        found, remedy = f'{address} answers {answers} of {wanted}', ''
+        if not answers and its['State']['Name'] == 'running':
+            found += ', but EC2 calls it running: look at its security groups'
+            its_group, own_group = (
+                next(group['GroupId'] for card in self.things[i]['NetworkInterfaces']
+                     for group in card['Groups']) for i in (self.peer_id, self.own_id))
+            remedy = self.remedy('security group', its_group, own_group=own_group)
+        self.say(answers == wanted, 'ping', self.peer_id, found, remedy, address=address)
 
-    def check_probe(self, target: str) -> None:
+    def check_probe(self, address: str, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
-        address = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
-        if not address:
-            raise NoAnswer('it needs its private address from EC2')
-        probe, verdict = self.probe or Probe(self.settings.ping_timeout), UNSURE
-        remedy = 'nat_monitor.py --check  # there'
-        try:
-            through = probe(target, address)
-            fine, found = through.answered, f'a packet through it {through}'
-        except NoNeighbour as fault:
-            fine, found = False, f'it cannot be probed from here: {fault}'
-            remedy = f'ip neigh show {address}'
-        else:
-            if fine or probe(target).answered:
-                verdict = FAIL
-            else:
-                found += f', nor did one to {target} by the own route'
-                remedy = f'ping -c 20 {target}'
-        self.say(fine, 'forwards', self.peer_id, found, remedy, verdict)
+        probe = self.probe or Probe(self.settings.ping_timeout)
+        through = probe(target, address)
+        sure = through.answered or probe(target).answered
+        self.say(through.answered, 'forwards', self.peer_id, f'a packet through it {through}' + (
+            '' if sure else f', nor did one to {target} by the own route'),
+            self.remedy('forwards' if sure else 'ping', address=target), FAIL if sure else UNSURE)
 
     def check_speed(self) -> None:
         self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
@@ -2728,10 +2746,9 @@ class Check:
         describe_states(self.client, self.own_id)
         call, n = time.monotonic() - started_at, self.settings.num_pings
         primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < self.settings.ping_timeout, 'longest outage', '',
-                 f'{primary:.1f} s when the primary dies, {secondary:.1f} s when the secondary '
-                 f'dies while it serves; one EC2 call takes {call:.2f} s',
-                 f'{self.edit}  # EC2 answers more slowly than PING_TIMEOUT', WARN)
+        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when '
+                 f'the primary dies, {secondary:.1f} s when the secondary dies while it serves; '
+                 f'one EC2 call takes {call:.2f} s', otherwise=WARN)
 
 
 # The program --------------------------------------------------------------------------------------
@@ -2837,8 +2854,8 @@ def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
                       f'lines of which {command[0]} was not told: {{}}')
-    notifier.addFilter(lambda record: not hasattr(record, 'of_notify') and (
-        record.levelno >= logging.WARNING or record.getMessage().startswith('over after ')))
+    notifier.setLevel(logging.WARNING)
+    notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 

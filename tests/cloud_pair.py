@@ -5,11 +5,12 @@ DryRun is answered as EC2 does, which moto does not do for routes, and every cal
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import os
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import boto3
 import pytest
@@ -20,6 +21,7 @@ from moto.ec2.models import ec2_backends
 import nat_monitor
 
 ACCOUNT, REGION = '123456789012', 'eu-west-1'
+os.environ['MOTO_EC2_LOAD_DEFAULT_AMIS'] = 'false'  # nobody asks for one of the 1,300
 AS_ROOT = os.geteuid() == 0
 ROUTES = """Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
 ens5 00000000 0100000A 0003 0 0 100 00000000 0 0 0
@@ -81,13 +83,19 @@ def credentials(key: str, secret: str, token: str = 'token') -> str:
                        'Token': token, 'Expiration': '2099-01-01T00:00:00Z'})
 
 
+@functools.lru_cache(maxsize=None)  # to make one takes longer than all its calls
+def client(service: str) -> Any:
+    make: Any = boto3.client
+    return make(service, REGION)
+
+
 class Pair:
     """Two NAT instances in EC2, the host of one of them, and what may be wrong with them."""
 
-    def __init__(self, folder: str) -> None:
-        self.root = folder
+    def __init__(self, folder: str, connect: Callable[[str], Any] = nat_monitor.connect) -> None:
+        self.root, self.connect_really = folder, connect
         self.calls: List[Tuple[str, Dict[str, str]]] = []
-        self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers
+        self.errors: Dict[str, str] = {}      # by action: the error code that EC2 answers; words behind ': '
         self.headers: Dict[str, str] = {}     # of those answers
         self.metadata: Dict[str, Any] = {}
         self.settings_file = os.path.join(folder, 'nat_config.py')
@@ -102,15 +110,15 @@ class Pair:
                   + ' >> /var/log/nat_monitor.log 2>&1\n')
         self.file('run/nat_monitor.lock', f'{os.getpid()}\n', 0o600)
         self.hold_lock(os.getpid())
+        self.file('proc/1/comm', 'cron\n')
         self.file('proc/net/route', ROUTES)
         self.file('proc/net/fib_trie', '|-- 10.0.0.4\n   /32 host LOCAL\n')
         self.file('proc/sys/net/ipv4/ip_forward', '1\n')
         self.firewall()
 
     def build(self) -> None:
-        iam = boto3.client('iam')
-        iam.create_instance_profile(InstanceProfileName='NAT_Monitor')
-        self.ec2: Any = boto3.client('ec2', REGION)
+        client('iam').create_instance_profile(InstanceProfileName='NAT_Monitor')
+        self.ec2 = client('ec2')
         self.vpc = self.ec2.create_vpc(CidrBlock='10.0.0.0/16')['Vpc']['VpcId']
         self.public, self.private = (self.ec2.create_subnet(
             VpcId=self.vpc, CidrBlock=f'10.0.{n}.0/24')['Subnet']['SubnetId'] for n in (0, 1))
@@ -176,22 +184,33 @@ class Pair:
         return nat_monitor.Probed(*self.probed)
 
     def connect(self, region: str) -> Any:
-        client = nat_monitor.connect(region)
-        client.meta.events.register('before-call.ec2', self.answer)
+        client = self.connect_really(region)
+        for event, handler in (('before-call.ec2', self.answer), ('after-call.ec2.DescribeInstances', self.name_owner)):
+            client.meta.events.unregister(event, unique_id=event)  # of the pair of another test
+            client.meta.events.register(event, handler, unique_id=event)
         return client
+
+    def name_owner(self, parsed: Dict[str, Any], **_: Any) -> None:
+        """Tell whose a public address is: Amazon's, unless it was allocated; moto calls each one the account's."""
+        elastic = {address.public_ip for address in self.backend.addresses}
+        for group in parsed.get('Reservations', []):
+            for card in (card for one in group['Instances'] for card in one['NetworkInterfaces']):
+                if card.get('Association', {}).get('PublicIp') not in (None, *elastic):
+                    card['Association']['IpOwnerId'] = 'amazon'
 
     def answer(self, model: Any, params: Dict[str, Any], **_: Any) -> Any:
         """Note the call; answer an injected error, or DryRun as EC2 does; leave all else to moto."""
         action, parameters = model.name, params['body']
         self.calls.append((action, parameters))
-        code = self.errors.get(action, 'DryRunOperation' if parameters.get('DryRun') == 'true' else '')
+        default = 'DryRunOperation' if parameters.get('DryRun') == 'true' else ''
+        code, colon, message = self.errors.get(action, default).partition(': ')
         if code == 'no answer':
             raise BotoCoreError()
         if not code:
             return None
         headers: Any = HeadersDict()
         return AWSResponse(params['url'], 403, headers, None), {
-            'Error': {'Code': code, 'Message': 'said the test'}, 'ResponseMetadata': {
+            'Error': {'Code': code, 'Message': message if colon else 'said the test'}, 'ResponseMetadata': {
                 'HTTPStatusCode': 403, 'HTTPHeaders': self.headers}}
 
     def check(self, capfd: pytest.CaptureFixture[str]) -> Tuple[int, List[Line]]:

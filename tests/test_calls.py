@@ -3,13 +3,17 @@ import contextlib
 import socket
 import struct
 import threading
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List
+
+import pytest
 
 from .lab import ENDPOINT, Lab
 from .lab.lab import Instance
 from .lab.network import NAME_SERVER
 
-NEVER = 6.0  # s without the call after which it does not come any more
+pytestmark = pytest.mark.lab
+
+NEVER = 10.0  # s without the call after which it does not come any more
 
 # Stops an instance as the monitor does, when told to, and lives on.
 STOP = '''
@@ -23,10 +27,9 @@ if 'kept' in sys.argv:
     client.describe_instance_status(InstanceIds=[sys.argv[1]])
 print('ready', flush=True)
 sys.stdin.readline()
-started_at = time.monotonic()
 results = monitor.run_together({'stop': lambda: client.stop_instances(InstanceIds=[sys.argv[1]])},
                                monitor.CALL_DEADLINE)
-print(round(time.monotonic() - started_at, 1), monitor.failures_in(results), flush=True)
+print(monitor.failures_in(results), flush=True)
 time.sleep(60)
 '''
 
@@ -39,7 +42,7 @@ class Stop:
         assert self.process.stdout and self.process.stdout.readline() == 'ready\n'
 
     def make(self) -> str:
-        """Make the call and return the seconds that it took and what went wrong."""
+        """Make the call and return what went wrong."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write('\n')
         self.process.stdin.flush()
@@ -77,21 +80,16 @@ def slow_name_server(lab: Lab, seconds: float) -> Iterator[List[bytes]]:
         server.close()
 
 
-def took(answer: Optional[str]) -> float:
-    assert answer
-    return float(answer.split()[0])
-
-
 def test_a_call_given_up_while_its_name_was_resolved_is_not_sent_later(python: str) -> None:
-    with Lab(start=False, by_name=True) as lab, slow_name_server(lab, 8.0) as answered:
+    with Lab(start=False, by_name=True) as lab, slow_name_server(lab, 15.0) as answered:
         lab.primary.names_hang()
         with (lab.primary.node.root / 'etc/resolv.conf').open('a') as file:
             file.write('options timeout:30 attempts:1\n')
         stop = Stop(lab.primary, lab.secondary, python)
 
-        assert 5.9 <= took(stop.make()) < 7.5
+        assert 'no answer' in stop.make() and not answered
 
-        lab.wait_until(lambda: len(answered) == 2, 10, 'the name is known, for IPv4 and for IPv6')
+        lab.wait_until(lambda: len(answered) == 2, 'the name is known, for IPv4 and for IPv6')
         lab.stays(lambda: not lab.ec2.calls('StopInstances'), NEVER, 'it is not sent')
 
 
@@ -99,11 +97,10 @@ def test_a_call_given_up_on_a_lossy_path_is_not_delivered_later(python: str) -> 
     with Lab(start=False) as lab:
         stop = Stop(lab.primary, lab.secondary, python, 'kept')
         lab.primary.cut_off()
-        lab.ec2.later(10.0, lab.primary.reconnect)
 
-        assert took(stop.make()) < 7.5
+        assert stop.make() != '\n'
 
-        lab.wait_until(lambda: lab.primary.unreachable_at is None, 10, 'the path is whole again')
+        lab.primary.reconnect()
         lab.stays(lambda: not lab.ec2.calls('StopInstances'), NEVER, 'it is not delivered')
 
 
@@ -113,5 +110,5 @@ def test_a_call_on_a_path_that_was_lossy_for_a_second_is_delivered(python: str) 
         lab.primary.cut_off()
         lab.ec2.later(1.0, lab.primary.reconnect)
 
-        assert took(stop.make()) < 4.0
+        assert stop.make() == '\n'
         assert [call.result for call in lab.ec2.calls('StopInstances')] == ['ok']

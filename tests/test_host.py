@@ -116,16 +116,19 @@ def own(lab: Lab, name: str) -> OwnInstance:
     return instance
 
 
+@pytest.mark.core
+@pytest.mark.lab
 def test_debians_cron_starts_the_monitor_at_boot_and_it_logs_to_its_file(pair: Lab) -> None:
     primary = own(pair, 'primary')
 
     boot_with_cron(primary)
 
-    pair.wait_until(lambda: pair.holds(primary), 20, 'the monitor runs, and claims')
+    pair.wait_until(lambda: pair.holds(primary), 'the monitor runs, and claims')
     assert primary.logged(f'watching {pair.secondary.id} from {primary.id}, the primary')
     assert primary.run('ps', '-o', 'user=', '-C', 'nat_monitor.py').stdout.split() == ['root']
 
 
+@pytest.mark.lab
 @pytest.mark.parametrize('wrong', ['mv {0} {0}.cron', 'chmod g+w {0}'])
 def test_debians_cron_ignores_a_file_with_a_dot_in_its_name_or_that_others_can_write(pair: Lab, wrong: str) -> None:
     primary, secondary = own(pair, 'primary'), own(pair, 'secondary')
@@ -134,46 +137,43 @@ def test_debians_cron_ignores_a_file_with_a_dot_in_its_name_or_that_others_can_w
     boot_with_cron(primary)
     boot_with_cron(secondary)
 
-    pair.wait_until(lambda: secondary.logged('watching'), 20, 'cron has run its jobs on the other instance')
+    pair.wait_until(lambda: secondary.logged('watching'), 'cron has run its jobs on the other instance')
     assert primary.monitor_pid is None
     assert primary.cron_job() == '' and secondary.cron_job() != ''  # what the lab's own boot goes by
 
 
-def test_at_starts_the_monitor_and_killall_ends_it_at_once(pair: Lab) -> None:
+@pytest.mark.core
+@pytest.mark.lab
+def test_at_starts_the_monitor_and_killall_ends_it_and_both_restart_it_to_fail_back(pair: Lab) -> None:
     primary = own(pair, 'primary')
     primary.start('exec /usr/sbin/atd -f')
-    pair.wait_until((primary.node.root / 'run/atd.pid').exists, 5, 'atd runs')
+    pair.wait_until((primary.node.root / 'run/atd.pid').exists, 'atd runs')
 
     primary.as_root(script('Start'))
-    pair.wait_until(lambda: pair.holds(primary), 20, 'the monitor runs, and claims')
+    pair.wait_until(lambda: pair.holds(primary), 'the monitor runs, and claims')
     calls = len(pair.ec2.calls(dry_run=None))
     primary.as_root(script('Stop'))
 
-    pair.wait_until(lambda: primary.monitor_pid is None, 2, 'the monitor has ended')
+    pair.wait_until(lambda: primary.monitor_pid is None, 'the monitor has ended')
     assert primary.logged('ended by SIGTERM')
     assert len(pair.ec2.calls(dry_run=None)) == calls
     assert pair.holds(primary)
 
-
-def test_killall_and_at_restart_the_monitor_as_the_readme_does_to_fail_back(pair: Lab) -> None:
-    primary = own(pair, 'primary')
-    primary.start('exec /usr/sbin/atd -f')
-    pair.wait_until((primary.node.root / 'run/atd.pid').exists, 5, 'atd runs')
     primary.as_root(script('Start'))
-    pair.wait_until(lambda: pair.holds(primary), 20, 'the monitor runs, and claims')
+    pair.wait_until(lambda: primary.monitor_pid, 'the next monitor runs')
     pair.ec2.set_route('secondary')
     pair.ec2.set_address('secondary')
-
     primary.as_root(script('Fail-back'))
 
-    pair.wait_until(lambda: pair.holds(primary), 20, 'the new monitor has claimed')
+    pair.wait_until(lambda: pair.holds(primary), 'the new monitor has claimed')
 
 
+@pytest.mark.lab
 def test_a_running_monitor_survives_log_rotation(pair: Lab) -> None:
     primary, secondary = own(pair, 'primary'), own(pair, 'secondary')
     for instance in (primary, secondary):
         instance.run_boot_job()
-    pair.wait_until(lambda: primary.logged(f'{secondary.id} answers'), 20, 'the pair runs')
+    pair.wait_until(lambda: primary.logged(f'{secondary.id} answers'), 'the pair runs')
     before = primary.log
     rotate = '/usr/sbin/logrotate --force --state /run/logrotate.status /etc/logrotate.d/nat_monitor'
 
@@ -182,24 +182,8 @@ def test_a_running_monitor_survives_log_rotation(pair: Lab) -> None:
     assert rotated.read_text().startswith(before)
     assert not primary.logged('watching')
     secondary.hang(5)
-    pair.wait_until(lambda: primary.logged('missed'), 10, 'new lines arrive in the new file')
+    pair.wait_until(lambda: primary.logged('missed'), 'new lines arrive in the new file')
     assert not primary.log.startswith('\0'), 'the file has no hole: it is appended to'
 
     primary.as_root(rotate)
     assert (primary.node.root / 'var/log/nat_monitor.log.2.gz').exists()
-
-
-def test_a_pair_fails_over_with_the_distributions_own_python_and_packages(pair: Lab) -> None:
-    if not has_packages('/usr/bin/python3'):
-        lacking('python3-boto3 and python3-requests')
-    primary, secondary = own(pair, 'primary'), own(pair, 'secondary')
-    for instance in (primary, secondary):
-        instance.run_boot_job()
-    pair.wait_until(lambda: pair.holds(primary) and secondary.logged(f'{primary.id} answers'), 20, 'the pair runs')
-    program = primary.as_root(f'readlink /proc/{primary.monitor_pid}/exe')
-    assert program.startswith('/usr/bin/python3') and 'PYTHONPATH' not in pair.environment
-
-    primary.crash()
-
-    pair.wait_until(lambda: pair.holds(secondary), 15, 'the secondary takes over')
-    pair.wait_until(lambda: pair.holds(primary), 90, 'the primary is restarted, and claims')

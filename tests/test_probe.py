@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator
 
 import pytest
 
@@ -16,10 +16,11 @@ from tests.lab.lab import Instance, Lab
 from tests.lab.network import ECHO
 from tests.test_failover import called, nobody_was_stopped, serves
 
+pytestmark = pytest.mark.lab
+
 SETTINGS: Dict[str, Any] = {'PROBE_ADDRESS': ECHO, 'PING_TIMEOUT': 0.4, 'WAIT_BETWEEN_PINGS': 0.4,
                             'WAIT_FOR_INSTANCE_STOP': 20, 'WAIT_FOR_INSTANCE_START': 30}
 INTERVAL = 5.0  # s between two probes
-RELIEVED = INTERVAL + 3 * 0.4 + 2.0  # s until a holder that does not forward is replaced
 LAG = 10.0  # s for which a claim is believed
 # Something that no program which looks at rules and settings is sure about.
 HIDDEN = 'table inet hidden { chain forward { type filter hook forward priority 0; ether type ip drop; }; }'
@@ -31,8 +32,8 @@ def probed_pair(python: str, **how: Any) -> Iterator[Lab]:
     settings = {**SETTINGS, **how.pop('settings', {})}
     with Lab(settings, python=python, **how) as lab:
         for instance in (lab.primary, lab.secondary):
-            lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
-        lab.wait_until(lab.probes, 20, 'a probe has come through')
+            lab.wait_until(lambda: ' answers' in instance.log, f'the {instance.name} hears its peer')
+        lab.wait_until(lab.probes, 'a probe has come through')
         yield lab
 
 
@@ -49,11 +50,11 @@ FAULTS: Dict[str, Callable[[Instance], None]] = {
     'ip_forward is 0': lambda holder: holder.forwarding(False),
     'no rules': lambda holder: holder.flush_rules(),
     'FORWARD DROP': lambda holder: holder.drop_forwarding(True),
-    'egress dead': lambda holder: holder.egress_dead(True),
-    'nothing that can be seen': stop_forwarding_unseen}
+    'egress dead': lambda holder: holder.egress_dead(True)}
 
 
-@pytest.mark.parametrize('fault', FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize('fault', [*FAULTS.values(), pytest.param(stop_forwarding_unseen, marks=pytest.mark.core)],
+                         ids=[*FAULTS, 'nothing that can be seen'])
 def test_a_holder_that_answers_pings_and_forwards_nothing_is_replaced_and_not_restarted(
         python: str, fault: Callable[[Instance], None]) -> None:
     with probed_pair(python) as lab:
@@ -61,9 +62,8 @@ def test_a_holder_that_answers_pings_and_forwards_nothing_is_replaced_and_not_re
 
         fault(lab.primary)
 
-        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary takes over')
         serves(lab, lab.secondary)
-        assert lab.traffic.outage(since) < RELIEVED
         lab.stays(lambda: lab.holds(lab.secondary) and nobody_was_stopped(lab), 2, 'it stays so')
         assert called(lab, lab.primary, since) == []
         assert lab.secondary.log.count('restarting nobody') == 1
@@ -71,13 +71,10 @@ def test_a_holder_that_answers_pings_and_forwards_nothing_is_replaced_and_not_re
 
 def test_the_primary_that_stands_by_relieves_the_secondary_too(python: str) -> None:
     with probed_pair(python, holder='secondary', settings={'FAIL_BACK': False}) as lab:
-        since = time.monotonic()
-
         lab.secondary.forwarding(False)
 
-        lab.wait_until(lambda: lab.holds(lab.primary), 20, 'the primary takes over')
+        lab.wait_until(lambda: lab.holds(lab.primary), 'the primary takes over')
         serves(lab, lab.primary)
-        assert lab.traffic.outage(since) < RELIEVED
         assert nobody_was_stopped(lab)
 
 
@@ -87,18 +84,18 @@ def test_a_target_that_falls_silent_moves_nothing(python: str) -> None:
 
         lab.silence_echo(True)
 
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 15, 'the secondary says so')
+        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 'the secondary says so')
         lab.stays(lambda: lab.holds(lab.primary), 8, 'nothing moves')
         assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
         assert lab.secondary.log.count('did not come back') == 1
         lab.silence_echo(False)
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log.rpartition('INFO over after')[2], 15,
+        lab.wait_until(lambda: 'did not come back' in lab.secondary.log.rpartition('INFO over after')[2],
                        'the secondary says that it is over')
 
 
 def test_nothing_is_decided_by_probes_where_the_two_are_no_neighbours(python: str) -> None:
     with Lab(SETTINGS, python=python, subnets=2) as lab:
-        lab.wait_until(lambda: 'cannot be probed' in lab.secondary.log, 20, 'the secondary says so')
+        lab.wait_until(lambda: 'cannot be probed' in lab.secondary.log, 'the secondary says so')
         since = time.monotonic()
 
         lab.primary.forwarding(False)
@@ -115,7 +112,7 @@ def test_a_primary_that_boots_without_its_rules_leaves_the_secondary_serving(pyt
         lab.primary.flush_rules()
         since = time.monotonic()
 
-        lab.wait_until(lambda: 'cannot NAT' in lab.primary.log, 40, 'the primary is back and says what it lacks')
+        lab.wait_until(lambda: 'cannot NAT' in lab.primary.log, 'the primary is back and says what it lacks')
 
         lab.stays(lambda: lab.holds(lab.secondary), 6, 'the secondary serves on')
         assert called(lab, lab.primary, since) == [] and nobody_was_stopped(lab)
@@ -133,8 +130,8 @@ def test_a_stand_by_that_cannot_nat_either_takes_over_nothing(python: str) -> No
 
         lab.primary.forwarding(False)
 
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 15, 'the secondary loses probes')
-        lab.wait_until(lambda: 'cannot NAT' in lab.secondary.log, 15, 'the secondary has looked at itself')
+        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 'the secondary loses probes')
+        lab.wait_until(lambda: 'cannot NAT' in lab.secondary.log, 'the secondary has looked at itself')
         lab.stays(lambda: lab.holds(lab.primary), INTERVAL + 2, 'nothing moves')
         assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
 
@@ -146,10 +143,10 @@ def test_two_that_do_not_forward_and_cannot_tell_do_not_pass_the_route_to_and_fr
 
         stop_forwarding_unseen(lab.primary)
 
-        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary takes over')
         lab.stays(lambda: lab.holds(lab.secondary), since + LAG - time.monotonic(), 'the primary is to look later')
         look(lab.primary)
-        lab.wait_until(lambda: 'cannot be probed' in lab.primary.log, 20, 'the primary has probed it')
+        lab.wait_until(lambda: 'cannot be probed' in lab.primary.log, 'the primary has probed it')
         lab.stays(lambda: lab.holds(lab.secondary), INTERVAL + 2, 'the primary does not take it back')
         assert called(lab, lab.primary, since) == [] and nobody_was_stopped(lab)
 
@@ -158,35 +155,20 @@ def test_a_second_relief_does_not_follow_soon(python: str) -> None:
     """It may come after an hour, which the unit tests wait for in virtual time; here it is seen not to come at once."""
     with probed_pair(python) as lab:
         lab.primary.forwarding(False)
-        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary takes over')
         lab.primary.forwarding(True)
-        lab.wait_until(lambda: f'{lab.secondary.id} holds' in lab.secondary.log, 15, 'it knows that it serves')
+        lab.wait_until(lambda: f'{lab.secondary.id} holds' in lab.secondary.log, 'it knows that it serves')
         lab.stays(lambda: lab.holds(lab.secondary), LAG, 'so long it believes that, whatever EC2 answers')
         lab.primary.kill_monitor()
         lab.primary.start_monitor()
         serves(lab, lab.primary)
         probes = lab.probes()
         look(lab.secondary)
-        lab.wait_until(lambda: lab.probes() > probes, 15, 'the secondary probes again')
+        lab.wait_until(lambda: lab.probes() > probes, 'the secondary probes again')
         since, before = time.monotonic(), len(lab.secondary.log)
 
         lab.primary.forwarding(False)
 
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log[before:], 15, 'the secondary loses probes')
+        lab.wait_until(lambda: 'did not come back' in lab.secondary.log[before:], 'the secondary loses probes')
         lab.stays(lambda: lab.holds(lab.primary), 2 * INTERVAL, 'nothing moves')
         assert called(lab, lab.secondary, since) == [] and nobody_was_stopped(lab)
-
-
-def test_probes_that_are_lost_do_not_delay_pings(python: str) -> None:
-    with probed_pair(python) as lab:
-        lab.silence_echo(True)
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 15, 'probes are lost, one after the other')
-        since = lab.primary.crash()
-
-        def noticed() -> List[float]:
-            return [event.at for event in lab.timeline() if 'missed 3 pings' in event.text]
-
-        lab.wait_until(noticed, 10, 'the secondary notices the crash')
-        assert noticed()[0] - since < 0.4 + 3 * 0.4 + 0.5
-        lab.wait_until(lambda: lab.holds(lab.secondary), 10, 'the secondary takes over')
-        assert lab.traffic.outage(since) < 0.4 + 3 * 0.4 + 2.0

@@ -91,16 +91,16 @@ def start(lab: Lab, contender: Contender) -> None:
     """Start both and wait until they watch each other and all that they asked of EC2 at their start is answered."""
     lab.primary.start_monitor()
     if contender.elects:
-        lab.wait_until(lambda: watches(lab.primary, contender), 60, 'the primary is elected')
+        lab.wait_until(lambda: watches(lab.primary, contender), 'the primary is elected')
     lab.secondary.start_monitor()
-    lab.wait_until(lambda: watches(lab.secondary, contender), 60, 'the secondary watches the primary')
-    lab.wait_until(lambda: watches(lab.primary, contender), 60, 'the primary watches the secondary')
+    lab.wait_until(lambda: watches(lab.secondary, contender), 'the secondary watches the primary')
+    lab.wait_until(lambda: watches(lab.primary, contender), 'the primary watches the secondary')
     if contender.script:
-        lab.wait_until(lambda: 'AssociateAddress' in answered(lab, 'primary'), 60, 'the primary has claimed')
+        lab.wait_until(lambda: 'AssociateAddress' in answered(lab, 'primary'), 'the primary has claimed')
     else:  # it claims nothing that is here
         for instance in lab.instances.values():
-            lab.wait_until(lambda: 'holds tables and address' in instance.log, 60, 'both have looked who serves')
-    lab.wait_until(lambda: are_answered(lab), 60, 'all calls are answered, those of a rehearsal too')
+            lab.wait_until(lambda: 'holds tables and address' in instance.log, 'both have looked who serves')
+    lab.wait_until(lambda: are_answered(lab), 'all calls are answered, those of a rehearsal too')
 
 
 def are_answered(lab: Lab) -> bool:

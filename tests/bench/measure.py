@@ -73,7 +73,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         memory, cpu = megabytes(lab.secondary), cpu_seconds(lab.secondary)
         crashed_at = lab.primary.crash()
         serves(lab, lab.secondary)
-        lab.wait_until(lambda: all(call.seconds for call in lab.ec2.calls('ReplaceRoute', 'secondary')), 10,
+        lab.wait_until(lambda: all(call.seconds for call in lab.ec2.calls('ReplaceRoute', 'secondary')),
                        'all claims are answered')
         time.sleep(0.3)
         cpu = cpu_seconds(lab.secondary) - cpu
@@ -104,8 +104,8 @@ def settings_of(contender: Contender) -> Dict[str, Any]:
 
 def serves(lab: Lab, instance: Instance) -> None:
     """Wait until it holds everything, and the private host has its egress address."""
-    lab.wait_until(lambda: lab.holds(instance), 120, f'the {instance.name} has taken over')
-    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 60, 'the egress address is back')
+    lab.wait_until(lambda: lab.holds(instance), f'the {instance.name} has taken over')
+    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 'the egress address is back')
 
 
 def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
@@ -130,8 +130,8 @@ def again(who: str, latency: float = 0.15, fails: bool = False, os_shutdown: flo
         start(lab, contender)
         crashed_at = lab.primary.crash()
         for instance in (lab.primary, lab.secondary):
-            lab.wait_until(lambda: watches(instance, contender, 2), 600, f'the {instance.name} watches its peer again')
-        lab.wait_until(lambda: lab.holds(lab.primary), 60, 'the primary serves again')
+            lab.wait_until(lambda: watches(instance, contender, 2), f'the {instance.name} watches its peer again')
+        lab.wait_until(lambda: lab.holds(lab.primary), 'the primary serves again')
         stops = lab.ec2.calls('StopInstances', since=crashed_at)
         return {'what': 'again', 'who': who, 'latency': latency, 'fails': fails, 'os_shutdown': os_shutdown,
                 'seconds': time.monotonic() - crashed_at, 'calls': len(lab.ec2.calls(since=crashed_at)),
@@ -154,9 +154,9 @@ def connections(who: str, count: int = 20) -> Record:
         record['fail-back'] = survive(lab, lab.primary, lambda: restart(lab, lab.primary), count)
         if who != 'reference':
             for instance in lab.instances.values():
-                lab.wait_until(lambda: watches(instance, contender, 2), 60, f'the {instance.name} watches its peer')
+                lab.wait_until(lambda: watches(instance, contender, 2), f'the {instance.name} watches its peer')
             newest = max(call.at for call in lab.ec2.calls() if call.action in ('ReplaceRoute', 'AssociateAddress'))
-            lab.wait_until(lambda: time.monotonic() - newest > SETTLED, SETTLED + 1, 'the claims are old enough')
+            lab.wait_until(lambda: time.monotonic() - newest > SETTLED, 'the claims are old enough')
             record['hand-over'] = survive(lab, lab.secondary, lambda: hand_over(lab, contender), count)
     return record
 
@@ -166,13 +166,13 @@ def survive(lab: Lab, heir: Instance, move: Callable[[], object], count: int) ->
     with contextlib.ExitStack() as stack:
         both = {way: stack.enter_context(Connections(lab.network, count, by_server=way == 'server', in_turn=True))
                 for way in ('client', 'server')}
-        lab.wait_until(lambda: all(some.alive(0.0) == count for some in both.values()), 10, 'all are alive')
+        lab.wait_until(lambda: all(some.alive(0.0) == count for some in both.values()), 'all are alive')
         move()
         serves(lab, heir)
         served_at = time.monotonic()
         # As long again as the outage, or longer, until TCP sends once more.
         with contextlib.suppress(AssertionError):
-            lab.wait_until(lambda: all(some.alive(served_at) + sum(some.lost) == count for some in both.values()), 20,
+            lab.wait_until(lambda: all(some.alive(served_at) + sum(some.lost) == count for some in both.values()),
                            'all go on or have ended')
         time.sleep(1.0)  # what is about to be reset is so by now
         stalls = {way: [some.stalls[number] for number in some.survivors(served_at)] for way, some in both.items()}
@@ -182,7 +182,7 @@ def survive(lab: Lab, heir: Instance, move: Callable[[], object], count: int) ->
 def restart(lab: Lab, instance: Instance) -> None:
     """Stop and start it, as an operator does, unless its peer's monitor is quicker."""
     lab.ec2.stop(instance.name)
-    lab.wait_until(lambda: instance.state != 'stopping', 30, 'it is stopped')
+    lab.wait_until(lambda: instance.state != 'stopping', 'it is stopped')
     if instance.state == 'stopped':
         lab.ec2.start(instance.name)
 
@@ -216,7 +216,7 @@ def hiccup(who: str, watcher: str = 'secondary', times: int = 3) -> Record:
             ridden += not acted(lab, begun_at)
         cut_at = time.monotonic()
         lab.lose_between(100)
-        lab.wait_until(lambda: acted(lab, cut_at), 10 + 2 * misses, f'the {watcher} takes over')
+        lab.wait_until(lambda: acted(lab, cut_at), f'the {watcher} takes over')
         [first, *_] = [call.at for call in lab.ec2.calls(since=cut_at) if call.action in CHANGES]
         return {'what': 'hiccup', 'who': who, 'watcher': watcher, 'cut': 0.9 * misses, 'times': times,
                 'ridden': ridden, 'seconds': first - cut_at}
@@ -297,7 +297,7 @@ def begin(who: str) -> Record:
     with pair(CONTENDERS[who], holder='secondary') as lab:
         started_at = time.monotonic()
         lab.primary.start_monitor()
-        lab.wait_until(lambda: 'ReplaceRoute' in answered(lab), 60, 'the primary claims')
+        lab.wait_until(lambda: 'ReplaceRoute' in answered(lab), 'the primary claims')
         return {'what': 'begin', 'who': who, 'seconds': lab.ec2.calls('ReplaceRoute')[0].at - started_at}
 
 

@@ -42,10 +42,10 @@ made to do what moto's records say. `Life` gives moto's instances the states of 
 a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
 
     with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:
-        lab.wait_until(lambda: ' answers' in lab.secondary.log, 20, 'the secondary hears the primary')
+        lab.wait_until(lambda: ' answers' in lab.secondary.log, 'the secondary hears the primary')
         lab.primary.crash()
-        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary has taken over')
-        lab.wait_until(lambda: lab.holds(lab.primary), 60, 'the primary is back')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary has taken over')
+        lab.wait_until(lambda: lab.holds(lab.primary), 'the primary is back')
         assert lab.traffic.outage() < 5.0
         assert len(lab.ec2.calls('StopInstances')) == 1
 

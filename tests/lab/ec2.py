@@ -22,6 +22,7 @@ from xml.sax.saxutils import escape
 import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_network_interfaces import NetworkInterface as MotoInterface
 from moto.ec2.models.instances import Instance as MotoInstance
 from moto.ec2.models.instances import InstanceState, StateReason
 from moto.ec2.models.route_tables import Route as MotoRoute
@@ -131,6 +132,18 @@ class Route(MotoRoute):
     def network_interface_id(self) -> Optional[str]:
         interface = self.interface or (self.instance.nics[0] if self.instance else None)
         return interface.id if interface else None
+
+
+class NetworkInterface(MotoInterface):
+    """An interface that tells whose its public address is: the account's if it was allocated, else Amazon's.
+
+    Moto looks up by the name of the class how to write one.
+    """
+
+    @property
+    def association(self) -> Dict[str, Any]:
+        found = super().association
+        return found if not found or 'allocationId' in found else {**found, 'ipOwnerId': 'amazon'}
 
 
 class Instance(MotoInstance):
@@ -305,7 +318,7 @@ class Ec2:
                                         'PrivateIpAddress': INSTANCE_ADDRESSES[machine.name]})
             assert status == 200
             [record] = list(backend.reservations.values())[-1].instances
-            record.__class__ = Instance
+            record.__class__, record.nics[0].__class__ = Instance, NetworkInterface
             record.source_dest_check = False
             record.life = self.lives[machine.name] = Life(self, record, machine)
         self.tables: List[str] = []

@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SBIN = 'usr/local/sbin'
 LOG = 'var/log/nat_monitor.log'
 AUTHORITY = f'{SBIN}/ca.pem'  # whose certificates the instances accept
+GUARD = 600.0  # s: what has not come by then never will, however busy the machine is
 ERRORS = 'var/log/errors'  # what a job wrote elsewhere than to its log; cron would send it by mail
 
 
@@ -480,7 +481,7 @@ class Lab:
         return set(holding.routes) == {instance.name} and holding.address == (instance.name if self._elastic_ip
                                                                               else None)
 
-    def wait_until(self, condition: Callable[[], object], timeout: float, what: str) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str, timeout: float = GUARD) -> None:
         """Wait until *condition* is true; after *timeout* seconds fail, telling all that has happened."""
         until = time.monotonic() + timeout
         while not condition():

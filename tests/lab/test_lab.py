@@ -14,8 +14,11 @@ from typing import Any, Callable, Dict, Iterator, List
 import pytest
 
 from tests.lab import ECHO, ELASTIC_IP, ENDPOINT, Instance, Lab
+from tests.lab.lab import GUARD
 from tests.lab.network import GATEWAY, INSTANCE_ADDRESSES, mac
 from tests.lab.traffic import Connections
+
+pytestmark = pytest.mark.lab
 
 # A stand-in for the monitor: it says that it runs, and how it is told to end.
 STAND_IN = '''#!/bin/sh
@@ -28,7 +31,7 @@ while :; do sleep 0.05; done
 CLIENT = '''
 import json, os, sys, boto3
 from botocore.config import Config; from botocore.exceptions import BotoCoreError, ClientError
-config = Config(connect_timeout=1, read_timeout=1, retries={'mode': 'standard', 'total_max_attempts': 1})
+config = Config(connect_timeout=4, read_timeout=4, retries={'mode': 'standard', 'total_max_attempts': 1})
 url = os.environ['AWS_ENDPOINT_URL_EC2']
 ec2 = boto3.client('ec2', region_name='us-east-1', endpoint_url=url, config=config)
 for line in sys.stdin:
@@ -52,18 +55,13 @@ def stand_in(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def python(request: pytest.FixtureRequest) -> str:
-    return str(request.config.getoption('--monitor-python'))
-
-
-@pytest.fixture
 def lab(stand_in: Path) -> Iterator[Lab]:
     """A lab in which a stand-in runs instead of the monitor, and all is quick."""
     with Lab(monitor=stand_in, latency=0.0, pending=0.2, boot=0.3, job_delay=0.1, stop=0.4, checks=0.2, impaired=0.5,
              new_public_address=0.3) as lab:
         serves(lab, ELASTIC_IP)
         for instance in lab.instances.values():
-            lab.wait_until(lambda: instance.log == 'running\n', 5, f'the job of the {instance.name} runs')
+            lab.wait_until(lambda: instance.log == 'running\n', f'the job of the {instance.name} runs')
         yield lab
 
 
@@ -83,7 +81,7 @@ class Asker:
 
 
 def serves(lab: Lab, address: str) -> None:
-    lab.wait_until(lambda: lab.traffic.egress() == address, 10, f'the private host is seen as {address}')
+    lab.wait_until(lambda: lab.traffic.egress() == address, f'the private host is seen as {address}')
 
 
 def pings(instance: Instance, peer: Instance) -> bool:
@@ -131,26 +129,21 @@ def answers_through(instance: Instance, via: str) -> str:
     return {'': '', **{mac(address): address for address in (GATEWAY, *INSTANCE_ADDRESSES.values())}}[sender]
 
 
-def states(lab: Lab, instance: Instance, *expected: str, then: Callable[[], object]) -> List[str]:
-    """Do something, and return the states through which EC2 says the instance goes, until the last expected one."""
-    seen = [instance.state]
+def states(lab: Lab, instance: Instance, *expected: str, then: Callable[[], object]) -> None:
+    """Do something, and check through which states EC2 says the instance goes, until the last expected one."""
+    before, seen = len(lab.timeline()), [instance.state]
     then()
-
-    def over() -> bool:
-        if instance.state != seen[-1]:
-            seen.append(instance.state)
-        return seen[-1] == expected[-1]
-
-    lab.wait_until(over, 10, f'{instance.name} is {expected[-1]}')
-    assert seen == list(expected)
-    return seen
+    lab.wait_until(lambda: instance.state == expected[-1], f'{instance.name} is {expected[-1]}')
+    said = f'{instance.name} {instance.id} is '
+    seen += [event.text[len(said):] for event in lab.timeline(before) if event.text.startswith(said)]
+    assert list(dict.fromkeys(seen)) == list(expected)
 
 
 # ---- the network
 
 def test_moving_the_route_changes_the_egress_address(lab: Lab) -> None:
     lab.ec2.set_route('secondary')
-    lab.wait_until(lambda: (lab.traffic.egress() or ELASTIC_IP) != ELASTIC_IP, 5, 'another egress address')
+    lab.wait_until(lambda: (lab.traffic.egress() or ELASTIC_IP) != ELASTIC_IP, 'another egress address')
     lab.ec2.set_address('secondary')
     serves(lab, ELASTIC_IP)
     assert [address for _, address in lab.traffic.egresses()][::2] == [ELASTIC_IP, ELASTIC_IP]
@@ -159,17 +152,17 @@ def test_moving_the_route_changes_the_egress_address(lab: Lab) -> None:
 def test_without_a_route_or_a_living_target_nothing_is_served(lab: Lab) -> None:
     since = time.monotonic()
     lab.ec2.set_route(None)
-    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.wait_until(lambda: lab.traffic.egress() is None, 'nothing is served')
     lab.ec2.set_route('primary')
     serves(lab, ELASTIC_IP)
     assert 0.2 < lab.traffic.outage(since) < time.monotonic() - since
     lab.primary.crash()
-    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.wait_until(lambda: lab.traffic.egress() is None, 'nothing is served')
 
 
 def test_without_forwarding_nothing_is_served(lab: Lab) -> None:
     lab.primary.forwarding(False)
-    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.wait_until(lambda: lab.traffic.egress() is None, 'nothing is served')
     lab.primary.forwarding(True)
     serves(lab, ELASTIC_IP)
 
@@ -183,7 +176,7 @@ def test_an_instance_can_fall_silent_and_come_back(lab: Lab, fail: Callable[[Ins
     pid = lab.primary.monitor_pid
     fail(lab.primary)
     assert not pings(lab.secondary, lab.primary)
-    lab.wait_until(lambda: lab.primary.life.checks()['Status'] == 'impaired', 5, 'the checks fail')
+    lab.wait_until(lambda: lab.primary.life.checks()['Status'] == 'impaired', 'the checks fail')
     mend(lab.primary)
     assert pings(lab.secondary, lab.primary)
     assert lab.primary.life.checks()['Status'] == 'ok'
@@ -198,7 +191,7 @@ def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
     lab.primary.allow_ping()
     lab.primary.lose_packets(100)
     assert not pings(lab.primary, lab.secondary)
-    assert lab.traffic.egress() == ELASTIC_IP
+    serves(lab, ELASTIC_IP)
     lab.primary.lose_packets(0)
     assert pings(lab.primary, lab.secondary)
     lab.primary.lose_requests(2)
@@ -210,7 +203,7 @@ def test_ping_can_be_blocked_one_way_and_lost(lab: Lab) -> None:
 def test_packets_between_the_two_can_be_lost(lab: Lab) -> None:
     lab.lose_between(100)
     assert not pings(lab.secondary, lab.primary) and not pings(lab.primary, lab.secondary)
-    assert lab.traffic.egress() == ELASTIC_IP
+    serves(lab, ELASTIC_IP)
     lab.lose_between(0)
     assert pings(lab.secondary, lab.primary)
 
@@ -235,7 +228,7 @@ def test_who_does_not_forward_answers_pings_all_the_same(lab: Lab, fail: Callabl
     assert answers_through(lab.secondary, lab.primary.address) == ''
     assert pings(lab.secondary, lab.primary) and pings(lab.primary, lab.secondary)
     assert Asker(lab.primary)('describe_instances')['Reservations']
-    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.wait_until(lambda: lab.traffic.egress() is None, 'nothing is served')
     mend(lab.primary)
     assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
     serves(lab, ELASTIC_IP)
@@ -244,7 +237,7 @@ def test_who_does_not_forward_answers_pings_all_the_same(lab: Lab, fail: Callabl
 def test_without_masquerading_the_answer_comes_beside_the_peer(lab: Lab) -> None:
     lab.primary.flush_rules()
     assert answers_through(lab.secondary, lab.primary.address) == GATEWAY
-    lab.wait_until(lambda: lab.traffic.egress() is None, 5, 'nothing is served')
+    lab.wait_until(lambda: lab.traffic.egress() is None, 'nothing is served')
     lab.primary.restore_rules()
     assert answers_through(lab.secondary, lab.primary.address) == lab.primary.address
     serves(lab, ELASTIC_IP)
@@ -262,7 +255,7 @@ def test_a_frame_through_the_peer_meets_the_faults_of_the_network(lab: Lab, fail
 def test_the_target_can_fall_silent_while_traffic_flows(lab: Lab) -> None:
     lab.silence_echo(True)
     assert answers_through(lab.secondary, GATEWAY) == ''
-    assert lab.traffic.egress() == ELASTIC_IP
+    serves(lab, ELASTIC_IP)
     lab.silence_echo(False)
     assert answers_through(lab.secondary, GATEWAY) == GATEWAY
 
@@ -284,7 +277,7 @@ def test_a_connection_from_a_lost_address_is_dead_without_a_word(lab: Lab) -> No
     ask = Asker(lab.primary)
     assert ask('describe_instances')
     lab.ec2.set_address('secondary')
-    lab.wait_until(lambda: lab.network.links['primary'].public, 5, 'the primary has another address')
+    lab.wait_until(lambda: lab.network.links['primary'].public, 'the primary has another address')
     assert ask('describe_instances') == 'ReadTimeoutError'
     assert ask('describe_instances')['Reservations']
 
@@ -296,7 +289,7 @@ def test_who_takes_the_address_loses_the_answer_unless_packets_notice_later(lab:
     assert ask('associate_address', **move) == 'ReadTimeoutError'
     assert lab.holder().address == 'secondary'
     lab.ec2.set_address('primary')
-    lab.wait_until(lambda: 'Addresses' in ask('describe_addresses'), 5, 'the secondary has another address')
+    lab.wait_until(lambda: 'Addresses' in ask('describe_addresses'), 'the secondary has another address')
     lab.times.address_lag = 0.3
     assert 'AssociationId' in ask('associate_address', **move)
     serves(lab, ELASTIC_IP)
@@ -304,9 +297,10 @@ def test_who_takes_the_address_loses_the_answer_unless_packets_notice_later(lab:
 
 def test_without_a_public_address_ec2_is_out_of_reach(lab: Lab) -> None:
     ask = Asker(lab.secondary)
-    lab.secondary.lose_public_address_for(5.0)
+    lab.secondary.lose_public_address_for(600.0)
     assert ask('describe_instances') == 'ConnectTimeoutError'
-    lab.wait_until(lambda: 'Reservations' in ask('describe_instances'), 15, 'EC2 answers again')
+    lab.secondary.lose_public_address_for(0.0)
+    lab.wait_until(lambda: 'Reservations' in ask('describe_instances'), 'EC2 answers again')
 
 
 @pytest.mark.parametrize('url, how', [(f'https://{ENDPOINT}', {}), (f'http://{ENDPOINT}', {'tls': False}),
@@ -325,7 +319,8 @@ def test_a_connection_and_a_call_take_round_trips(lab: Lab) -> None:
         started = time.monotonic()
         assert ask('describe_instances')
         taken.append(time.monotonic() - started)
-    assert taken[0] >= 0.6 and 0.2 <= taken[1] < 0.6  # connection, handshake and call; on the same connection
+    assert taken[0] >= 0.6 and taken[1] >= 0.2  # connection, handshake and call; on the same connection
+    assert len(lab.ec2.connections) == 1
 
 
 def test_who_cannot_verify_the_certificate_asks_nothing(lab: Lab) -> None:
@@ -370,6 +365,7 @@ def test_a_call_has_the_errors_of_ec2(lab: Lab) -> None:
 
 def test_an_instance_stops_and_boots_with_a_fresh_run_and_its_job(lab: Lab) -> None:
     ask = Asker(lab.secondary)
+    lab.times.stop, lab.times.checks = 10.0, 600.0  # programs have the first half of a stop to end
     lab.primary.run('touch', '/run/left', check=True)
     states(lab, lab.primary, 'running', 'stopping', 'stopped',
            then=lambda: ask('stop_instances', InstanceIds=[lab.primary.id]))
@@ -382,7 +378,7 @@ def test_an_instance_stops_and_boots_with_a_fresh_run_and_its_job(lab: Lab) -> N
            then=lambda: ask('start_instances', InstanceIds=[lab.primary.id]))
     assert ask('describe_instance_status', InstanceIds=[lab.primary.id])['InstanceStatuses'][0]['InstanceStatus'][
         'Status'] == 'initializing'
-    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\nrunning\n', 5, 'the job runs again')
+    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\nrunning\n', 'the job runs again')
     assert lab.primary.run('ls', '/run').stdout == ''
     serves(lab, ELASTIC_IP)
 
@@ -431,20 +427,20 @@ def test_a_call_can_go_wrong(lab: Lab, kind: str, answer: str, effect: bool) -> 
 
 
 def test_a_call_takes_its_time_before_and_after_its_effect(lab: Lab) -> None:
-    lab.ec2.inject('slow', 'ReplaceRoute', extra=0.8)
+    lab.ec2.inject('slow', 'ReplaceRoute', extra=2.0)
     ask = Asker(lab.secondary)
     ask('describe_instances')
     started = time.monotonic()
     asking = threading.Thread(target=ask, args=('replace_route',), kwargs={
         **ROUTE, 'RouteTableId': lab.ec2.tables[0], 'InstanceId': lab.secondary.id})
     asking.start()
-    lab.wait_until(lambda: lab.holder().routes == ['secondary'], 5, 'the route has moved')
-    assert 0.4 <= time.monotonic() - started < 0.8
+    lab.wait_until(lambda: lab.holder().routes == ['secondary'], 'the route has moved')
+    assert time.monotonic() - started >= 1.0 and asking.is_alive()
     asking.join()
-    assert time.monotonic() - started >= 0.8
+    assert time.monotonic() - started >= 2.0
     [call] = lab.ec2.calls('ReplaceRoute')
     assert (call.instance, call.result, call.dry_run) == ('secondary', 'ok', False)
-    lab.wait_until(lambda: call.seconds >= 0.8, 5, 'the server has noted how long it took')
+    lab.wait_until(lambda: call.seconds >= 2.0, 'the server has noted how long it took')
 
 
 def test_no_capacity_leaves_the_instance_stopped(lab: Lab) -> None:
@@ -473,9 +469,9 @@ def test_every_table_has_a_host_of_its_own(stand_in: Path) -> None:
     with Lab(monitor=stand_in, tables=3, elastic_ip=False, start=False) as lab:
         second = Traffic(lab.network, 1, serve=False)
         with contextlib.closing(second):
-            lab.wait_until(lambda: lab.traffic.egress() and lab.traffic.egress() == second.egress(), 5, 'both served')
+            lab.wait_until(lambda: lab.traffic.egress() and lab.traffic.egress() == second.egress(), 'both served')
             lab.ec2.set_route('secondary', 1)
-            lab.wait_until(lambda: second.egress() not in (None, lab.traffic.egress()), 5, 'served by two')
+            lab.wait_until(lambda: second.egress() not in (None, lab.traffic.egress()), 'served by two')
             assert lab.holder().routes == ['primary', 'secondary', 'primary']
 
 
@@ -515,27 +511,27 @@ def test_names_resolve_at_once_or_hang(stand_in: Path) -> None:
 
 def test_processes_are_seen_by_their_own_instance_only(lab: Lab) -> None:
     lab.primary.run('killall', 'nat_monitor.py', check=True)
-    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\n', 5, 'it has ended')
+    lab.wait_until(lambda: lab.primary.log == 'running\nterminated\n', 'it has ended')
     assert lab.secondary.log == 'running\n'
     assert lab.primary.monitor_pid is None
     lab.secondary.kill_monitor(signal.SIGTERM)
-    lab.wait_until(lambda: lab.secondary.log == 'running\nterminated\n', 5, 'it has ended')
+    lab.wait_until(lambda: lab.secondary.log == 'running\nterminated\n', 'it has ended')
 
 
 def test_a_terminal_has_job_control(lab: Lab) -> None:
     terminal = lab.primary.terminal()
     terminal.type('sh -c "echo r$((1))ady; exec sleep 60"\n')
-    lab.wait_until(lambda: 'r1ady' in terminal.output, 5, 'the program runs')
+    lab.wait_until(lambda: 'r1ady' in terminal.output, 'the program runs')
     terminal.type('\x03')
-    lab.wait_until(lambda: terminal.output.endswith('# '), 5, 'the shell asks again')
+    lab.wait_until(lambda: terminal.output.endswith('# '), 'the shell asks again')
     terminal.type('exit 7\n')
-    lab.wait_until(lambda: terminal.exit_code == 7, 5, 'the shell has ended')
+    lab.wait_until(lambda: terminal.exit_code == 7, 'the shell has ended')
 
 
 def test_the_time_line_has_logs_calls_states_and_what_the_test_did(lab: Lab) -> None:
-    lab.wait_until(lambda: ('secondary', 'running') in [event[1:] for event in lab.timeline()], 5, 'the log is read')
+    lab.wait_until(lambda: ('secondary', 'running') in [event[1:] for event in lab.timeline()], 'the log is read')
     Asker(lab.secondary)('stop_instances', InstanceIds=[lab.primary.id])
-    lab.wait_until(lambda: lab.primary.state == 'stopped', 5, 'it has stopped')
+    lab.wait_until(lambda: lab.primary.state == 'stopped', 'it has stopped')
     report = lab.report()
     for words in 'secondary: StopInstances', 'is stopping', 'is stopped', 'default route of', 'dead = True':
         assert words in report
@@ -544,7 +540,7 @@ def test_the_time_line_has_logs_calls_states_and_what_the_test_did(lab: Lab) -> 
 def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError, match='not within 0.1 s: pigs fly'):
         with Lab(monitor=stand_in, start=False) as lab:
-            lab.wait_until(lambda: False, 0.1, 'pigs fly')
+            lab.wait_until(lambda: False, 'pigs fly', 0.1)
     assert '198.51.100.7 to primary' in capsys.readouterr().out
 
 
@@ -553,13 +549,13 @@ def test_a_failure_tells_what_has_happened(stand_in: Path, capsys: pytest.Captur
 def test_a_monitor_decides_nothing_while_it_cannot_verify_the_certificate(python: str) -> None:
     with Lab(QUICK, python=python) as lab:
         for instance in lab.instances.values():
-            lab.wait_until(lambda: ' answers' in instance.log, 20, f'the {instance.name} hears its peer')
+            lab.wait_until(lambda: ' answers' in instance.log, f'the {instance.name} hears its peer')
         with lab.ec2.untrusted():
             since = lab.primary.crash()
-            lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 20, 'the secondary says so')
+            lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 'the secondary says so')
             lab.stays(lambda: lab.holds(lab.primary) and not lab.ec2.calls(instance='secondary', since=since), 5,
                       'no call reaches who shows that certificate')
-        lab.wait_until(lambda: lab.holds(lab.secondary), 20, 'the secondary takes over')
+        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary takes over')
 
 
 # ---- what is left behind
@@ -584,7 +580,7 @@ from tests.lab import Lab
 with Lab(monitor=Path(sys.argv[1]), environment={'MARK': sys.argv[1]}) as lab:
     lab.primary.popen('sleep', '1000')
     lab.secondary.hang()
-    lab.wait_until(lambda: lab.traffic.egress(), 10, 'served')
+    lab.wait_until(lambda: lab.traffic.egress(), 'served')
     print(os.getuid(), flush=True)
     time.sleep(float(sys.argv[2]))
 '''
@@ -603,9 +599,9 @@ def test_nothing_is_left_behind(stand_in: Path, how: Any) -> None:
     assert len(processes(mark)) > 5 or how is None
     if how is not None:
         opened.send_signal(how)
-    opened.wait(10)
+    opened.wait(GUARD)
     opened.stdout.close()
-    until = time.monotonic() + 10
+    until = time.monotonic() + GUARD
     while left := processes(mark):
         assert time.monotonic() < until, left
         time.sleep(0.05)
@@ -633,7 +629,7 @@ def test_it_needs_no_root() -> None:
 
 def test_of_connections_only_those_on_which_the_private_host_sends_survive_a_move() -> None:
     with Lab(start=False) as lab, Connections(lab.network, 4) as client, Connections(lab.network, 4, True) as server:
-        lab.wait_until(lambda: client.alive(0.0) == server.alive(0.0) == 4, 10, 'all are alive')
+        lab.wait_until(lambda: client.alive(0.0) == server.alive(0.0) == 4, 'all are alive')
         # The moment in between is one in which nothing is served.
         lab.primary.cut_off()
         lab.ec2.set_route('secondary')
@@ -642,5 +638,5 @@ def test_of_connections_only_those_on_which_the_private_host_sends_survive_a_mov
         moved_at = time.monotonic()
         lab.secondary.reconnect()
 
-        lab.wait_until(lambda: client.alive(moved_at) == 4 and all(server.lost), 60, 'the server has reset its own')
-        assert server.alive(moved_at) == 0 and max(client.stalls) < 2.0
+        lab.wait_until(lambda: client.alive(moved_at) == 4 and all(server.lost), 'the server has reset its own')
+        assert server.alive(moved_at) == 0

@@ -182,6 +182,7 @@ class Traffic:
     def __init__(self, network: Network, table: int = 0, serve: bool = True) -> None:
         """Start the probe and, with *serve*, the echo server (one is enough)."""
         self._packets: List[Packet] = []
+        self._told_at = 0.0  # the latest time of which the probe has told, however late it is read
         self._processes = [start(network, 'internet', 'echo', ECHO)] if serve else []
         probing = start(network, 'private', 'probe', private_address(table), ECHO)
         self._processes.append(probing)
@@ -192,6 +193,7 @@ class Traffic:
         with contextlib.suppress(ValueError):  # closed
             for line in probing.stdout:
                 kind, number, at, *rest = line.split()
+                self._told_at = float(at)
                 if kind == 'S':
                     self._packets.append(Packet(float(at)))
                 else:
@@ -213,7 +215,7 @@ class Traffic:
 
         An outage that has not ended lasts until now, or until *until*.
         """
-        now = time.monotonic()
+        now = self._told_at
         found = []
         last, lost = since or None, False
         for packet in self.packets(since, until):
@@ -234,12 +236,12 @@ class Traffic:
 
     def lost(self, since: float = 0.0, until: float = float('inf')) -> int:
         """Return how many datagrams were lost."""
-        now = time.monotonic()
-        return sum(not packet.served and now - packet.sent_at > LATE for packet in self.packets(since, until))
+        return sum(not packet.served and self._told_at - packet.sent_at > LATE
+                   for packet in self.packets(since, until))
 
     def egress(self) -> Optional[str]:
         """Return the address through which the private host reaches the internet now; None while it does not."""
-        for packet in reversed(self.packets(time.monotonic() - 0.3)):
+        for packet in reversed(self.packets(self._told_at - 0.3)):
             if packet.served:
                 return packet.egress
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import math
 import types
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
@@ -46,6 +46,7 @@ class Cloud:
         self.allocated = True
         self.state, self.checks = dict.fromkeys(PRIVATE, 'running'), dict.fromkeys(PRIVATE, 'ok')
         self.tags: Dict[str, List[Dict[str, str]]] = {}
+        self.checked: Set[str] = set()  # whose source/destination check is on
         self.hidden = ''  # left out of what describes the instances
         self.calls: List[Called] = []
         self.closed: List[float] = []
@@ -81,8 +82,9 @@ class Cloud:
 
     def on_describe_instances(self, Filters: Any) -> Any:
         return {'Reservations': [{'Instances': [
-            {'InstanceId': i, 'PrivateIpAddress': PRIVATE[i], 'Tags': self.tags.get(i, []), 'NetworkInterfaces': [
-                {'NetworkInterfaceId': f'eni-{i}', 'PrivateIpAddresses': [{'PrivateIpAddress': PRIVATE[i]}]}]}]}
+            {'InstanceId': i, 'PrivateIpAddress': PRIVATE[i], 'Tags': self.tags.get(i, []),
+             'SourceDestCheck': i in self.checked, 'NetworkInterfaces': [
+                   {'NetworkInterfaceId': f'eni-{i}', 'PrivateIpAddresses': [{'PrivateIpAddress': PRIVATE[i]}]}]}]}
             for i in self.state if i != self.hidden]}
 
     def on_describe_route_tables(self, Filters: Any) -> Any:
@@ -265,3 +267,29 @@ def at_rest(primary: bool = False, holder: str = PRIMARY, **settings: Any) -> Sc
     scene.pings.clear()
     scene.probes.clear()
     return scene
+
+
+def gaps(times: List[float]) -> List[float]:
+    return [round(later - earlier, 1) for earlier, later in zip(times, times[1:])]
+
+
+def silent(primary: bool = False, holder: str = PRIMARY, **settings: Any) -> Scene:
+    """Return a scene at rest whose peer falls silent now."""
+    scene = at_rest(primary, holder, **settings)
+    scene.silence()
+    return scene
+
+
+def probing(outcome: Any = True, primary: bool = False, **settings: Any) -> Scene:
+    """Return a scene at rest in which the peer was probed with success, until now."""
+    scene = at_rest(primary, **{'probe_address': TARGET, **settings})
+    scene.probed = outcome if callable(outcome) else lambda now, by_peer: outcome
+    return scene
+
+
+def forwards_not(now: float, by_peer: bool) -> bool:
+    return not by_peer
+
+
+def through(scene: Scene) -> List[float]:
+    return [at for at, by_peer in scene.probes if by_peer]

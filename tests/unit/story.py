@@ -4,9 +4,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Tuple, Union
 
-from nat_monitor import PEER, Decision, Lost, Memory, Observation, Settings, Step, decide
+from nat_monitor import OTHER, PEER, SELF, Decision, Lost, Memory, Observation, Settings, Step, decide
 
-NOW = 100000.0
+NOW, DAY = 100000.0, 24 * 3600.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
 BOTH = (TABLE, ADDRESS)
 SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', (TABLE,), ADDRESS)
@@ -87,3 +87,27 @@ def fell_silent(since: float = 10.0, holders: Holders = PEER, primary: bool = Fa
     """Let a peer, which ran and answered, have fallen silent; the monitor has looked before and since."""
     story = Story(primary).hears(9000.0).watches(since + 100.0, holders, until=since + 1.0).misses(since)
     return story.watches(since - 1.0, holders, **told)
+
+
+def at_peace(holders: Holders, since: float = 500.0, primary: bool = False, **told: Any) -> Story:
+    """Let the peer answer, and who holds be so since then."""
+    return Story(primary).hears(since + 9.0).sees(since + 1.0, OTHER).watches(since, holders, **told)
+
+
+def lets_none_through(misses: int = 3, decisive: float = 1.0, own_way: bool = True, primary: bool = False) -> Story:
+    """Let a peer that answers have let a probe through, and then none; EC2 was asked two seconds ago."""
+    story = Story(primary).hears(DAY).sees(900.0, SELF).sees(2.0, PEER).probes(60.0, True)
+    for _ in range(misses - 1):
+        story.probes(20.0, False)
+    return story.probes(decisive, False, own_way)
+
+
+def robbed(ago: float, lost: Holders = PEER, silent_for: float = 400.0, **changed: Any) -> Story:
+    """Let the two be deaf to each other, and the peer have taken what came here so long ago."""
+    story = Story(**changed).hears(9000.0).sees(900.0, PEER).misses(silent_for).gets(ago)
+    return story.sees(ago - 1.0, lost)
+
+
+def just_started(holders: Holders, heard: bool = True, ago: float = 0.0, **changed: Any) -> Story:
+    story = Story(primary=True, **changed).starts(ago)
+    return (story.hears(5.0) if heard else story).sees(0.0, holders)

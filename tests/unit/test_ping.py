@@ -55,9 +55,9 @@ def inside(setup: str, script: str) -> Any:
 
 
 def test_a_well_peer_costs_one_packet_and_no_wait() -> None:
-    result, taken, requests = inside(UP, 'ping.timeout = 4.0; out = [*once(), len(sent)]')
+    result, taken, requests = inside(UP, 'ping.timeout = 40.0; out = [*once(), len(sent)]')
 
-    assert result is True and requests == 1 and taken < 4.0
+    assert result is True and requests == 1 and taken < 40.0
 
 
 def test_silence_is_a_miss_after_six_requests_that_lasts_the_timeout() -> None:
