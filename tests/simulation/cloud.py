@@ -55,7 +55,6 @@ class Instance:
         self.public = 0               # counts the changes of its public address: older connections are dead
         self.public_at = 0.0          # it reaches EC2 from then on
         self.metadata_at = self.credentials_at = 0.0
-        self.came_up_at = 0.0         # since when it has been up
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
         self.terminated_at = float('inf')
         self.process: Optional[Process] = None
@@ -159,7 +158,7 @@ class Cloud:
         self.later(self.conditions.boot_takes, one, self.come_up)
 
     def come_up(self, one: Instance) -> None:
-        one.up, one.came_up_at = True, self.hub.now
+        one.up = True
         self.change_health(one, True)
         self.booted(one)
 

@@ -87,7 +87,7 @@ class Lived(NamedTuple):
 
 
 class Broken(BaseException):
-    """An invariant does not hold; no monitor may catch it."""
+    """A promise does not hold; no monitor may catch it."""
 
 
 class Told(NamedTuple):
@@ -103,7 +103,7 @@ class Record:
 
     def __init__(self, now: float) -> None:
         self.started_at = now
-        self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
+        self.answered_at = self.claim_at = -1e9    # the latest of each
         self.well_at = now                         # since when it has answered without a miss
         self.silent_at = -1e9                      # when the first miss of those in a row was sent
         self.misses = 0                            # in a row
@@ -133,7 +133,7 @@ class Record:
 
 
 class Log:
-    """The monitor's log; a traceback breaks invariant 7."""
+    """The monitor's log; a traceback breaks a promise."""
 
     def __init__(self, world: World, one: Instance) -> None:
         self.world, self.one = world, one
@@ -183,7 +183,6 @@ class World:
         self.audible = {one.name: [(0.0, True)] for one in self.instances}  # since when each could (not) hear its peer
         self.over = False         # all faults have ended
         self.quiet_at = 0.0       # the latest call that is not a look
-        self.unrest = [0.0]       # when faults and calls have changed something
         for fault in schedule.faults:
             self.hub.at(fault.at, self.begin, fault)
         self.start_monitor(self.instances[0])
@@ -211,7 +210,6 @@ class World:
 
     def begin(self, fault: Fault) -> None:
         self.note('FAULT', f'{fault.kind} {fault.who} for {fault.lasts} s ({fault.how})')
-        self.disturb()
         for one in self.instances:
             if fault.who in (one.name, 'both') or fault.kind in OF_BOTH:
                 if fault.kind in LASTING:
@@ -229,18 +227,12 @@ class World:
 
     def end(self, fault: Fault, one: Instance) -> None:
         self.note('FAULT', f'{fault.kind} {one.name} ends')
-        self.disturb()
         self.active[fault.kind, one.name].remove(fault)
         if not self.active[fault.kind, one.name]:
             del self.active[fault.kind, one.name]
         self.set_tags()
         if fault.kind == 'cut off' and one.up and one.state == 'running':
             self.cloud.change_health(one, True)
-
-    def disturb(self) -> None:
-        """Something happens: what is to hold of a settled pair may not hold for a while after this moment."""
-        if self.unrest[-1] < self.hub.now:
-            self.unrest.append(self.hub.now)
 
     def set_tags(self) -> None:
         tagged = frozenset(one.id for one in self.instances if self.fault('maintenance', one))
@@ -283,7 +275,6 @@ class World:
             self.hub.suspend(one.process, fault.lasts)
 
     def has_booted(self, one: Instance) -> None:
-        self.disturb()
         self.cloud.later(self.schedule.conditions.monitor_starts, one, self.start_monitor)
 
     def move(self, fault: Fault) -> None:
@@ -396,7 +387,7 @@ class World:
     def ping(self, one: Instance, address: str) -> bool:
         """Live through a ping; misses count in a row, without a suspension or a fault of this host's in between."""
         record, timeout = self.records[one.name], self.settings.ping_timeout
-        sent_at = record.ping_at = self.hub.now
+        sent_at = self.hub.now
         if sent_at - record.ping_due_at > SUSPENDED:
             record.misses = 0
         status_at = record.status_at
@@ -425,7 +416,7 @@ class World:
             record.answered_at, record.misses = self.hub.now, 0
             record.ping_due_at += self.settings.wait_between_pings
             return True
-        record.miss_at, record.status_before_miss = record.ping_at, status_at
+        record.status_before_miss = status_at
         record.misses = 0 if self.hub.now - sent_at > timeout + 1.0 else record.misses + 1
         if record.misses == 1:
             record.silent_at, record.told = sent_at, []
@@ -486,8 +477,6 @@ class World:
         if self.timeline is not None:
             self.note(one.name, f'-> {name} {"dry" if "DryRun" in how else ""}')
         invariants.at_every_call(self, one, name, how)
-        if not (name.startswith('describe') or how.get('DryRun')):
-            self.disturb()
 
     def forbidden(self, one: Instance) -> str:
         """Return the call that one may not make, if there is one."""
@@ -668,7 +657,6 @@ class World:
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
-                self.disturb()
                 self.cloud.crash(holder)
                 self.has_changed()
                 self.hub.run(self.hub.now + invariants.served_again_within(self, self.peer(holder)) + 10.0)

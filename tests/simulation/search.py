@@ -186,4 +186,4 @@ def search(batches: Iterator[Callable[[], Sequence[Schedule]]], jobs: int, secon
                 for what, value in seen.items():
                     worst[what] = max(value, worst.get(what, value))
         pool.shutdown(cancel_futures=True)
-    return Findings(runs, worst, [f'{what}\n{schedule}' for what, schedule in failures])
+    return Findings(runs, worst, [f'{what}\n{without_needless(schedule)}' for what, schedule in failures])
