@@ -224,9 +224,7 @@ def page(records: Sequence[Record]) -> str:
         'How long private hosts are cut off when the primary crashes, beside Amazon\'s script, beside keepalived, and '
         'beside what no monitor with these settings can undercut.', '',
         *introduction(records), *outages(records), *kept(records), *growth(records), *others(records),
-        *settings(records), '', '.EC2 calls a second before and after the primaries of 500 pairs of an account die '
-        '(`python -m tests.simulation.account`)',
-        'image::../../simulation/account.svg[They fall back to those of before]', ''])
+        *settings(records), ''])
 
 
 def write(records: Sequence[Record]) -> None:
