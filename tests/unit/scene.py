@@ -140,8 +140,8 @@ class Scene(logging.Handler):
         log.addHandler(self)
         self.monitor = Monitor(
             self.settings, clock=self, ping=self.ping, metadata=types.SimpleNamespace(get=self.tell), log=log,
-            connect=self.connect, run_together=self.run_together, nat_fault=lambda: self.fault, probe=self.probe,
-            chance=self, requests_from=self.requests_from, publish=self.publish)
+            connect=self.connect, run_together=self.run_together, nat_fault=lambda networks: self.fault,
+            probe=self.probe, chance=self, requests_from=self.requests_from, publish=self.publish)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append((record.levelname, record.getMessage()))

@@ -96,7 +96,7 @@ def at_peace(holders: Holders, since: float = 500.0, primary: bool = False, **to
 
 def lets_none_through(misses: int = 3, decisive: float = 1.0, own_way: bool = True, primary: bool = False) -> Story:
     """Let a peer that answers have let a probe through, and then none; EC2 was asked two seconds ago."""
-    story = Story(primary).hears(DAY).sees(900.0, SELF).sees(2.0, PEER).probes(60.0, True)
+    story = Story(primary).hears(DAY).sees(200.0, SELF).sees(2.0, PEER).probes(60.0, True)
     for _ in range(misses - 1):
         story.probes(20.0, False)
     return story.probes(decisive, False, own_way)
