@@ -254,12 +254,15 @@ def rests_between_turns(world: World, one: Instance) -> None:
 
 
 def changes_hands_seldom(world: World, part: str) -> None:
-    """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most."""
+    """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most.
+
+    The latter alone holds for faults that last for long, and for lost packets.
+    """
     changes, now = world.watch.changes.setdefault(part, []), world.hub.now
     changes.append(now)
     begun = [fault for fault in world.schedule.faults if fault.at <= now]
-    lossy = any(fault.kind == 'loss' for fault in begun)
-    bound = CHANGES if lossy else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
+    lasting = any(fault.kind == 'loss' or fault.lasts > AN_HOUR / 2 for fault in begun)
+    bound = CHANGES if lasting else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
     world.watch.worst('changes of a part', len(changes))
     if sum(now - at < 3 * AN_HOUR for at in changes) > bound:
         broken(f'changes: {part} changes hands {len(changes)} times')
