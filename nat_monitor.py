@@ -2147,7 +2147,9 @@ class Monitor:
         """
         if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
-        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
+        holders = self.memory.holders.values()
+        is_soon = seen.is_complete or CLAIMED in holders  # what a claim has done is still to be told
+        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
     def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
