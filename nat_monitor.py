@@ -2148,7 +2148,7 @@ class Monitor:
         if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
         holders = self.memory.holders.values()
-        is_soon = seen.is_complete or CLAIMED in holders  # what a claim has done is still to be told
+        is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
     def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
