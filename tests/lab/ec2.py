@@ -22,6 +22,7 @@ from xml.sax.saxutils import escape
 import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_ip_addresses import ElasticAddress as MotoAddress
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface as MotoInterface
 from moto.ec2.models.instances import Instance as MotoInstance
 from moto.ec2.models.instances import InstanceState, StateReason
@@ -37,6 +38,7 @@ ANYWHERE = '0.0.0.0/0'
 STATES = {'pending': 0, 'running': 16, 'shutting-down': 32, 'terminated': 48, 'stopping': 64, 'stopped': 80}
 HTTP_STATUS = {'UnauthorizedOperation': 403, 'DryRunOperation': 412, 'InsufficientInstanceCapacity': 500,
                'InternalError': 500, 'RequestLimitExceeded': 503, 'Unavailable': 503}
+SECONDARY_ADDRESS = '10.0.0.21'  # of an instance: a private address that is not its primary one
 LONGEST_SILENCE = 120.0  # s, for which a call without an answer keeps its connection
 
 
@@ -144,6 +146,16 @@ class NetworkInterface(MotoInterface):
     def association(self) -> Dict[str, Any]:
         found = super().association
         return found if not found or 'allocationId' in found else {**found, 'ipOwnerId': 'amazon'}
+
+
+class ElasticAddress(MotoAddress):
+    """An Elastic IP that may be at a secondary private address of its instance, with which no traffic leaves."""
+
+    is_beside = False
+
+    @property
+    def private_ip_address(self) -> Optional[str]:
+        return SECONDARY_ADDRESS if self.is_beside else super().private_ip_address
 
 
 class Instance(MotoInstance):
@@ -329,7 +341,7 @@ class Ec2:
             backend.associate_route_table(record.id, subnet_id=private.id)
             self.tables.append(record.id)
         if elastic_ip:
-            backend.allocate_address('vpc', address=ELASTIC_IP)
+            backend.allocate_address('vpc', address=ELASTIC_IP).__class__ = ElasticAddress
         self.sync()
 
     # ---- effects
@@ -372,11 +384,17 @@ class Ec2:
         return instance_id or None
 
     def address_owner(self) -> Optional[str]:
-        """Return the name of the instance that has the Elastic IP, or None."""
+        """Return the name of the instance whose traffic leaves with the Elastic IP, or None."""
         for address in self.backend.addresses:
-            if address.public_ip == ELASTIC_IP:
+            if address.public_ip == ELASTIC_IP and not getattr(address, 'is_beside', False):
                 return self.name(address.instance_id)
         return None
+
+    def _place_address(self, beside: bool) -> None:
+        """Note whether the Elastic IP is at a secondary private address."""
+        for address in self.backend.addresses:
+            if address.public_ip == ELASTIC_IP:
+                address.is_beside = beside
 
     def route_target(self, table: int = 0) -> Optional[str]:
         """Return the name of the instance that a table's default route leads to, another target's id, or None."""
@@ -470,6 +488,8 @@ class Ec2:
             status, text = self._ask_moto({'Action': call.action, **call.parameters},
                                           headers.get('Authorization', ''))
             call.result = 'ok' if status == 200 else error_code(text)
+            if call.action == 'AssociateAddress' and status == 200:
+                self._place_address(False)
             if call.action == 'AssociateAddress' and self.times.address_lag:
                 self._addresses_at = time.monotonic() + self.times.address_lag
                 self.later(self.times.address_lag, self.sync)
@@ -582,9 +602,10 @@ class Ec2:
 
         return restore
 
-    def set_address(self, owner: Optional[str]) -> None:
-        """Associate the Elastic IP with an instance, by name, or with none."""
+    def set_address(self, owner: Optional[str], beside: bool = False) -> None:
+        """Associate the Elastic IP with an instance, by name, or with none; or with a secondary address of it."""
         with self._by_hand(f'{ELASTIC_IP} to {owner}') as backend:
+            self._place_address(beside)
             if owner is None:
                 backend.disassociate_address(address=ELASTIC_IP)
             else:

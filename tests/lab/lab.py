@@ -228,6 +228,17 @@ class Instance:
         self._interface_up = True
         self._set_link()
 
+    def lead_pings_to(self, interface: str) -> None:
+        """Make a bridge with a network that both instances' addresses are in, as one for containers may have, until `mend_way()`."""
+        self.lab.note('lab', f'{self.name}: the way to its peer is by {interface}')
+        self.node.run('sh', '-ec', f'''ip link add {interface} type bridge
+            ip address add 10.0.0.9/29 dev {interface}; ip link set {interface} up''')
+
+    def mend_way(self, interface: str) -> None:
+        """End `lead_pings_to()`."""
+        self.lab.note('lab', f'{self.name}: {interface} is gone')
+        self.node.run('ip', 'link', 'del', interface)
+
     def block_ping(self, *ways: str) -> None:
         """Drop echo requests to it ('in'), from it ('out'), or both (default)."""
         self._set_link(blocked_pings=ways or ('in', 'out'))
