@@ -115,15 +115,16 @@ class Demo:
         crashed_at = lab.primary.crash()
         self.until(lambda: lab.holds(lab.secondary) and lab.traffic.egress() == ELASTIC_IP, 'the secondary serves')
         taken_over_at = time.monotonic()
-        egress_at = next(at for at, address in reversed(lab.traffic.egresses(crashed_at)) if address == ELASTIC_IP)
         self.until(lambda: lab.holds(lab.primary) and lab.traffic.egress() == ELASTIC_IP, 'the primary serves again')
         self.pause(1.5)
 
         back = lab.traffic.outage(taken_over_at)
+        without = [packet.sent_at for packet in lab.traffic.packets(crashed_at, taken_over_at)
+                   if packet.egress != ELASTIC_IP]
         print()
         for what, seconds in (
                 ('outage of the private host', lab.traffic.outage(crashed_at, taken_over_at)),
-                ('until it had its egress address again', egress_at - crashed_at),
+                ('until it had its egress address again', max(without, default=crashed_at) - crashed_at),
                 ('outage when the restarted primary took the route back', back)):
             print(f'{what:55} {seconds:6.2f} s')
 

@@ -229,7 +229,7 @@ class Instance:
         self._set_link()
 
     def lead_pings_to(self, interface: str) -> None:
-        """Make a bridge with a network that both instances' addresses are in, as one for containers may have, until `mend_way()`."""
+        """Make a bridge with a network that has both addresses of the pair, until `mend_way()`."""
         self.lab.note('lab', f'{self.name}: the way to its peer is by {interface}')
         self.node.run('sh', '-ec', f'''ip link add {interface} type bridge
             ip address add 10.0.0.9/29 dev {interface}; ip link set {interface} up''')
