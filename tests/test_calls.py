@@ -11,7 +11,7 @@ import pytest
 from .lab import ENDPOINT, Lab
 from .lab.lab import Instance
 from .lab.network import NAME_SERVER
-from .test_failover import called, has_rehearsed, knows, serves, serving_pair
+from .test_failover import called, knows, serves, serving_pair
 
 pytestmark = pytest.mark.lab
 
@@ -84,7 +84,6 @@ def slow_name_server(lab: Lab, seconds: float) -> Iterator[List[bytes]]:
 
 def test_all_parts_are_claimed_once_however_slow_the_name_server_is(python: str) -> None:
     with serving_pair(python, by_name=True, tables=10) as lab, slow_name_server(lab, 2.0):
-        has_rehearsed(lab, lab.secondary)
         lab.secondary.names_hang()
         since = time.monotonic()
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab.lab import Instance, Lab
 from tests.lab.network import ECHO
-from tests.test_failover import SETTINGS, called, nobody_was_stopped, serves
+from tests.test_failover import SETTINGS, called, look, nobody_was_stopped, serves
 
 pytestmark = pytest.mark.lab
 
@@ -93,5 +93,6 @@ def test_a_primary_that_boots_without_its_rules_leaves_the_secondary_serving(pyt
         assert lab.traffic.lost(since) == 0
 
         lab.primary.restore_rules()
+        look(lab, lab.primary)
 
         serves(lab, lab.primary)

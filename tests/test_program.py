@@ -175,4 +175,4 @@ def test_a_command_is_told_of_a_failover(python: str) -> None:
         lab.primary.crash()
 
         lab.wait_until(lambda: any('taking over' in line for line in told(lab.secondary)), 'the command is told')
-        assert [line.partition(' ')[2] for line in told(lab.secondary)] == loud(lab.secondary)
+        assert [line.split(' ', 2)[2] for line in told(lab.secondary)] == loud(lab.secondary)
