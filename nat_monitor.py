@@ -4,7 +4,7 @@
 One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer
 falls silent and EC2 answers this monitor, it takes over: it moves the default route of the private
 subnets and the egress address to its own instance, then restarts the peer.  What it does is in
-README.adoc, section "Operation", in the same words.
+README.adoc, "How it works", in the same words.
 
 Usage: nat_monitor.py [--check | --status | --version | --help]
 
@@ -163,41 +163,80 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
-def turn_check_off(instance_id: str) -> str:
-    """Return the command with which the source/destination check of an instance is turned off."""
-    return f'aws ec2 modify-instance-attribute --instance-id {instance_id} --no-source-dest-check'
+# By name of a trouble or of a line of --check; what stands in braces is told beside it.
+REMEDIES: Dict[str, str] = dict(re.findall('(.+?): (.+)', '''
+setting: nano {settings_file}
+check: nat_monitor.py --check
+no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
+own fault: ip route get {about}
+unknown: nano {settings_file}  # and restart the monitor
+probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
+no neighbour: ip neigh
+file: chown root:root {path} && chmod go-w {path}
+metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
+--instance-id <this instance>
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} \
+--instance-id {about}
+other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
+Name={role} --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
+Name=instance-id,Values={about} --output text \
+--query "IamInstanceProfileAssociations[0].AssociationId")
+permission: aws iam put-role-policy --role-name {role} --policy-name {role} \
+--policy-document file://iam_policy.json
+tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
+service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
+permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
+VPC endpoint policy: aws ec2 describe-vpc-endpoints \
+--filters Name=service-name,Values=com.amazonaws.{region}.ec2
+clock: systemctl enable --now chrony; chronyc makestep  # package chrony
+state: aws ec2 start-instances --instance-ids {about}
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
+network interface: aws ec2 detach-network-interface --attachment-id {attachment}
+public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
+--network-interface-id {card}
+Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
+--auto-scaling-group-name {group} --should-decrement-desired-capacity
+maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
+can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
+protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
+subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
+own subnet: aws ec2 associate-route-table --route-table-id <that of the internet gateway> \
+--subnet-id {subnet}
+default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
+Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
+ping: ping -c 20 {address}
+security group: aws ec2 authorize-security-group-ingress --group-id {about} --ip-permissions \
+'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={own_group}}}]'
+forwards: nat_monitor.py --check  # there
+cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
+install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
+monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+suspended: kill -CONT {about}
+status: nat_monitor.py --check
+'''))
 
-
-CHECK = 'run on {self}: nat_monitor.py --check'
-# What is said of a trouble, and what to do once it has lasted.  {} is what came back or is lacking,
-# {about} the part of the pair, {self} and {peer} are instances.
+# What is said of a trouble, {} being what came back or is lacking; on which instance, if on any,
+# something is to be run once it has lasted, and by which of the remedies.
 TROUBLES = {
-    'metadata': ('the metadata service does not tell {}', (
-        'run: aws ec2 modify-instance-metadata-options --http-endpoint enabled '
-        '--http-tokens required --instance-id <this instance>')),
-    'client': ('{self} cannot make an EC2 client ({})', CHECK),
-    'EC2': ('EC2 does not answer {self} ({}), which decides nothing meanwhile', (
-        'look at the public address of {self}, its subnet\'s route to the internet, and what its '
-        'security groups and network ACLs let out to port 443')),
-    'clock': ('the clock of {self} is off by {}, so EC2 refuses its calls', (
-        'run on {self}: systemctl enable --now chrony; chronyc makestep')),
-    'questions': ('EC2 does not tell {self} {}', CHECK),
-    'permissions': ('the role of {self} does not allow {}: a failover would fail', CHECK),
-    'absent': ('EC2 does not know {}', 'correct nat_config.py on both instances'),
-    'host': ('{self} cannot NAT ({}): it claims nothing', CHECK),
-    'peer': ('{peer} cannot NAT ({})', 'run: ' + turn_check_off('{peer}')),
-    'watcher': ('the monitor on {peer} has sent no ping for {}, so it does not run, and nobody '
-                'takes over if {self} fails', (
-                    f'run on {{peer}}: echo "{PROGRAM} >> /var/log/nat_monitor.log 2>&1" '
-                    '| at now')),
-    'ping': ('a ping to {peer} cannot leave {self} ({})', 'run on {self}: ip route get {about}'),
-    'probe': ('a packet through {peer} to {about} {}', (
-        'if none comes back here either, PROBE_ADDRESS is to be another one: ping {about}')),
-    'no probe': ('no packet has come through {peer} to {about} yet ({}): nothing is decided by '
-                 'that', 'run on {peer}: nat_monitor.py --check'),
-    'claim': ('{about} is not moved to {self} yet ({})', CHECK),
-    'restart': ('{peer} could not be {}', (
-        'run: aws ec2 start-instances --instance-ids {peer}, once it is stopped')),
+    'metadata': ('the metadata service does not tell {}', '', 'metadata'),
+    'client': ('{own_id} cannot make an EC2 client ({})', '{own_id}', 'check'),
+    'EC2': ('EC2 does not answer {own_id} ({}): it decides nothing', '{own_id}', 'check'),
+    'clock': ('the clock of {own_id} is off by {}: EC2 refuses its calls', '{own_id}', 'clock'),
+    'questions': ('EC2 does not tell {own_id} {}', '{own_id}', 'check'),
+    'permissions': ('the role of {own_id} does not allow {}: a failover would fail',
+                    '{own_id}', 'check'),
+    'unknown': ('EC2 does not know {}', '{own_id}', 'unknown'),
+    'host': ('{own_id} cannot NAT ({}): it claims nothing', '{own_id}', 'check'),
+    'peer': ('{about} cannot NAT ({})', '', 'source/dest. check'),
+    'watcher': ('the monitor on {peer_id} has sent no ping for {}, so it does not run, and nobody '
+                'takes over if {own_id} fails', '{peer_id}', 'monitor'),
+    'ping': ('a ping to {about} cannot leave {own_id} ({})', '{own_id}', 'own fault'),
+    'probe': ('a packet through {peer_id} to {about} {}', '{own_id}', 'probe'),
+    'no probe': ('no packet has come through {peer_id} to {about} yet ({}): nothing is decided by '
+                 'that', '{peer_id}', 'check'),
+    'claim': ('{about} is not moved to {own_id} yet ({})', '{own_id}', 'check'),
+    'restart': ('{about} could not be {}', '', 'state'),
 }
 
 
@@ -210,37 +249,33 @@ class Lasting:
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.names: Dict[str, str] = {}  # what stands in the braces
-        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str]] = {}  # since, level, words
+        self.names = {'program': PROGRAM, 'settings_file': SETTINGS_FILE}  # and ids
+        # By kind and what it is about: since when, the level told, the words, and the remedy.
+        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
 
     def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
         """Note what came back, '' if nothing failed; return whether something did."""
         now = self.clock.monotonic()
-        since, level, told = self.troubles.pop((kind, about), (now, logging.INFO, ''))
-        if failure:
-            words, remedy = (self.in_place(words, failure, about) for words in TROUBLES[kind])
-            is_grave = at_once or now - since >= TROUBLE_LASTS
-            if is_grave and level < logging.ERROR:
-                level = logging.ERROR
-                self.log.error(f'{words}; {remedy}')
-            elif words != told:
-                self.log.info(words)
-            self.troubles[kind, about] = (since, level, words)
-        elif told:
-            self.log.log(level, f'over after {now - since:.0f} s: {told}')
-        return bool(failure)
-
-    def in_place(self, words: str, failure: str, about: str) -> str:
-        """Return the words with all that stands in braces; what came back may have some, too."""
-        for name, value in {**self.names, 'about': about, '': failure}.items():
-            words = words.replace(f'{{{name}}}', value)
-        return words
+        since, level, told, _ = self.troubles.pop((kind, about), (now, logging.INFO, '', ''))
+        if not failure:
+            if told:
+                self.log.log(level, f'over after {now - since:.0f} s: {told}')
+            return False
+        words, where, remedy = (one.format(failure, about=about, **self.names) for one in (
+            *TROUBLES[kind][:2], REMEDIES[TROUBLES[kind][2]]))
+        remedy = f'run{" on " * bool(where)}{where}: {remedy}'
+        if level < logging.ERROR and (at_once or now - since >= TROUBLE_LASTS):
+            level = logging.ERROR
+            self.log.error(f'{words}; {remedy}')
+        elif words != told:
+            self.log.info(words)
+        self.troubles[kind, about] = since, level, words, remedy
+        return True
 
     @property
     def errors(self) -> List[str]:
         """Return the troubles that a person must see to, each with its remedy."""
-        return [self.in_place('; '.join((words, TROUBLES[kind][1])), '', about)
-                for (kind, about), (_, level, words) in self.troubles.items()
+        return [f'{words}; {remedy}' for _, level, words, remedy in self.troubles.values()
                 if level == logging.ERROR]
 
 
@@ -1277,6 +1312,8 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
+SOURCE_CHECK = ('its source/destination check is on: aws ec2 modify-instance-attribute '
+                '--instance-id {} --no-source-dest-check')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1414,7 +1451,7 @@ class Ec2:
             self.facts.pop(self.peer_id, None)
         own_facts, facts = map(self.facts_of, pair)
         if own_facts.source_dest_check and not fault:
-            fault = f'EC2 drops what it forwards: run {turn_check_off(self.own_id)}'
+            fault = SOURCE_CHECK.format(self.own_id)
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1],
             'nothing about it' if states else in_words(results['states']), facts.reason, holders,
@@ -1694,7 +1731,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
         cause = (LOST_PROBES if relief else
-                 'EC2 drops what it forwards' * seen.peer_source_check)
+                 'its source/destination check is on' * seen.peer_source_check)
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, level=logging.WARNING, relief=relief)
@@ -1849,7 +1886,7 @@ class Monitor:
         self.own_id, self.ec2.region = (str(found[name]) for name in names)
         primary, self.peer_id = place_in_pair(self.settings, self.own_id)
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
-        self.lasting.names = {'self': self.own_id, 'peer': self.peer_id}
+        self.lasting.names.update(own_id=self.own_id, peer_id=self.peer_id)
         self.memory = Memory(primary)
         self.memory.owe(self.settings, self.clock.monotonic())
 
@@ -2024,9 +2061,10 @@ class Monitor:
                 self.lasting('claim', '', part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('absent', ' and '.join(absent))
+        self.lasting('unknown', ' and '.join(absent))
         self.lasting('host', seen.nat_fault)
-        self.lasting('peer', 'EC2 drops what it forwards' * seen.peer_source_check, at_once=True)
+        self.lasting('peer', 'its source/destination check is on' * seen.peer_source_check,
+                     self.peer_id, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2081,11 +2119,11 @@ class Monitor:
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or ('absent', '') in self.lasting.troubles:
+            if self.ec2.rehearse() or ('unknown', '') in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
-            self.lasting('restart', '')
+            self.lasting('restart', '', self.peer_id)
             for part in self.settings.parts:
                 self.lasting('claim', '', part)
         self.report()
@@ -2109,7 +2147,9 @@ class Monitor:
         """
         if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
-        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
+        holders = self.memory.holders.values()
+        is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
+        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
     def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -2182,7 +2222,7 @@ class Monitor:
         code = code_of(results[done])
         pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         self.memory.note_step(Step(name, now, bool(code), pause))
-        if not self.lasting('restart', failures_in(results)):
+        if not self.lasting('restart', failures_in(results), self.peer_id):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
 
@@ -2236,56 +2276,6 @@ CRON_TAKES = (' (cron starts it only from a file of mode 644, without a dot in i
 BOOT_FILES = (  # what else may start something at boot
     'etc/rc*', 'etc/rc.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
     'var/lib/cloud/scripts/per-boot/*', '*/systemd/system/**', 'usr/*/systemd/system/**')
-
-# What to run, by the name of a line or of what is wrong; else it is a setting.
-REMEDIES: Dict[str, str] = dict(re.findall('(.+?): (.+)', '''
-setting: nano {settings_file}
-no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
-own fault: ip route
-no neighbour: ip neigh
-file: chown root:root {path} && chmod go-w {path}
-metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
---instance-id <this instance>
-role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor \
---instance-id {about}
-other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
-Name=NAT_Monitor --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
-Name=instance-id,Values={about} --output text \
---query "IamInstanceProfileAssociations[0].AssociationId")
-permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
---policy-document file://iam_policy.json
-tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
-service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
-permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
-VPC endpoint policy: aws ec2 describe-vpc-endpoints \
---filters Name=service-name,Values=com.amazonaws.{region}.ec2
-clock: systemctl enable --now chrony; chronyc makestep  # package chrony
-state: aws ec2 start-instances --instance-ids {about}
-source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
-network interface: aws ec2 detach-network-interface --attachment-id {attachment}
-public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
---network-interface-id {card}
-Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
---auto-scaling-group-name {group} --should-decrement-desired-capacity
-maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
-can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
-protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
-subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
-own subnet: aws ec2 associate-route-table --route-table-id <that of the internet gateway> \
---subnet-id {subnet}
-default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
-Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
-ping: ping -c 20 {address}
-security group: aws ec2 authorize-security-group-ingress --group-id {about} --ip-permissions \
-'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={own_group}}}]'
-forwards: nat_monitor.py --check  # there
-cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
-install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
-cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
-monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
-suspended: kill -CONT {about}
-status: nat_monitor.py --check
-'''))
 
 
 def longest_outage(settings: Settings, pings: int, call: float) -> float:
@@ -2341,11 +2331,6 @@ def who_denies(error: Any) -> Tuple[str, str]:
     return next((one for one in DENIERS if one in words), 'permission'), words
 
 
-def has_profile(instance: Dict[str, Any]) -> bool:
-    arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
-    return arn.endswith(f':instance-profile/{PROFILE}')
-
-
 class Check:
     """One run of --check: look at all that a failover needs, a line for each thing, change nothing.
 
@@ -2364,7 +2349,7 @@ class Check:
         self.role, self.program, self.exit_code = PROFILE, os.path.realpath(__file__), 0
         self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
         self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
-        self.networks: Set[Network] = set()  # of the private subnets
+        self.networks: List[Network] = []  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
@@ -2388,7 +2373,8 @@ class Check:
             needs = ('no neighbour' if isinstance(error, NoNeighbour) else
                      'own fault' if isinstance(error, OwnFault) else
                      who_denies(error)[0] if code_of(error) in DENIED else 'no answer')
-            self.say(False, what, about, in_words(error), self.remedy(needs),
+            self.say(False, what, about, in_words(error),
+                     self.remedy(needs, *map(str, arguments[:1])),
                      FAIL if needs == 'own fault' else UNSURE)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
@@ -2441,7 +2427,7 @@ class Check:
         """
         peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
         probes = [Network(peer)] if peer and self.settings.probe_address else []
-        networks: List[Any] = [*sorted(self.networks), *probes]
+        networks: List[Any] = [*self.networks, *probes]
         host = Host(self.root, networks)
         networks = networks or [None]
         sure, words = worst([host.forwarding(network) for network in networks])
@@ -2566,6 +2552,7 @@ class Check:
         for i in pair:
             self.attempt('instance', i, self.check_instance, i)
         self.attempt('route table', '', self.check_tables)
+        self.attempt('masquerading', '', self.learn_networks, tables)
         if address:
             self.attempt('Elastic IP', address, lambda: self.say_holder(
                 'Elastic IP', address, self.find('DescribeAddresses', address)))
@@ -2575,6 +2562,9 @@ class Check:
         if peer and settings.probe_address:
             self.attempt('forwards', self.peer_id, self.check_probe, peer, settings.probe_address)
         self.attempt('longest outage', '', self.check_speed)
+
+    def learn_networks(self, tables: Tuple[str, ...]) -> None:
+        self.networks = [Network(one) for one in describe_networks(self.client, tables)]
 
     def find(self, call: str, i: str) -> Any:
         """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
@@ -2595,6 +2585,10 @@ class Check:
         else:
             self.say(True, 'permission', action, f'allowed{on}{about}')
 
+    def has_profile(self, instance: Dict[str, Any]) -> bool:
+        arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
+        return arn.endswith(f':instance-profile/{self.role}')
+
     def permit(self, action: str, about: str) -> str:
         """Return the command that gives the profile, the tags or the policy that a call lacks."""
         allow, thing = self.remedy('permission'), self.things.get(about, {})
@@ -2602,7 +2596,7 @@ class Check:
             cards = self.things.get(self.own_id, {}).get('NetworkInterfaces', [])
             ids = [thing['AllocationId'], *(card['NetworkInterfaceId'] for card in cards)]
             return f'{self.remedy("tag", " ".join(ids))} && {allow}'
-        if 'InstanceId' in thing and not has_profile(thing):
+        if 'InstanceId' in thing and not self.has_profile(thing):
             return self.remedy('other profile' if 'IamInstanceProfile' in thing else 'role', about)
         tagged = TAG in thing.get('Tags', []) or 'RouteTableId' not in thing
         return allow if tagged else self.remedy('tag', about)
@@ -2623,7 +2617,7 @@ class Check:
         self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
                  attachment=[*cards.values(), ''][len(cards) - 1])
         self.check_public_address(i, one)
-        self.say(has_profile(one), 'instance profile', i,
+        self.say(self.has_profile(one), 'instance profile', i,
                  one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.permit('', i))
         group = tags.get('aws:autoscaling:groupName', 'none')
         self.say(group == 'none', 'Auto Scaling group', i, group, group=group)
@@ -2696,13 +2690,6 @@ class Check:
                  f"{mine} is the pair's own: it would route to itself" if mine
                  else ', '.join(sorted(served)) or 'none',
                  self.remedy('own subnet' if mine else 'subnets', table_id, subnet=mine))
-        if subnets:
-            self.attempt('masquerading', table_id, self.learn_networks, subnets)
-
-    def learn_networks(self, subnets: Set[str]) -> None:
-        """Ask EC2 for the networks of private subnets; only this check needs them."""
-        found = by_id(self.client.describe_subnets, 'SubnetId', 'subnet-id', *subnets)
-        self.networks |= {Network(one['CidrBlock']) for one in found.values()}
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any]) -> None:
         """Tell who holds a table or the address.

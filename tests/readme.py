@@ -9,20 +9,20 @@ README = (REPOSITORY / 'README.adoc').read_text()
 
 
 class Block(NamedTuple):
-    """A listing of commands: its title, where it runs, and the commands.
+    """A listing of commands: its title, where it is run, and the commands.
 
-    It runs in the operator's own shell ('aws'), as root on both instances ('host') or on one of them (its name), or,
-    with '', it is not run by the tests.
+    The README writes `.TITLE (PLACE; a remark)` above it.  The places are the operator's own shell ('workstation'),
+    both instances as root ('each instance'), and 'any machine'.
     """
 
     title: str
-    run: str
+    place: str
     script: str
 
 
 def command_blocks() -> List[Block]:
     """Return the README's command listings in their order."""
-    listing = r'(?:^\.(\S[^\n]*)\n)?^\[source,bash(?:,run=(\w+))?\]\n----\n(.*?)\n----$'
+    listing = r'^\.(\S[^\n]*?) \(([^();]+)(?:; [^\n]*)?\)\n\[source,bash\]\n----\n(.*?)\n----$'
     return [Block(*groups) for groups in re.findall(listing, README, re.M | re.S)]
 
 

@@ -18,6 +18,7 @@ README = Path(__file__).parents[1] / 'README.adoc'
 @pytest.mark.skipif(not STORED.exists(), reason='no full run is stored')
 def test_the_readme_shows_the_stored_results() -> None:
     assert report.section(report.read(STORED)) in README.read_text()
+    assert report.page(report.read(STORED)) == report.PAGE.read_text()
 
 
 @pytest.mark.skipif(not STORED.exists(), reason='no full run is stored')
@@ -41,7 +42,7 @@ def test_the_report_compares_with_rival_and_floor() -> None:
                for who, outage in (('default', 4.2), ('reference', 8.4))]
     head = dict.fromkeys(('date', 'seed', 'jobs', 'machine', 'kernel', 'python', 'boto3', 'aws', 'keepalived'), '?')
 
-    text = report.section([{'what': 'run', **head}, *records])
+    text = report.page([{'what': 'run', **head}, *records])
 
     assert "|0.5 s |Amazon's nat_monitor.sh |1 |8.40 |8.40 |8.40 |9.40 |9.40 |9.40 |2.00 |2.10" in text
 

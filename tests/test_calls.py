@@ -3,6 +3,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from typing import Any, Iterator, List
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from .lab import ENDPOINT, Lab
 from .lab.lab import Instance
 from .lab.network import NAME_SERVER
+from .test_failover import called, knows, serves, serving_pair
 
 pytestmark = pytest.mark.lab
 
@@ -78,6 +80,18 @@ def slow_name_server(lab: Lab, seconds: float) -> Iterator[List[bytes]]:
         with contextlib.suppress(OSError):  # it wakes who receives, though there is no connection to end
             server.shutdown(socket.SHUT_RDWR)
         server.close()
+
+
+def test_all_parts_are_claimed_once_however_slow_the_name_server_is(python: str) -> None:
+    with serving_pair(python, by_name=True, tables=10) as lab, slow_name_server(lab, 2.0):
+        lab.secondary.names_hang()
+        since = time.monotonic()
+
+        lab.primary.crash()
+
+        serves(lab, lab.secondary)
+        lab.wait_until(lambda: knows(lab.secondary, lab.secondary), 'the secondary knows that it serves')
+        assert sorted(called(lab, lab.secondary, since)) == ['AssociateAddress', *['ReplaceRoute'] * 10]
 
 
 def test_a_call_given_up_while_its_name_was_resolved_is_not_sent_later(python: str) -> None:

@@ -440,7 +440,7 @@ def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
 
     assert code == 0  # nothing is known to be wrong
     assert {line.what for line in lines if line.verdict == 'unknown'} == {
-        'permission', 'instance', 'route table', 'Elastic IP', 'longest outage'}
+        'permission', 'instance', 'route table', 'Elastic IP', 'longest outage', 'masquerading'}
     assert any(line.what == 'cron job' for line in lines)
 
 
@@ -831,11 +831,11 @@ FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]
      {'forwards'}),  # a probe is one, too
     ('peer does not forward', lambda lab: undone(
         lambda: lab.secondary.forwarding(False), lambda: lab.secondary.forwarding(True)), 'forwards', 'FAIL', set()),
-    ('peer does not translate', lambda lab: undone(lab.secondary.flush_rules, lab.secondary.restore_rules), 'forwards',
-     'FAIL', set()),
     ('target of probes silent', lambda lab: undone(
         lambda: lab.silence_echo(True), lambda: lab.silence_echo(False)), 'forwards', 'unknown', set()),
-    ('EC2 slow', lambda lab: lab.ec2.injected('slow', extra=0.5), 'longest outage', 'warn', set()),
+    ('the way to the peer is another one', lambda lab: undone(
+        lambda: lab.primary.lead_pings_to('docker0'), lambda: lab.primary.mend_way('docker0')), 'ping', 'FAIL',
+     {'forwards', 'masquerading', 'forwarding'}),
 ]
 
 

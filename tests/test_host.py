@@ -163,7 +163,7 @@ def test_at_starts_the_monitor_and_killall_ends_it_and_both_restart_it_to_fail_b
     pair.wait_until(lambda: primary.monitor_pid, 'the next monitor runs')
     pair.ec2.set_route('secondary')
     pair.ec2.set_address('secondary')
-    primary.as_root(script('Fail-back'))
+    primary.as_root(script('Upgrade'))
 
     pair.wait_until(lambda: pair.holds(primary), 'the new monitor has claimed')
 

@@ -10,7 +10,7 @@ from typing import Any, List
 import pytest
 
 from tests.lab.lab import GUARD, SBIN, Instance, Lab
-from tests.test_failover import SETTINGS, during, has_rehearsed, serves, serving_pair
+from tests.test_failover import SETTINGS, during, has_rehearsed, loud, serves, serving_pair
 
 pytestmark = pytest.mark.lab
 
@@ -26,15 +26,14 @@ def ended(lab: Lab, instance: Instance) -> None:
     lab.wait_until(lambda: instance.monitor_pid is None, 'the monitor ends')
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str, number: int) -> None:
+def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str) -> None:
     with quiet_lab(python) as lab:
         lab.ec2.inject('silent')
         process = lab.primary.popen(*lab.primary.monitor_command)
         lab.wait_until(lambda: len(lab.ec2.calls(instance='primary')) == 4, 'its first four calls are under way')
         since = time.monotonic()
 
-        lab.primary.kill_monitor(number)
+        lab.primary.kill_monitor(signal.SIGTERM)
 
         assert process.wait(GUARD) == 0
         assert lab.ec2.calls(since=since, dry_run=None) == []
@@ -76,8 +75,7 @@ def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
 
 
 def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
-    with serving_pair(python) as lab:
-        lab.ec2.times.stop = 20.0
+    with serving_pair(python, impaired=1.0, stop=20.0) as lab:
         lab.primary.crash()
         lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 'the primary is being stopped')
 
@@ -87,7 +85,7 @@ def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
         assert f'{lab.primary.id} was stopped by this monitor' in lab.secondary.log.splitlines()[-1]
 
 
-@pytest.mark.parametrize('output', ['>/dev/full', '| true', '>&-'])
+@pytest.mark.parametrize('output', ['>/dev/full', '| true'])
 def test_a_log_that_cannot_be_written_stops_nothing(python: str, output: str) -> None:
     with quiet_lab(python, holder=None) as lab:
         lab.primary.start_monitor()
@@ -109,7 +107,7 @@ def test_a_closed_terminal_leaves_the_monitor_at_work(python: str) -> None:
         serves(lab, lab.primary)
         terminal = lab.secondary.terminal(*lab.secondary.monitor_command)
         lab.wait_until(lambda: f'{lab.primary.id} answers' in terminal.output, 'it hears the primary')
-        lab.wait_until(lambda: 'holds tables and address' in terminal.output, 'it has looked')
+        lab.wait_until(lambda: f'at {lab.primary.id}' in terminal.output, 'it has looked')
         pid, since = lab.secondary.monitor_pid, time.monotonic()
 
         terminal_process = lab.secondary.proc('stat').rpartition(')')[2].split()[1]
@@ -144,7 +142,7 @@ def test_a_frozen_file_system_under_the_log_holds_up_no_take_over(python: str) -
         serves(lab, lab.primary)
         lab.secondary.popen('sh', '-c', f'exec {" ".join(lab.secondary.monitor_command)} > /run/disk/log')
         lab.wait_until(lambda: ' answers' in log.read_text(), 'the secondary hears the primary')
-        lab.wait_until(lambda: 'holds tables and address' in log.read_text(), 'it has looked')
+        lab.wait_until(lambda: f'at {lab.primary.id}' in log.read_text(), 'it has looked')
 
         def freeze(how: str) -> None:
             lab.secondary.run('sh', '-c', f'PATH=$PATH:/usr/sbin:/sbin; fsfreeze --{how} /run/disk', check=True)
@@ -155,30 +153,6 @@ def test_a_frozen_file_system_under_the_log_holds_up_no_take_over(python: str) -
             assert 'taking over' not in log.read_text()
 
         lab.wait_until(lambda: 'taking over' in log.read_text(), 'its lines are written')
-
-
-def test_an_instance_that_is_neither_of_the_pair_is_refused(python: str) -> None:
-    with quiet_lab(python) as lab:
-        lab.primary.configure(PRIMARY_INSTANCE_ID='i-0123456789abcdef0')
-
-        done = lab.primary.run(*lab.primary.monitor_command)
-
-        assert done.returncode == 2
-        assert f'this instance is {lab.primary.id}, but' in done.stdout
-        assert lab.ec2.calls(dry_run=None) == []
-
-
-def test_a_table_and_an_address_that_do_not_exist_are_waited_for(python: str) -> None:
-    with quiet_lab(python, holder=None) as lab:
-        lab.primary.configure(ROUTE_TABLE_IDS=[*lab.ec2.tables, 'rtb-0123456789abcdef0'], ELASTIC_IP='198.51.100.200')
-
-        lab.primary.start_monitor()
-
-        missing = 'EC2 does not know rtb-0123456789abcdef0 and 198.51.100.200: looking'
-        lab.wait_until(lambda: missing in lab.primary.log, 'it says so')
-        lab.wait_until(lambda: lab.ec2.route_target() == 'primary', 'the rest is claimed')
-        lab.stays(lambda: lab.primary.monitor_pid, 3, 'it keeps trying')
-        assert 'Traceback' not in lab.primary.log
 
 
 def told(instance: Instance) -> List[str]:
@@ -200,10 +174,5 @@ def test_a_command_is_told_of_a_failover(python: str) -> None:
 
         lab.primary.crash()
 
-        lab.wait_until(lambda: any(f'{lab.primary.id} is silent' in line and 'taking over' in line
-                                   for line in told(lab.secondary)), 'the command is told')
-        lines = told(lab.secondary)
-        assert any(f'WARNING {lab.primary.id} missed 3 pings in a row' in line for line in lines)
-        logged = lab.secondary.log.splitlines()
-        assert [line for line in logged if any(one.partition(' ')[2] == line for one in lines)] == [
-            line.partition(' ')[2] for line in lines]  # each once, in the same order
+        lab.wait_until(lambda: any('taking over' in line for line in told(lab.secondary)), 'the command is told')
+        assert [line.split(' ', 2)[2] for line in told(lab.secondary)] == loud(lab.secondary)

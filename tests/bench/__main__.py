@@ -180,7 +180,8 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=random.randrange(10**6), help='of the moments of the crashes')
     parser.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
     parser.add_argument('--report', action='store_true',
-                        help='draw the picture and write the section of README.adoc anew, from the stored results')
+                        help='draw the picture and write what README.adoc shows and the page beside it anew, from the '
+                             'stored results')
     arguments = parser.parse_args()
     stored = RESULTS / ('full.jsonl' if arguments.full or arguments.report else 'first_look.jsonl')
     if not arguments.report:

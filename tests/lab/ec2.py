@@ -22,9 +22,10 @@ from xml.sax.saxutils import escape
 import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.elastic_ip_addresses import ElasticAddress as MotoAddress
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface as MotoInterface
 from moto.ec2.models.instances import Instance as MotoInstance
-from moto.ec2.models.instances import InstanceState, StateReason
+from moto.ec2.models.instances import InstanceState
 from moto.ec2.models.route_tables import Route as MotoRoute
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.test import Client
@@ -35,8 +36,8 @@ ACCOUNT = '123456789012'
 REGION = 'us-east-1'
 ANYWHERE = '0.0.0.0/0'
 STATES = {'pending': 0, 'running': 16, 'shutting-down': 32, 'terminated': 48, 'stopping': 64, 'stopped': 80}
-HTTP_STATUS = {'UnauthorizedOperation': 403, 'DryRunOperation': 412, 'InsufficientInstanceCapacity': 500,
-               'InternalError': 500, 'RequestLimitExceeded': 503, 'Unavailable': 503}
+HTTP_STATUS = {'UnauthorizedOperation': 403, 'DryRunOperation': 412, 'RequestLimitExceeded': 503, 'Unavailable': 503}
+SECONDARY_ADDRESS = '10.0.0.21'  # of an instance: a private address that is not its primary one
 LONGEST_SILENCE = 120.0  # s, for which a call without an answer keeps its connection
 
 
@@ -66,7 +67,6 @@ class Times:
     checks: float = 5.0  # from `running` until the status checks say `ok`
     impaired: float = 60.0  # from the loss of an instance until the status checks say so
     new_public_address: Optional[float] = 1.0  # until who lost the Elastic IP has another address; None: never
-    address_lag: float = 0.0  # from AssociateAddress until packets notice; 0: before the answer, which is lost then
 
 
 @dataclass
@@ -100,8 +100,7 @@ class Fault:
     def hits(self, call: Call) -> bool:
         """Tell whether *call* is one of those, and count it."""
         if (self.times < 1 or self.instance not in (None, call.instance)
-                or not fnmatch.fnmatchcase(call.action, self.action)
-                or call.dry_run and self.kind == 'InsufficientInstanceCapacity'):
+                or not fnmatch.fnmatchcase(call.action, self.action)):
             return False
         self.times -= 1
         return True
@@ -146,6 +145,16 @@ class NetworkInterface(MotoInterface):
         return found if not found or 'allocationId' in found else {**found, 'ipOwnerId': 'amazon'}
 
 
+class ElasticAddress(MotoAddress):
+    """An Elastic IP that may be at a secondary private address of its instance, with which no traffic leaves."""
+
+    is_beside = False
+
+    @property
+    def private_ip_address(self) -> Optional[str]:
+        return SECONDARY_ADDRESS if self.is_beside else super().private_ip_address
+
+
 class Instance(MotoInstance):
     """An instance of moto's that takes its time."""
 
@@ -168,7 +177,6 @@ class Life:
     def __init__(self, ec2: 'Ec2', record: Any, machine: Machine) -> None:
         self.ec2, self.record, self.machine = ec2, record, machine
         self.ignores_stop = False  # a graceful stop has no effect, as with a crashed kernel: it has to be forced
-        self.start_fails = False  # a start is accepted, and ends in `stopped` again, as without the key of its disk
         self.crashed = False  # its kernel is dead
         self.force = False  # a parameter of the StopInstances call under way
         self.skip_os_shutdown = False  # another one
@@ -216,13 +224,8 @@ class Life:
             raise EC2ClientError('IncorrectInstanceState', f"The instance '{self.record.id}' is not in a state from "
                                  'which it can be started.')
         before = self.enter('pending')
-        self.record.state_reason = StateReason()
-        self.later(self.ec2.times.pending, self._fail_to_start if self.start_fails else self._run)
+        self.later(self.ec2.times.pending, self._run)
         return before
-
-    def _fail_to_start(self) -> None:
-        self.record.state_reason = StateReason('Client.InternalError: Client error on launch', 'Client.InternalError')
-        self.enter('stopped')
 
     def _run(self) -> None:
         self.no_public_before, self.crashed = 0.0, False
@@ -289,14 +292,12 @@ class Ec2:
         self.network, self.times = network, times
         self.lock = threading.RLock()
         self.closing = threading.Event()
-        self.clock_ahead = 0.0  # s, of that of the instances
         self.connections: List[str] = []  # that were opened: by whom
         self.log: List[Call] = []
         self.faults: List[Fault] = []
         self._note = note
         self._automatic = (f'198.51.100.{number}' for number in itertools.cycle(range(100, 250)))
         self._callers: Dict[str, str] = {}
-        self._addresses_at = 0.0  # until then packets do not notice what became of the addresses
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.backend.reset()
         self._moto = Client(create_backend_app('ec2'))
@@ -329,7 +330,7 @@ class Ec2:
             backend.associate_route_table(record.id, subnet_id=private.id)
             self.tables.append(record.id)
         if elastic_ip:
-            backend.allocate_address('vpc', address=ELASTIC_IP)
+            backend.allocate_address('vpc', address=ELASTIC_IP).__class__ = ElasticAddress
         self.sync()
 
     # ---- effects
@@ -372,11 +373,17 @@ class Ec2:
         return instance_id or None
 
     def address_owner(self) -> Optional[str]:
-        """Return the name of the instance that has the Elastic IP, or None."""
+        """Return the name of the instance whose traffic leaves with the Elastic IP, or None."""
         for address in self.backend.addresses:
-            if address.public_ip == ELASTIC_IP:
+            if address.public_ip == ELASTIC_IP and not getattr(address, 'is_beside', False):
                 return self.name(address.instance_id)
         return None
+
+    def _place_address(self, beside: bool) -> None:
+        """Note whether the Elastic IP is at a secondary private address."""
+        for address in self.backend.addresses:
+            if address.public_ip == ELASTIC_IP:
+                address.is_beside = beside
 
     def route_target(self, table: int = 0) -> Optional[str]:
         """Return the name of the instance that a table's default route leads to, another target's id, or None."""
@@ -399,8 +406,7 @@ class Ec2:
                 target = self.route_target(table)
                 forwards = target in self.lives and not self.lives[target].record.source_dest_check
                 self.network.routes.targets[table] = target if forwards else None
-            if time.monotonic() >= self._addresses_at:
-                self._update_addresses()
+            self._update_addresses()
 
     def _update_addresses(self) -> None:
         now = time.monotonic()
@@ -470,9 +476,8 @@ class Ec2:
             status, text = self._ask_moto({'Action': call.action, **call.parameters},
                                           headers.get('Authorization', ''))
             call.result = 'ok' if status == 200 else error_code(text)
-            if call.action == 'AssociateAddress' and self.times.address_lag:
-                self._addresses_at = time.monotonic() + self.times.address_lag
-                self.later(self.times.address_lag, self.sync)
+            if call.action == 'AssociateAddress' and status == 200:
+                self._place_address(False)
             self._update()
         self.network.apply()  # without the lock: calls that come together take effect together
         return status, text
@@ -502,9 +507,9 @@ class Ec2:
                extra: float = 0.0) -> Fault:
         """Let calls go wrong: those of *action* (a pattern) by *instance* (a name), *times* times.
 
-        *kind* is an error code ('RequestLimitExceeded', 'UnauthorizedOperation', 'Unavailable': HTTP 503,
-        'InsufficientInstanceCapacity', …), 'silent' (no effect, no answer), 'lost' (the effect, but no answer) or
-        'slow' (*extra* seconds more, half of them before the effect).
+        *kind* is an error code ('RequestLimitExceeded', 'UnauthorizedOperation', 'Unavailable': HTTP 503, …),
+        'silent' (no effect, no answer), 'lost' (the effect, but no answer) or 'slow' (*extra*
+        seconds more, half of them before the effect).
         """
         fault = Fault(kind, action, instance, times, extra)
         with self.lock:
@@ -557,34 +562,10 @@ class Ec2:
             if target is not None:
                 backend.create_route(self.tables[table], ANYWHERE, instance_id=self.lives[target].record.id)
 
-    def set_route_to_nat_gateway(self, table: int = 0) -> str:
-        """Lead a table's default route to a new NAT gateway and return the id of that."""
-        with self._by_hand(f'default route of {self.tables[table]}: a NAT gateway') as backend:
-            subnet = self.lives['primary'].record.subnet_id
-            address = backend.allocate_address('vpc', address='198.51.100.250')
-            gateway = backend.create_nat_gateway(subnet_id=subnet, allocation_id=address.allocation_id)
-            if self.default_route(table) is not None:
-                backend.delete_route(self.tables[table], ANYWHERE)
-            backend.create_route(self.tables[table], ANYWHERE, nat_gateway_id=gateway.id)
-        return str(gateway.id)
-
-    def delete_table(self, table: int) -> Callable[[], None]:
-        """Delete a route table; return what brings it back, with the same id and without a default route."""
-        with self._by_hand(f'deletes {self.tables[table]}') as backend:
-            record = backend.route_tables.pop(self.tables[table])
-
-        def restore() -> None:
-            with self._by_hand(f'creates {self.tables[table]}'):
-                backend.route_tables[self.tables[table]] = record
-                route = self.default_route(table)
-                if route is not None:
-                    del record._routes[route.id]
-
-        return restore
-
-    def set_address(self, owner: Optional[str]) -> None:
-        """Associate the Elastic IP with an instance, by name, or with none."""
+    def set_address(self, owner: Optional[str], beside: bool = False) -> None:
+        """Associate the Elastic IP with an instance, by name, or with none; or with a secondary address of it."""
         with self._by_hand(f'{ELASTIC_IP} to {owner}') as backend:
+            self._place_address(beside)
             if owner is None:
                 backend.disassociate_address(address=ELASTIC_IP)
             else:
@@ -599,12 +580,6 @@ class Ec2:
         """Remove a tag from an instance."""
         with self._by_hand(f'removes the tag {key} of {name}') as backend:
             backend.delete_tags([self.lives[name].record.id], {key: None})
-
-    def lose_public_address(self, name: str, seconds: float) -> None:
-        """Take the automatic public address from an instance; it gets a new one after *seconds*."""
-        with self._by_hand(f'{name} has no public address for {seconds} s'):
-            life = self.lives[name]
-            life.automatic, life.no_public_before = None, time.monotonic() + seconds
 
     def start(self, name: str) -> None:
         """Start an instance, as an operator does."""
@@ -676,9 +651,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(answer[1])))
         self.end_headers()
         self.wfile.write(answer[1])
-
-    def date_time_string(self, timestamp: Optional[float] = None) -> str:
-        return super().date_time_string(time.time() + self.server.ec2.clock_ahead)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep quiet: calls have a log of their own."""

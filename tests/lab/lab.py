@@ -54,7 +54,6 @@ class Instance:
         self.unreachable_at: Optional[float] = None
         self.forwards_at_boot = True
         self.runs_boot_job = True
-        self._interface_up = True
         self._rules = ''
         self._popen: List['subprocess.Popen[Any]'] = []
 
@@ -150,7 +149,6 @@ class Instance:
             echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''')
         self.names_work()
         self.lab.network.bring_up(self.name)
-        self._interface_up = True
         self._set_link(dead=False)
 
     def run_boot_job(self) -> None:
@@ -173,13 +171,12 @@ class Instance:
     # ---- what can happen to it
 
     def _set_link(self, **values: Any) -> None:
-        if values:
-            self.lab.note('lab', f'{self.name}: ' + ', '.join(f'{key} = {value}' for key, value in values.items()))
+        self.lab.note('lab', f'{self.name}: ' + ', '.join(f'{key} = {value}' for key, value in values.items()))
         for name, value in values.items():
             setattr(self.link, name, value)
         self.lab.network.apply()
-        reachable = self._interface_up and not (self.link.dead or self.link.cut_off)
-        self.unreachable_at = None if reachable else self.unreachable_at or time.monotonic()
+        unreachable = self.link.dead or self.link.cut_off
+        self.unreachable_at = (self.unreachable_at or time.monotonic()) if unreachable else None
 
     def crash(self, ignores_stop: bool = False) -> float:
         """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that.
@@ -214,19 +211,16 @@ class Instance:
         """End `cut_off()`."""
         self._set_link(cut_off=False)
 
-    def interface_down(self) -> None:
-        """Take its interface down from inside, until `interface_up()` or a restart."""
-        self.lab.note('lab', f'{self.name}: interface down')
-        self.node.run('ip', 'link', 'set', 'eth0', 'down')
-        self._interface_up = False
-        self._set_link()
+    def lead_pings_to(self, interface: str) -> None:
+        """Make a bridge with a network that has both addresses of the pair, until `mend_way()`."""
+        self.lab.note('lab', f'{self.name}: the way to its peer is by {interface}')
+        self.node.run('sh', '-ec', f'''ip link add {interface} type bridge
+            ip address add 10.0.0.9/29 dev {interface}; ip link set {interface} up''')
 
-    def interface_up(self) -> None:
-        """End `interface_down()`."""
-        self.lab.note('lab', f'{self.name}: interface up')
-        self.lab.network.bring_up(self.name)
-        self._interface_up = True
-        self._set_link()
+    def mend_way(self, interface: str) -> None:
+        """End `lead_pings_to()`."""
+        self.lab.note('lab', f'{self.name}: {interface} is gone')
+        self.node.run('ip', 'link', 'del', interface)
 
     def block_ping(self, *ways: str) -> None:
         """Drop echo requests to it ('in'), from it ('out'), or both (default)."""
@@ -261,16 +255,6 @@ class Instance:
         self.lab.note('lab', f'{self.name}: rules as before')
         self.node.run('nft', '-f', '-', input=self._rules)
 
-    def drop_forwarding(self, on: bool) -> None:
-        """Let its firewall drop what it forwards, as `iptables -P FORWARD DROP` does."""
-        self.lab.note('lab', f'{self.name}: FORWARD {"DROP" if on else "ACCEPT"}')
-        self.node.run('nft', 'table ip filter { chain FORWARD { type filter hook forward priority filter; '
-                             f'policy {"drop" if on else "accept"}; }}; }}')
-
-    def egress_dead(self, on: bool) -> None:
-        """Let vanish what it sends to the internet, but for its calls to EC2."""
-        self._set_link(egress_dead=on)
-
     def names_hang(self) -> None:
         """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
         (self.node.root / 'etc/hosts').write_text('127.0.0.1 localhost\n')
@@ -278,10 +262,6 @@ class Instance:
     def names_work(self) -> None:
         """End `names_hang()`."""
         (self.node.root / 'etc/hosts').write_text(f'127.0.0.1 localhost\n{net.ENDPOINT} {net.ENDPOINT_NAME}\n')
-
-    def lose_public_address_for(self, seconds: float) -> None:
-        """Leave it without a public address (if it has no Elastic IP), so that it reaches nothing on the internet."""
-        self.lab.ec2.lose_public_address(self.name, seconds)
 
     def close(self) -> None:
         """End what `popen()` has started."""

@@ -130,7 +130,6 @@ class Link:
     blocked_pings: Sequence[str] = ()  # 'in': echo requests to the instance are dropped; 'out': those from it
     lost_requests: int = 0  # of the next echo requests to the instance, that many are lost
     ping_loss: int = 0  # percent of the ICMP packets that are lost, each way
-    egress_dead: bool = False  # what it sends to the internet vanishes, EC2 excepted
     public: Optional[str] = None
 
 
@@ -262,8 +261,7 @@ class Network:
                     f'icmp type echo-request limit rate 1/day burst {link.lost_requests} packets '
                     'counter name lost_requests': way == 'in' and link.lost_requests,
                     'icmp type echo-request': way in link.blocked_pings,
-                    f'ip protocol icmp {chance(link.ping_loss)}': link.ping_loss,
-                    f'ip daddr != {{ 10.0.0.0/16, {ENDPOINT} }}': way == 'out' and link.egress_dead}
+                    f'ip protocol icmp {chance(link.ping_loss)}': link.ping_loss}
                 drops[way] += [f'{port} {match} drop' for match, fault in faults.items() if fault]
         if self.loss_between:
             pair = f'{{ {", ".join(INSTANCE_ADDRESSES.values())} }}'

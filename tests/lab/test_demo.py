@@ -36,7 +36,7 @@ def test_it_shows_a_failover_and_the_outage() -> None:
     assert process.returncode == 0, shown
     assert all(len(line) <= WIDTH and line.isprintable() for line in shown.splitlines()), shown
     for words in ('THE KERNEL OF THE PRIMARY DIES', 'taking over', 'ReplaceRoute', 'StopInstances', 'StartInstances',
-                  '....', '||||', 'outage of the private host'):
+                  'has started: claiming', 'the pair is redundant', '....', '||||', 'outage of the private host'):
         assert words in shown
 
 

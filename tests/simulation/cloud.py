@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import bisect
+import types
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
@@ -27,7 +28,8 @@ class Conditions(NamedTuple):
     latency: float = 0.1          # of a call, there and back
     read_lag: int = 0             # a read may show what was true so long ago
     effect_lag: int = 0           # a write may take effect so late
-    check_lag: int = 60           # from a failure to 'impaired', from a repair to 'ok'
+    check_lag: int = 60           # from a failure to 'impaired'
+    recovery_lag: int = 60        # from a repair to 'ok'
     stop_takes: int = 10
     boot_takes: int = 20          # from 'running' until the instance answers pings
     monitor_starts: int = 5       # after that
@@ -53,7 +55,6 @@ class Instance:
         self.public = 0               # counts the changes of its public address: older connections are dead
         self.public_at = 0.0          # it reaches EC2 from then on
         self.metadata_at = self.credentials_at = 0.0
-        self.came_up_at = 0.0         # since when it has been up
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
         self.terminated_at = float('inf')
         self.process: Optional[Process] = None
@@ -87,13 +88,11 @@ class Cloud:
         self.instances = {one.id: one for one in instances}
         self.routes: Dict[str, Optional[str]] = {f'rtb-000000{n:02}': instances[0].id for n in range(conditions.tables)}
         self.owner: Optional[str] = instances[0].id
+        self.astray: Optional[str] = None  # where nobody has it: who has it at a private address that no traffic uses
         self.released = False             # there is no such address any more
         self.tagged: FrozenSet[str] = frozenset()  # ids of the instances under maintenance
         self.buckets: Dict[str, Tuple[float, float]] = {}
-        self.no_data: Callable[[], bool] = lambda: False
-        self.no_capacity: Callable[[], bool] = lambda: False
-        self.left_out: Callable[[Instance], Any] = lambda one: None  # the fault, if there is one
-        self.false_alarm: Callable[[Instance], bool] = lambda one: False
+        self.fault: Callable[..., Any] = lambda kind, one=None: None  # that one which lasts now
         self.times: List[float] = []
         self.pasts: List[Past] = []
         self.booted: Callable[[Instance], None] = lambda one: None
@@ -141,7 +140,7 @@ class Cloud:
             if one.health == health:
                 one.checks = 'ok' if well else 'impaired'
                 self.keep()
-        self.hub.at(self.conditions.check_lag, show)
+        self.hub.at(self.conditions.recovery_lag if well else self.conditions.check_lag, show)
 
     def later(self, delay: float, one: Instance, function: Callable[[Instance], None]) -> None:
         """Call the function with the instance, if it still lives the same life then."""
@@ -159,7 +158,7 @@ class Cloud:
         self.later(self.conditions.boot_takes, one, self.come_up)
 
     def come_up(self, one: Instance) -> None:
-        one.up, one.came_up_at = True, self.hub.now
+        one.up = True
         self.change_health(one, True)
         self.booted(one)
 
@@ -230,7 +229,7 @@ class Cloud:
     def give_address(self, taker: Optional[Instance]) -> None:
         """Give the address away: both sides' connections break, and the loser is cut off from EC2 for a while."""
         loser = self.instances.get(self.owner or '')
-        self.owner = taker.id if taker else None
+        self.owner, self.astray = taker.id if taker else None, None
         if loser is not taker:
             for one in (loser, taker):
                 if one:
@@ -243,22 +242,23 @@ class Cloud:
 
     def describe_instance_status(self, by: Instance, lag: float, InstanceIds: List[str], **_: Any) -> Any:
         states = self.seen(lag).states
-        bad = 'insufficient-data' if self.no_data() else ''
-        told = {i: (state, 'impaired' if checks == 'ok' and self.false_alarm(self.instances[i]) else checks)
+        bad = 'insufficient-data' if self.fault('no data') else ''
+        told = {i: (state, 'impaired' if checks == 'ok' and self.fault('false alarm', self.instances[i]) else checks)
                 for i, (state, checks) in states.items()}
         return {'InstanceStatuses': [
             {'InstanceId': one.id, 'InstanceState': {'Name': told[one.id][0]},
              'InstanceStatus': {'Status': bad or told[one.id][1]},
              'SystemStatus': {'Status': bad or ('ok' if told[one.id][1] == 'impaired' else told[one.id][1])}}
-            for one in self.known(*InstanceIds) if not self.left_out(one)]}
+            for one in self.known(*InstanceIds) if not self.fault('left out', one)]}
 
     def describe_instances(self, by: Instance, lag: float, Filters: Any) -> Any:
         tagged = self.seen(lag).tagged
         return {'Reservations': [{'Instances': [{
-            'InstanceId': one.id, 'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
+            'InstanceId': one.id, 'SourceDestCheck': bool(self.fault('source check', one)),
+            'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
             **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
             for one in map(self.instances.__getitem__, Filters[0]['Values'])
-            if not self.forgotten(one) and not (self.left_out(one) and self.left_out(one).how % 2)]}
+            if not self.forgotten(one) and not getattr(self.fault('left out', one), 'how', 0) % 2]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
         states, routes, *_ = self.seen(lag)
@@ -269,9 +269,10 @@ class Cloud:
             for table, target in routes.items()]}
 
     def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
-        owner = self.seen(lag).owner
+        owner = self.seen(lag).owner or self.astray
         return {'Addresses': [] if self.released else [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
-            {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {})}]}
+            {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {}), **(
+            {'PrivateIpAddress': '10.0.0.99'} if owner and owner == self.astray else {})}]}
 
     def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
         if self.routes[RouteTableId] is None:
@@ -304,13 +305,17 @@ class Cloud:
         one, = self.known(*InstanceIds)
         if one.state not in ('stopped', 'pending', 'running'):
             raise refusal('IncorrectInstanceState', f'{one.id} is {one.state}')
-        if one.state == 'stopped' and self.no_capacity():
+        if one.state == 'stopped' and self.fault('no capacity'):
             raise refusal('InsufficientInstanceCapacity')
         self.start(one)
 
 
 class Client:
     """What boto3 gives the monitor: a call travels to EC2, takes effect there, and its answer travels back."""
+
+    meta = types.SimpleNamespace(service_model=types.SimpleNamespace(  # so the program of before an upgrade asks
+        operation_model=lambda action: types.SimpleNamespace(
+            input_shape=types.SimpleNamespace(members={'SkipOsShutdown': None}))))
 
     def __init__(self, world: Any, one: Instance) -> None:
         self.world = world
@@ -351,7 +356,7 @@ class Client:
         if one.public != public or world.fault('cut EC2', one) or world.fault('cut off', one):
             hub.sleep(max(0.0, sent_at + READ_TIMEOUT - hub.now))
             raise ReadTimeoutError(endpoint_url=ENDPOINT)
-        world.answers(one, name, reply[0])
+        world.answers(one, name, sent_at, reply[0])
         if isinstance(reply[0], Exception):
             raise reply[0]
         return reply[0]

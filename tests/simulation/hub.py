@@ -48,19 +48,16 @@ class Hub:
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Let things happen until then, or until `done`, which is asked after each event; tell whether it was."""
         while True:
-            naps = [p for p in self.processes if p.nap]
-            first = self.queue[0][0] if self.queue else until
-            if naps:
+            first, nap = self.queue[0][0] if self.queue else until, None
+            if any(process.nap for process in self.processes):
                 self.skip(min(first, until))
-            nap = min((p.nap[0] for p in naps if p.nap), default=until + 1.0)
-            if min(nap, first) >= until:
+                nap = min((p for p in self.processes if p.nap), key=lambda p: p.nap[0] if p.nap else until)
+            if min(nap.nap[0] if nap and nap.nap else until, first) >= until:
                 self.now = until
                 return False
-            if nap < first:
-                process = next(p for p in naps if p.nap and p.nap[0] == nap)
-                assert process.nap
-                self.now, thread, ticket = process.nap
-                process.nap = None
+            if nap and nap.nap and nap.nap[0] < first:
+                self.now, thread, ticket = nap.nap
+                nap.nap = None
                 self.resume(thread, ticket)
                 continue
             self.now, _, function, arguments = heapq.heappop(self.queue)

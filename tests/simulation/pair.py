@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import inspect
+import logging
 import math
 import random
 import types
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple, Union
 
 import requests
 from botocore.exceptions import ClientError
@@ -29,13 +31,14 @@ GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate', 'new privat
 BOOT = ('late metadata', 'late credentials', 'no forwarding')
 MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
-FORWARDING = ('forwarding lost', 'target dead')  # the first one, where `how` is odd, unnoticed by the host itself
+FORWARDING = ('forwarding lost', 'source check', 'target dead')  # the first, where `how` is odd, unnoticed by the host
 TAG = ('maintenance',)            # the tag of an instance that is being worked on
-EC2 = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'no data', 'left out',
-       'false alarm', 'no capacity')  # left out, where `how` is odd, of what EC2 calls the instances, too
+HINDERS = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'left out')  # a take-over
+EC2 = (*HINDERS, 'no data', 'false alarm', 'no capacity')  # left out, where `how` is odd, of DescribeInstances, too
 SOMEBODY = ('move route', 'move address')
+LOST = ('delete route', 'release address', 'stray address', 'add table')  # by somebody: no reason to move the rest
 OF_BOTH = ('cut peer', 'no data', 'no capacity', 'crash loop', 'target dead')
-LOST = ('delete route', 'release address', 'add table')  # by somebody, and no reason to move anything else
+LASTING = (*NETWORK, *FORWARDING, *TAG, *EC2)
 
 
 class Fault(NamedTuple):
@@ -64,20 +67,35 @@ class Schedule(NamedTuple):
     seed: int = 0
     pace: Pace = Pace()
     phase: float = 0.0            # s by which the secondary's monitor starts later
-    bound: str = ''               # what else must hold in this one: '', 'contest', 'crash loop'
-    fail_back: bool = True        # two settings
+    fail_back: Union[bool, int] = True  # two settings
     probes: bool = False
 
     def __str__(self) -> str:
         usual = Conditions()._asdict()
         unusual = ', '.join(f'{k}={v}' for k, v in self.conditions._asdict().items() if v != usual[k])
         return 'Schedule((\n' + ''.join(f'    {fault},\n' for fault in self.faults) + (
-            f'), Conditions({unusual}), {self.seed}, {self.pace}, {self.phase}, {self.bound!r}, {self.fail_back}, '
+            f'), Conditions({unusual}), {self.seed}, {self.pace}, {self.phase}, {self.fail_back}, '
             f'{self.probes})')
 
 
+class Lived(NamedTuple):
+    """What has happened: stops of one that ran, the most changes of a part by monitors, seconds not served."""
+
+    stops: int
+    changes: int
+    dark: float
+
+
 class Broken(BaseException):
-    """An invariant does not hold; no monitor may catch it."""
+    """A promise does not hold; no monitor may catch it."""
+
+
+class Told(NamedTuple):
+    """What EC2 has told one monitor of the states: state and checks of itself and of its peer."""
+
+    sent_at: float
+    own: Tuple[str, str]
+    peer: Tuple[str, str]
 
 
 class Record:
@@ -85,43 +103,45 @@ class Record:
 
     def __init__(self, now: float) -> None:
         self.started_at = now
-        self.answered_at = self.ping_at = self.miss_at = self.claim_at = -1e9  # the latest of each
-        self.first_claim_at = float('inf')         # since the peer last answered
-        self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
-        self.ping_left = True                      # the latest ping left this host
+        self.answered_at = self.claim_at = -1e9    # the latest of each
+        self.well_at = now                         # since when it has answered without a miss
+        self.silent_at = -1e9                      # when the first miss of those in a row was sent
         self.misses = 0                            # in a row
+        self.ping_left = True                      # the latest ping left this host
         self.ping_due_at = now                     # the next one, while nothing holds up the process
+        self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
+        self.has_lost = False                      # the peer has taken a part from here
         self.start_at = -1e9                       # the latest start of the peer
         self.stops: List[float] = []               # those that took effect
         self.steps: Dict[str, float] = {}          # of the peer's restart, when each was last tried
-        self.stopping_at = now                     # the first time that EC2 called the peer stopping, without a break
-        self.has_lost = False                      # the peer has taken a part from here
-        self.status_at = -1e9                      # EC2's latest answer about the instances
+        self.told: List[Told] = []                 # by EC2, in this silence
+        self.stopping_at = now                     # the first time that it called the peer stopping, without a break
+        self.status_at = -1e9                      # its latest answer about the instances
         self.status_before_miss = -1e9             # the latest one that came before the latest miss was sent
-        self.own_state = ''
-        self.checks: Dict[str, str] = {}           # by instance, as EC2 has last told them
-        self.failing_at = float('inf')             # since when it has told that the peer's fail
-        self.checks_at = now                       # EC2 told that the peer's checks pass, or whether they do
-        self.told_at: Dict[str, float] = {}        # by question: when EC2 last told who holds
+        self.own_state, self.peer_told = '', ('', '')
+        self.told_at: Dict[str, float] = {}        # by question: when that was sent which EC2 last answered
         self.tagged = [False, False]               # so EC2 has told this monitor of itself and of its peer
+        self.source_checks = [False, False]
         self.forwarded_at = self.own_way_at = self.lost_at = -1e9  # the latest probes: when they were sent
         self.lost_probes = 0                       # through the peer, in a row
         self.reliefs: List[float] = []             # of a peer that answers pings, and does not forward
-        self.relief_at = -1e9                      # the latest claim of one, whatever became of it
         self.refused_at = -1e9                     # the latest claim that EC2 did not accept
         self.calls: Deque[float] = collections.deque()
         self.turns: Deque[float] = collections.deque(maxlen=invariants.TURNS_A_MINUTE)
-        self.error: List[str] = []
+        self.traceback: List[str] = []
+        self.error_at = -1e9                       # the latest ERROR
 
 
 class Log:
-    """The monitor's log; a traceback breaks invariant 7."""
+    """The monitor's log; a traceback breaks a promise."""
 
     def __init__(self, world: World, one: Instance) -> None:
         self.world, self.one = world, one
 
     def log(self, level: int, words: str) -> None:
         self.world.note(self.one.name, words)
+        if level >= logging.ERROR:
+            self.world.records[self.one.name].error_at = self.world.hub.now
 
     def info(self, words: str) -> None:
         self.world.note(self.one.name, words)
@@ -129,34 +149,32 @@ class Log:
     warning = info
 
     def error(self, words: str) -> None:
-        self.info(words)
+        self.log(logging.ERROR, words)
         invariants.nothing_unforeseen(self.world, self.one, words)
 
 
 class World:
     """One run: `hub` is its time, `cloud` its EC2; the rest is network, doors and faults."""
 
-    def __init__(self, schedule: Schedule, module: Any = nat_monitor, traced: bool = False,
+    def __init__(self, schedule: Schedule, modules: Tuple[Any, Any] = (nat_monitor, nat_monitor), traced: bool = False,
                  hub: Optional[Hub] = None) -> None:
-        self.schedule, self.module = schedule, module
+        self.schedule = schedule
         self.timeline: Optional[List[str]] = [] if traced else None
         self.chance = random.Random(schedule.seed)
         self.hub = hub or Hub()
         self.instances = Instance('primary', 1), Instance('secondary', 2)
+        self.modules = dict(zip(('primary', 'secondary'), modules))
         self.cloud = Cloud(self.hub, schedule.conditions, self.instances)
-        self.cloud.no_data = lambda: bool(self.fault('no data'))
-        self.cloud.no_capacity = lambda: bool(self.fault('no capacity'))
-        self.cloud.left_out = lambda one: self.fault('left out', one)
-        self.cloud.false_alarm = lambda one: bool(self.fault('false alarm', one))
+        self.cloud.fault = self.fault
         self.cloud.booted = self.has_booted
         self.cloud.went_down = self.end_monitor
         self.hub.skip = self.skip
         self.hub.changed = self.has_changed
-        self.settings = module.Settings(
+        self.settings_of = {one.name: self.modules[one.name].Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.routes),
             ADDRESS if schedule.conditions.address else None, *schedule.pace, fail_back=schedule.fail_back,
-            probe_address=TARGET if schedule.probes else None)
-        self.settings_of = {one.name: self.settings for one in self.instances}
+            probe_address=TARGET if schedule.probes else None) for one in self.instances}
+        self.settings = self.settings_of['primary']
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
         self.watch = invariants.Watch()
@@ -194,7 +212,7 @@ class World:
         self.note('FAULT', f'{fault.kind} {fault.who} for {fault.lasts} s ({fault.how})')
         for one in self.instances:
             if fault.who in (one.name, 'both') or fault.kind in OF_BOTH:
-                if fault.kind in NETWORK + EC2 + FORWARDING + TAG:
+                if fault.kind in LASTING:
                     self.active.setdefault((fault.kind, one.name), []).append(fault)
                     self.hub.at(fault.lasts, self.end, fault, one)
                     if fault.kind == 'cut off' and one.up:
@@ -225,10 +243,7 @@ class World:
     def strike(self, fault: Fault, one: Instance) -> None:
         """What happens to an instance or to its monitor."""
         kind, now = fault.kind, self.hub.now
-        if kind == 'crash loop' and one is self.instances[0]:
-            self.watch.deaths_left = fault.how
-            self.die_again(one)
-        elif kind == 'new private address' and one.state == 'running' and one.up:
+        if kind == 'new private address' and one.state == 'running' and one.up:
             one.address = f'10.0.{int(one.address.split(".")[2]) + 1}.{one.id[-1]}'
             self.end_monitor(one)
             self.cloud.boot(one)
@@ -261,27 +276,15 @@ class World:
 
     def has_booted(self, one: Instance) -> None:
         self.cloud.later(self.schedule.conditions.monitor_starts, one, self.start_monitor)
-        if one is self.instances[0] and self.watch.deaths_left:
-            self.cloud.later(self.chance.uniform(30.0, 120.0), one, self.die_again)
-
-    def die_again(self, one: Instance) -> None:
-        """Let the primary crash, in a loop of crashes."""
-        assert self.watch.deaths_left
-        self.watch.deaths_left -= 1
-        self.note('FAULT', f'{one.name} crashes')
-        self.cloud.crash(one)
 
     def move(self, fault: Fault) -> None:
         """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]
-        before = self.cloud.owners()
         if fault.kind == 'move route':
             self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
         elif self.schedule.conditions.address:
             self.cloud.give_address(self.cloud.instances.get(target or ''))
         invariants.note_owners(self)
-        if before != self.cloud.owners():
-            self.watch.given_at = self.hub.now
         self.cloud.keep()
 
     def lose(self, fault: Fault) -> None:
@@ -292,10 +295,12 @@ class World:
         elif fault.kind == 'release address' and self.schedule.conditions.address:
             self.cloud.give_address(None)
             self.cloud.released = True
+        elif fault.kind == 'stray address' and self.schedule.conditions.address:
+            self.cloud.give_address(None)
+            self.cloud.astray = self.instances[fault.how % 2].id
         elif fault.kind == 'add table' and len(tables) < 5:
             new = f'rtb-000000{fault.how % 2 * 80 + len(tables):02}'
             self.cloud.routes[new] = None
-            self.settings = dataclasses.replace(self.settings, route_table_ids=tuple(sorted(self.cloud.routes)))
             first = self.instances[fault.who == 'secondary']
             for one, delay in ((first, 0.0), (self.peer(first), fault.lasts)):
                 self.hub.at(delay, self.restart_monitor, one)
@@ -305,7 +310,8 @@ class World:
 
     def restart_monitor(self, one: Instance) -> None:
         """Somebody restarts a monitor, with the settings as they are now."""
-        self.settings_of[one.name] = self.settings
+        self.settings_of[one.name] = dataclasses.replace(
+            self.settings_of[one.name], route_table_ids=tuple(sorted(self.cloud.routes)))
         if one.process:
             self.end_monitor(one)
             self.start_monitor(one)
@@ -320,21 +326,24 @@ class World:
         self.owe(one)
         self.hub.processes.append(process)
         self.note('WORLD', f'the monitor of {one.name} starts')
-        doors = types.SimpleNamespace
+        doors, module = types.SimpleNamespace, self.modules[one.name]
+        heard = {'requests_from': lambda address: bool(self.peer(one).process)}
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                          meanwhile: Optional[Callable[[], float]] = None,
                          at_once: int = nat_monitor.CONNECTIONS, after_sending: float = math.inf) -> Dict[str, Any]:
             return invariants.nothing_unforeseen_in_calls(self.hub.run_together(
-                calls, min(timeout, after_sending), meanwhile, at_once, self.module.NoAnswer('no answer in time')))
+                calls, min(timeout, after_sending), meanwhile, at_once, module.NoAnswer('no answer in time')))
 
-        one.monitor = self.module.Monitor(
+        one.monitor = module.Monitor(
             self.settings_of[one.name],
             clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
-            ping=lambda address, own=(): self.ping(one, address), requests_from=lambda address: True, metadata=doors(get=lambda item: self.get_metadata(one, item)),
+            ping=lambda address, own=(): self.ping(one, address),
+            metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
-            nat_fault=lambda networks: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
-            probe=lambda target, through=None: self.probe(one, target, through), log=Log(self, one))
+            nat_fault=lambda *_: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
+            probe=lambda target, through=None: self.probe(one, target, through), log=Log(self, one),
+            **{name: door for name, door in heard.items() if name in inspect.signature(module.Monitor).parameters})
 
         def run() -> None:
             one.monitor.run()
@@ -343,7 +352,7 @@ class World:
 
     def owe(self, one: Instance) -> None:
         """A primary that starts may claim everything, unless it is not to fail back."""
-        if one is self.instances[0] and self.schedule.fail_back:
+        if one is self.instances[0] and self.schedule.fail_back is not False:
             self.records[one.name].owed = set(self.settings_of[one.name].parts)
 
     def end_monitor(self, one: Instance) -> None:
@@ -375,21 +384,10 @@ class World:
     def could_hear(self, one: Instance, at: float) -> bool:
         return next(heard for since, heard in reversed(self.audible[one.name]) if since <= at)
 
-    def unheard_since(self, one: Instance) -> float:
-        """Return since when one could not hear its peer, but for moments too short to be noticed for sure."""
-        if self.fault('loss', one) or self.fault('loss', self.peer(one)):
-            return self.records[one.name].answered_at
-        since, end = math.inf, self.hub.now
-        for at, heard in reversed(self.audible[one.name]):
-            if heard and end - at >= self.settings.ping_timeout / 2 + 0.1:
-                break
-            since, end = (since, at) if heard else (at, at)
-        return since
-
     def ping(self, one: Instance, address: str) -> bool:
         """Live through a ping; misses count in a row, without a suspension or a fault of this host's in between."""
         record, timeout = self.records[one.name], self.settings.ping_timeout
-        sent_at = record.ping_at = self.hub.now
+        sent_at = self.hub.now
         if sent_at - record.ping_due_at > SUSPENDED:
             record.misses = 0
         status_at = record.status_at
@@ -399,7 +397,7 @@ class World:
             record.misses = 0
             self.hub.sleep(0.02)
             record.ping_due_at = self.hub.now + 1.0
-            raise self.module.OwnFault('Network is unreachable')
+            raise self.modules[one.name].OwnFault('Network is unreachable')
         loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
         right = address == self.peer(one).address
 
@@ -413,18 +411,22 @@ class World:
                            for n in range(1, nat_monitor.REQUESTS_PER_PING))
         record.ping_due_at = self.hub.now
         if answered:
-            record.answered_at, record.misses, record.first_claim_at = self.hub.now, 0, float('inf')
+            if record.misses or record.answered_at < record.started_at:
+                record.well_at = self.hub.now
+            record.answered_at, record.misses = self.hub.now, 0
             record.ping_due_at += self.settings.wait_between_pings
             return True
-        record.miss_at, record.status_before_miss = record.ping_at, status_at
+        record.status_before_miss = status_at
         record.misses = 0 if self.hub.now - sent_at > timeout + 1.0 else record.misses + 1
+        if record.misses == 1:
+            record.silent_at, record.told = sent_at, []
         return False
 
     def probe(self, one: Instance, target: str, through: Optional[str]) -> Any:
         """Live through a probe: through the peer, or by this instance's own route."""
         record, timeout, sent_at = self.records[one.name], self.settings.ping_timeout, self.hub.now
         if through and self.schedule.conditions.frames == 2:
-            raise self.module.NoNeighbour(f'the MAC address of {through} is not known here')
+            raise self.modules[one.name].NoNeighbour(f'the MAC address of {through} is not known here')
         loss = self.fault('loss', one) or self.fault('loss', self.peer(one))
         answered = any(not (loss and self.chance.random() < loss.how / 100)
                        for _ in range(nat_monitor.REQUESTS_PER_PING)) and target == TARGET and (
@@ -436,7 +438,7 @@ class World:
             record.forwarded_at, record.lost_probes = sent_at, 0
         else:
             record.lost_at, record.lost_probes = sent_at, record.lost_probes + 1
-        return self.module.Probed(0.002 if answered else None)
+        return self.modules[one.name].Probed(0.002 if answered else None)
 
     def goes_through(self, one: Instance) -> bool:
         """Tell whether a packet from one comes back through its peer."""
@@ -447,7 +449,7 @@ class World:
         return not (self.fault('target dead') or self.fault('cut off', one)) and self.hub.now >= one.public_at
 
     def forwards(self, one: Instance) -> bool:
-        return one.forwarding and not self.fault('forwarding lost', one)
+        return one.forwarding and not self.fault('forwarding lost', one) and not self.fault('source check', one)
 
     def knows_fault(self, one: Instance) -> bool:
         """Tell whether the host itself shows that it does not forward; a rule may do so that only the network shows."""
@@ -495,85 +497,81 @@ class World:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
-            before, parts = self.peer(one).state, self.cloud.owners()
+            before, parts = self.peer(one).state, {} if name.startswith('describe') else self.cloud.owners()
             reply.append(getattr(self.cloud, name)(one, lag, **how))
-            invariants.at_every_change_of_hands(self, one, name, parts)
+            if parts:
+                invariants.at_every_change_of_hands(self, one, name, parts)
             if name == 'stop_instances' and before == 'running' and one.process:
                 invariants.stops_are_spaced(self, one)
             if name == 'start_instances' and before == 'stopped':
                 self.records[one.name].start_at = self.hub.now
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
-        except self.module.ClientError as error:
+        except ClientError as error:
             reply.append(error)
 
-    def answers(self, one: Instance, name: str, result: Any) -> None:
+    def answers(self, one: Instance, name: str, sent_at: float, result: Any) -> None:
         """An answer comes back to the instance."""
-        record = self.records[one.name]
-        if self.timeline is not None and isinstance(result, Exception):
+        record, peer = self.records[one.name], self.peer(one)
+        if isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
-        if name == 'describe_instance_status' and not (
-                isinstance(result, ClientError) and not result.response.get('Error')):
-            record.status_at, record.own_state, record.checks = self.hub.now, 'not known', {}
-            if not isinstance(result, Exception):
-                for found in result['InstanceStatuses']:
-                    record.checks[found['InstanceId']] = found['InstanceStatus']['Status']
-                    if found['InstanceId'] == one.id:
-                        record.own_state = found['InstanceState']['Name']
-                        continue
-                    if found['InstanceState']['Name'] != 'stopping':
-                        record.stopping_at = self.hub.now
-                    fail = found['InstanceStatus']['Status'] == 'impaired'
-                    record.failing_at = min(record.failing_at, self.hub.now) if fail else float('inf')
-                    if {found[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')} == {'ok'}:
-                        record.checks_at = self.hub.now
-        elif name in invariants.CLAIMS and isinstance(result, Exception):
-            record.refused_at = self.hub.now
-        elif name == 'describe_instances' and not isinstance(result, Exception):
-            tags = {found['InstanceId']: bool(found['Tags'])
-                    for some in result['Reservations'] for found in some['Instances']}
-            before, record.tagged = record.tagged, [tags.get(i.id, False) for i in (one, self.peer(one))]
-            if before[0] and not record.tagged[0]:
+            if name in invariants.CLAIMS:
+                record.refused_at = self.hub.now
+            if name == 'describe_instance_status' and getattr(result, 'response', {}).get('Error'):
+                record.status_at, record.own_state = self.hub.now, 'not known'
+            return
+        record.told_at[name] = sent_at
+        if name == 'describe_instance_status':
+            told = {found['InstanceId']: (found['InstanceState']['Name'], found['InstanceStatus']['Status'])
+                    for found in result['InstanceStatuses']}
+            record.status_at, record.own_state = self.hub.now, told.get(one.id, ('not known',))[0]
+            record.peer_told = told.get(peer.id, ('', ''))
+            if record.peer_told[0] != 'stopping':
+                record.stopping_at = self.hub.now
+            if sent_at > record.silent_at:
+                record.told.append(Told(sent_at, told.get(one.id, ('', '')), record.peer_told))
+        elif name == 'describe_instances':
+            found = {each['InstanceId']: each for some in result['Reservations'] for each in some['Instances']}
+            before, pair = record.tagged[0], [found.get(each.id, {}) for each in (one, peer)]
+            record.tagged = [bool(each.get('Tags')) for each in pair]
+            record.source_checks = [each.get('SourceDestCheck', False) for each in pair]
+            if before and not record.tagged[0]:
                 self.owe(one)  # as after a start
-        elif name == 'describe_route_tables' and not isinstance(result, Exception):
-            record.told_at['tables'] = self.hub.now
+        elif name == 'describe_route_tables':
             record.owed -= {table['RouteTableId'] for table in result['RouteTables']
                             if any(route.get('InstanceId') == one.id for route in table['Routes'])}
-        elif name == 'describe_addresses' and not isinstance(result, Exception):
-            record.told_at['address'] = self.hub.now
+        elif name == 'describe_addresses':
             record.owed -= {found['PublicIp'] for found in result['Addresses'] if found.get('InstanceId') == one.id}
 
     # Time that need not be lived through
 
     def sleep(self, one: Instance, delay: float) -> None:
-        monitor, process = one.monitor, one.process
+        """Sleep; until the next ping of several that are answered, in a way that can be left out."""
+        process, record, until = one.process, self.records[one.name], self.hub.now + delay
         invariants.rests_between_turns(self, one)
-        if process and self.is_calm(monitor) and abs(self.hub.now + delay - monitor.next_ping_at) < 0.01:
-            process.nap = (self.hub.now + delay, *self.hub.ticket())
+        if process and not record.misses and record.answered_at > record.started_at and (
+                abs(until - one.monitor.next_ping_at) < 0.01):
+            process.nap = (until, *self.hub.ticket())
             self.hub.wait()
         else:
             self.hub.sleep(delay)
 
-    def is_calm(self, monitor: Any) -> bool:
-        memory = monitor.memory
-        return memory.is_heard and not (monitor.misses or memory.owed or monitor.observation)
-
     def skip(self, horizon: float) -> None:
-        """Leave out pings and probes of a stretch in which all are answered and nothing falls due."""
-        naps = []
+        """Leave out pings and probes of a stretch in which all are answered, up to when a monitor does something else.
+
+        All that is read of a monitor for that are the times at which it does something next.
+        """
+        naps = [one for one in self.instances if one.process and not one.process.suspended]
+        if not all(one.process and one.process.nap for one in naps) or any(
+                not self.hears(one) or self.active and (self.fault('loss', one) or self.fault('cut off', one))
+                for one in naps):
+            return
         probes_fail = self.schedule.probes and not all(map(self.goes_through, self.instances))
-        for one in self.instances:
-            if one.process and not one.process.suspended:
-                if not one.process.nap or not self.hears(one) or self.fault('loss', one):
-                    return
-                if self.fault('cut off', one):
-                    return
-                naps.append(one)
-                horizon = min([horizon] + [
-                    due for name, due in vars(one.monitor).items() if name.endswith('_at')
-                    and name not in ('next_ping_at', 'probe_at') and due is not None and due > self.hub.now])
-                if probes_fail:  # one may be overdue, and waits for the next ping
-                    horizon = min(horizon, max(self.hub.now, one.monitor.probe_at))
+        for one in naps:
+            monitor = one.monitor
+            horizon = min([horizon] + [due for due in (monitor.ask_at, monitor.report_at) if due > self.hub.now])
+            if probes_fail:  # one may be overdue, and waits for the next ping
+                horizon = min(horizon, max(self.hub.now, monitor.probe_at))
         for one in naps:
             assert one.process and one.process.nap
             due, thread, ticket = one.process.nap
@@ -603,16 +601,12 @@ class World:
         found = [i for parts in (tables, {self.cloud.owner}) for i in ids if i in parts]
         return found[0] if found else None
 
-    def hinders(self, fault: Optional[Fault]) -> bool:
-        """Tell whether a fault of EC2 keeps monitors from a take-over, for however long it lasts."""
-        return fault is not None and fault.kind not in ('no data', 'no capacity') and not (
-            fault.kind == 'forbid' and what_is_forbidden(fault) in ('stop_instances', 'start_instances'))
-
     def is_able(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to take over."""
         return (self.works(one) and one.state == 'running' and one.process is not None and not one.process.suspended
+                and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.routes)
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
-                and not (self.active and any(self.hinders(self.fault(kind, one)) for kind in EC2 + ('cut EC2',)))
+                and not (self.active and any(self.fault(kind, one) for kind in (*HINDERS, 'cut EC2')))
                 and not (self.fault('left out', self.peer(one)) and self.has_not_heard(one))
                 and not (one.id in self.cloud.tagged and (
                     self.peer(one).id in self.cloud.tagged or self.peer(one).up)))
@@ -643,34 +637,33 @@ class World:
 
     # A run
 
-    def run(self) -> invariants.Watch:
-        """Live through the schedule, let the pair settle, kill the serving instance; raise Broken."""
+    def run(self) -> Lived:
+        """Live through the schedule, let the pair settle, kill the serving instance; raise Broken.
+
+        Returns what has happened until the pair had settled.
+        """
         boot = self.schedule.conditions.boot_takes
         until = max([fault.at + fault.lasts + (boot if fault.kind in BOOT else 0) for fault in self.schedule.faults]
                     + [60.0])
         try:
-            self.hub.run(until + 0.01, lambda: self.watch.deaths_left == 0)
-            if self.schedule.bound == 'crash loop':
-                invariants.served_most_of_the_time(self)
-                return self.watch
+            self.hub.run(until + 0.01)
             self.over, self.quiet_at = True, self.hub.now
             self.note('WORLD', 'all faults have ended')
             self.see_to_it()
             if not self.hub.run(self.hub.now + invariants.settles_within(self), self.is_settled):
-                raise Broken(f'6: not settled {invariants.settles_within(self):.0f} s after the last fault')
-            self.watch.worst('6: settled after the last fault', self.hub.now - until - 120.0)
+                raise Broken(f'settles: not settled {invariants.settles_within(self):.0f} s after the last fault')
+            self.watch.worst('settled after the last fault', self.hub.now - until - 120.0)
+            self.lived = Lived(self.watch.stops, max(map(len, self.watch.changes.values()), default=0), self.watch.dark)
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
-                self.watch.final_at, self.watch.killed = self.hub.now, True
-                self.watch.bound = invariants.served_again_within(self, self.peer(holder))
                 self.cloud.crash(holder)
                 self.has_changed()
-                self.hub.run(self.hub.now + self.watch.bound + 30.0)
+                self.hub.run(self.hub.now + invariants.served_again_within(self, self.peer(holder)) + 10.0)
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)
-        return self.watch
+        return self.lived
 
     def see_to_it(self) -> None:
         """An operator, after the last fault: starts one instance where neither is up nor coming up."""

@@ -94,7 +94,8 @@ class Cloud:
             'Associations': [{'Main': True}, {'SubnetId': f'subnet-{table}'}]} for table, i in self.routes.items()]}
 
     def on_describe_subnets(self, Filters: Any) -> Any:
-        return {'Subnets': [{'SubnetId': i, 'CidrBlock': f'10.0.{n}.0/24'} for n, i in enumerate(Filters[0]['Values'], 1)]}
+        return {'Subnets': [{'SubnetId': i, 'CidrBlock': f'10.0.{n}.0/24'}
+                            for n, i in enumerate(Filters[0]['Values'], 1)]}
 
     def on_describe_addresses(self, Filters: Any) -> Any:
         assert Filters == [{'Name': 'public-ip', 'Values': [ADDRESS]}]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import email.utils
 import time
-import types
 from typing import Any, List, Tuple
 
 import pytest
@@ -37,14 +36,6 @@ def test_the_ping_that_decides_is_sent_after_ec2_has_answered(latency: float, nu
     assert decisive >= answered - 1e-6
     assert claimed - begins < 2.0 + max(num_pings - 2.0, latency) + 0.3
     assert scene.said(f'{PRIMARY} missed {num_pings} pings in a row') == 1
-
-
-def test_a_start_pings_before_it_judges_what_ec2_tells_at_last() -> None:
-    """Until then the peer's address was not known; the next look would be two minutes later."""
-    scene = Scene(primary=True, holder=SECONDARY)
-    scene.monitor.chance = types.SimpleNamespace(uniform=lambda low, high: 1.5)  # no ping is due when EC2 answers
-    scene.cloud.errors.update({'describe_instance_status': [LOST] * 3, 'describe_instances': [LOST] * 3})
-    assert scene.run(60.0).claims() and scene.said('is the primary and has started: claiming') == 1
 
 
 def test_a_start_that_claims_later_looks_when_it_is_time() -> None:
@@ -84,16 +75,16 @@ def test_a_question_just_before_the_silence_puts_off_the_next_one_but_not_beyond
     assert [round(at - begins) for at in scene.run(3.5).questions()] == [0, 2]
 
 
-@pytest.mark.parametrize('lost', ['every other', 'two of five'])
+@pytest.mark.parametrize('lost', ['every other', 'two of three'])
 def test_ec2_is_asked_once_in_three_seconds_however_many_pings_are_lost(lost: str) -> None:
     scene, sent = at_rest(), [0]
-    begin, every = {'every other': (1, 2), 'two of five': (2, 5)}[lost]
+    begin, every = {'every other': (1, 2), 'two of three': (2, 3)}[lost]
 
     def flapping(now: float) -> bool:
         sent[0] += 1
         return sent[0] % every >= begin
     scene.outcome = flapping
-    assert 12 <= len(scene.run(60.0).questions()) <= 22 and not scene.claims()
+    assert 12 <= len(scene.run(60.0).questions()) <= 20 and not scene.claims()
 
 
 @pytest.mark.parametrize('num_pings, errors, in_flight', [(3, 9, True), (10, 4, False)])
@@ -115,7 +106,7 @@ def test_a_ping_that_could_not_leave_or_a_suspension_starts_the_run_of_misses_an
     scene.outcome = lambda now: outcomes.pop(0) if outcomes else True
     scene.run(70.0)
     assert not scene.said('missed') and not scene.claims()
-    assert scene.said(f'a ping to {PRIMARY} cannot leave {SECONDARY} (the way to it is by wg0)') == 2 * (between != 60.0)
+    assert scene.said(f'a ping to 10.0.0.1 cannot leave {SECONDARY} (the way to it is by wg0)') == 2 * (between != 60.0)
 
 
 def test_a_ping_that_could_not_leave_is_tried_again_a_second_later_and_is_an_error_after_two_minutes() -> None:
@@ -140,7 +131,8 @@ def test_more_than_a_ping_or_a_call_can_take_was_a_suspension(takes: float, jump
 
 @pytest.mark.parametrize('holder, level, words', [
     (PRIMARY, 'INFO', 'answers'), (SECONDARY, 'WARNING', 'answers again: the pair is redundant')])
-def test_that_the_peer_answers_is_told_after_silence_and_loudly_if_that_was(holder: str, level: str, words: str) -> None:
+def test_that_the_peer_answers_is_told_after_silence_and_loudly_if_that_was(
+        holder: str, level: str, words: str) -> None:
     scene = at_rest(primary=True, holder=holder, fail_back=False)
     for lasts in (6.5, 4.5):
         scene.silence(lasts=lasts)
@@ -223,6 +215,8 @@ def refused_for_long(code: str) -> List[float]:
     scene = silent(elastic_ip=None, ping_timeout=0.4)
     scene.cloud.state[PRIMARY] = 'pending'
     scene.cloud.errors['replace_route'] = refusal(code)
+    if code == 'RequestLimitExceeded':  # claims do not wait where the questions are throttled, too
+        scene.cloud.errors['describe_route_tables'] = BUSY
     assert not scene.run(2500.0).times('describe_addresses')
     return gaps(scene.claims())
 
@@ -400,8 +394,7 @@ def test_one_that_holds_with_its_source_check_on_is_relieved_but_not_by_one_that
         scene.cloud.checked = set()
         scene.run(130.0).cloud.routes, scene.cloud.owner = {TABLE: PRIMARY}, PRIMARY
         scene.run(130.0)
-    assert not scene.steps() and ('ERROR', True) in [(level, NO_CHECK.format(PRIMARY) in it) for level, it in scene.lines]
-
+    assert [level for level, message in scene.lines if NO_CHECK.format(PRIMARY) in message][0] == 'ERROR'
     scene.cloud.checked, since = {PRIMARY, SECONDARY}, scene.now
     assert not scene.run(600.0).claims(since=since)
     assert scene.said(NO_CHECK.format(PRIMARY)) and scene.said(NO_CHECK.format(SECONDARY))
@@ -459,12 +452,10 @@ def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_erro
     scene = at_rest(wait_between_pings=wait)
     scene.peer_pings = False
     assert not watched_lines(scene.run(no_ping_for - 150.0))
-
     level, message = watched_lines(scene.run(450.0))[0]
     assert level == 'ERROR' and f'the monitor on {PRIMARY} has sent no ping for {no_ping_for} s' in message
     assert '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log' in message
     assert message in scene.status['troubles']
-
     scene.peer_pings = True
     assert 'over after' in watched_lines(scene.run(250.0))[-1][1] and not scene.status['troubles']
     assert not scene.claims() and not scene.steps()
@@ -586,7 +577,6 @@ def test_one_that_has_it_back_is_relieved_again_at_once_by_the_secondary_alone_a
         scene.probed = lambda now, by_peer: True
         scene.monitor.look_now()
         scene.run(20.0)
-
     assert reliefs == relieved
 
 
@@ -614,7 +604,7 @@ def test_misses_count_only_once_a_probe_was_answered() -> None:
 def test_a_trouble_with_a_claim_or_a_step_ends_when_nothing_is_left_to_do() -> None:
     scene = at_rest()
     scene.monitor.lasting('claim', 'Denied', TABLE)
-    scene.monitor.lasting('restart', 'stopped: Denied')
+    scene.monitor.lasting('restart', 'stopped: Denied', PRIMARY)
     scene.monitor.look_now()
     assert scene.run(5.0).levels('over after') == ['INFO'] * 2
 
