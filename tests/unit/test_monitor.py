@@ -565,21 +565,6 @@ def test_where_ec2_did_not_answer_a_probe_follows_its_first_answer() -> None:
     assert claimed - answered < 2.0
 
 
-@pytest.mark.parametrize('primary, relieved', [(True, [True, False, False]), (False, [True, True, False])])
-def test_one_that_has_it_back_is_relieved_again_at_once_by_the_secondary_alone_and_once(
-        primary: bool, relieved: List[bool]) -> None:
-    peer, reliefs = SECONDARY if primary else PRIMARY, []
-    scene = probing(primary=primary, holder=peer, fail_back=False)
-    for _ in range(3):
-        since, scene.probed = scene.now, forwards_not
-        reliefs.append(bool(scene.run(40.0).claims(since=since)))
-        scene.cloud.routes[TABLE] = scene.cloud.owner = peer
-        scene.probed = lambda now, by_peer: True
-        scene.monitor.look_now()
-        scene.run(20.0)
-    assert reliefs == relieved
-
-
 @pytest.mark.parametrize('outcome', [
     lambda now, by_peer: False,
     lambda now, by_peer: False if by_peer else OwnFault('no route'),
