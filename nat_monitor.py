@@ -4,7 +4,7 @@
 One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer
 falls silent and EC2 answers this monitor, it takes over: it moves the default route of the private
 subnets and the egress address to its own instance, then restarts the peer.  What it does is in
-README.adoc, section "Operation", in the same words.
+README.adoc, "How it works", in the same words.
 
 Usage: nat_monitor.py [--check | --status | --version | --help]
 
@@ -175,13 +175,13 @@ no neighbour: ip neigh
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
 --instance-id <this instance>
-role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor \
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} \
 --instance-id {about}
 other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
-Name=NAT_Monitor --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
+Name={role} --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
 Name=instance-id,Values={about} --output text \
 --query "IamInstanceProfileAssociations[0].AssociationId")
-permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
+permission: aws iam put-role-policy --role-name {role} --policy-name {role} \
 --policy-document file://iam_policy.json
 tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
 service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
@@ -2147,7 +2147,9 @@ class Monitor:
         """
         if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
-        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if seen.is_complete else 50.0))
+        holders = self.memory.holders.values()
+        is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
+        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
     def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -2327,11 +2329,6 @@ def who_denies(error: Any) -> Tuple[str, str]:
     found = re.search(r'(?:with an explicit deny|because no) .*?(?=\.?$)', in_words(error))
     words = f': {found[0]}' if found else ''
     return next((one for one in DENIERS if one in words), 'permission'), words
-
-
-def has_profile(instance: Dict[str, Any]) -> bool:
-    arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
-    return arn.endswith(f':instance-profile/{PROFILE}')
 
 
 class Check:
@@ -2588,6 +2585,10 @@ class Check:
         else:
             self.say(True, 'permission', action, f'allowed{on}{about}')
 
+    def has_profile(self, instance: Dict[str, Any]) -> bool:
+        arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
+        return arn.endswith(f':instance-profile/{self.role}')
+
     def permit(self, action: str, about: str) -> str:
         """Return the command that gives the profile, the tags or the policy that a call lacks."""
         allow, thing = self.remedy('permission'), self.things.get(about, {})
@@ -2595,7 +2596,7 @@ class Check:
             cards = self.things.get(self.own_id, {}).get('NetworkInterfaces', [])
             ids = [thing['AllocationId'], *(card['NetworkInterfaceId'] for card in cards)]
             return f'{self.remedy("tag", " ".join(ids))} && {allow}'
-        if 'InstanceId' in thing and not has_profile(thing):
+        if 'InstanceId' in thing and not self.has_profile(thing):
             return self.remedy('other profile' if 'IamInstanceProfile' in thing else 'role', about)
         tagged = TAG in thing.get('Tags', []) or 'RouteTableId' not in thing
         return allow if tagged else self.remedy('tag', about)
@@ -2616,7 +2617,7 @@ class Check:
         self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
                  attachment=[*cards.values(), ''][len(cards) - 1])
         self.check_public_address(i, one)
-        self.say(has_profile(one), 'instance profile', i,
+        self.say(self.has_profile(one), 'instance profile', i,
                  one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.permit('', i))
         group = tags.get('aws:autoscaling:groupName', 'none')
         self.say(group == 'none', 'Auto Scaling group', i, group, group=group)

@@ -70,7 +70,7 @@ SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
         (Fault(100, 'cut peer', lasts=400), Fault(130, 'false alarm', 'primary', 25),
          Fault(155, 'EC2 down', 'secondary', 180), Fault(335, 'false alarm', 'primary', 20))), Lived(0, 2, 1)),
     'the tag is gone, and the checks still lag': (Schedule(
-        (Fault(200, 'maintenance', 'primary', 200), Fault(330, 'cut off', 'primary', 75)),
+        (Fault(200, 'maintenance', 'primary', 200), Fault(330, 'cut off', 'primary', 150)),
         Conditions(check_lag=20)), Lived(0, 2, 1)),
     'a boot that was just begun': (Schedule(
         (Fault(100, 'crash'), Fault(255, 'cut peer', lasts=600), Fault(408, 'crash'))), Lived(2, 6, 60)),
