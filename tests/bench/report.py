@@ -240,6 +240,8 @@ def introduction(records: Sequence[Record]) -> List[str]:
         f'Measured on {head["date"]} by `tox -e bench -- --full` (seed {head["seed"]}): {head["machine"]}, '
         f'Linux {head["kernel"].partition("-")[0]}, Python {head["python"]}, boto3 {head["boto3"]}, {head["aws"]}, '
         f'{head["keepalived"]}.',
+        *sorted({f'The time until redundant again is of {one["date"]}, by the rule of status checks.'
+                 for one in pick(records, 'again') if 'date' in one}),
         'Packets are real, one every 10 ms, in network namespaces; EC2 is simulated.',
         'The primary dies at a random moment; its outage ends with the next packet that is answered.',
         "The rivals are the algorithm of Amazon's `nat_monitor.sh`, with the address added, and keepalived with a "
