@@ -63,8 +63,8 @@ def test_the_report_tells_which_connections_survive() -> None:
 
 
 def test_each_target_is_reached_or_missed(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [{'what': 'again', 'who': 'default', 'fails': fails, 'os_shutdown': 0.0, 'seconds': seconds}
-               for fails, seconds in ((False, 131.0), (True, 141.0))]
+    records = [{'what': 'again', 'who': 'default', 'lag': lag, 'os_shutdown': 0.0, 'seconds': seconds}
+               for lag, seconds in ((60.0, 191.0), (120.0, 260.0))]
 
     assert report.targets(records) == 1
 

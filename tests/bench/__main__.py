@@ -44,7 +44,7 @@ def task(what: str, **arguments: Any) -> Task:
     if what == 'begin' and who.elects:
         seconds += 4
     if what == 'again':
-        seconds = 440 if who.script else seconds + arguments.get('os_shutdown', 0.0)
+        seconds = 440 if who.script else seconds + arguments.get('lag', 60.0)
     if what == 'watch':
         seconds = 60 * arguments['minutes'] + 30
     if what == 'hiccup':
@@ -97,8 +97,8 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
 def lasting_full(minutes: float) -> List[Task]:
     """Return the measurements of a full run that last minutes and mostly wait."""
     again = [task('again', who=who, **how) for who, how in (
-        ('reference', {}), ('default', {'os_shutdown': 60.0}), ('default', {'os_shutdown': 60.0, 'fails': True}),
-        ('default', {'fails': True}), ('default', {}))]
+        ('reference', {}), *(('default', {'lag': lag}) for lag in (300.0, 120.0, 60.0)),
+        ('default', {'os_shutdown': 60.0}))]
     watches = [task('watch', who=who, loss=loss, minutes=minutes if who in WATCHED else 0.4 * minutes)
                for loss in (0, 5, 20, 40) for who in CONTENDERS]
     hiccups = [task('hiccup', who=who, watcher=watcher) for who in ('careful', 'default', 'quick')
@@ -109,7 +109,7 @@ def lasting_full(minutes: float) -> List[Task]:
 
 def lasting_first_look(minutes: float) -> List[Task]:
     """Return those of a first look."""
-    return [task('again', who='default'), task('again', who='default', fails=True),
+    return [task('again', who='default', lag=60.0),
             task('watch', who='default', loss=0, minutes=minutes),
             *(task('watch', who=who, loss=20, minutes=minutes) for who in ('default', 'keepalived')),
             task('hiccup', who='default'), *(task('connections', who=who) for who in ('default', 'keepalived'))]

@@ -99,7 +99,7 @@ def start(lab: Lab, contender: Contender) -> None:
         lab.wait_until(lambda: 'AssociateAddress' in answered(lab, 'primary'), 'the primary has claimed')
     else:  # it claims nothing that is here
         for instance in lab.instances.values():
-            lab.wait_until(lambda: 'holds tables and address' in instance.log, 'both have looked who serves')
+            lab.wait_until(lambda: f' at {lab.primary.id}' in instance.log, 'both have looked who serves')
     lab.wait_until(lambda: are_answered(lab), 'all calls are answered, those of a rehearsal too')
 
 

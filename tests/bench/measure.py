@@ -118,22 +118,22 @@ def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
     return runs
 
 
-def again(who: str, latency: float = 0.15, fails: bool = False, os_shutdown: float = 0.0) -> Record:
+def again(who: str, latency: float = 0.15, lag: float = 60.0, os_shutdown: float = 0.0) -> Record:
     """Crash the primary and wait until both watch each other again; stop and boot take 30 s each.
 
-    With *fails*, EC2's status checks find the crash after 20 s, else never. A graceful stop waits *os_shutdown* seconds
-    more for the dead kernel, unless it is told not to.
+    EC2's status checks tell the crash after *lag* seconds. A graceful stop waits *os_shutdown* seconds more for the
+    dead kernel, unless it is told not to.
     """
     contender = CONTENDERS[who]
     with pair(contender, latency=latency, stop=30.0, boot=30.0, pending=10.0, os_shutdown=os_shutdown,
-              impaired=20.0 if fails else float('inf')) as lab:
+              impaired=lag) as lab:
         start(lab, contender)
         crashed_at = lab.primary.crash()
         for instance in (lab.primary, lab.secondary):
             lab.wait_until(lambda: watches(instance, contender, 2), f'the {instance.name} watches its peer again')
         lab.wait_until(lambda: lab.holds(lab.primary), 'the primary serves again')
         stops = lab.ec2.calls('StopInstances', since=crashed_at)
-        return {'what': 'again', 'who': who, 'latency': latency, 'fails': fails, 'os_shutdown': os_shutdown,
+        return {'what': 'again', 'who': who, 'latency': latency, 'lag': lag, 'os_shutdown': os_shutdown,
                 'seconds': time.monotonic() - crashed_at, 'calls': len(lab.ec2.calls(since=crashed_at)),
                 'stop': stops[0].at - crashed_at, 'skipped': stops[0].parameters.get('SkipOsShutdown') == 'true'}
 

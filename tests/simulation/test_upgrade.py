@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path.write_text(shown.stdout)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
