@@ -200,7 +200,6 @@ def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_claim
     scene = silent()
     scene.resolving = 2.0
     assert scene.run(15.0).cloud.owner == SECONDARY and not scene.said('is not moved')
-
     scene = silent()
     claim, scene.now = scene.monitor.claim, scene.now + 1.0
     scene.resolving, begins = CALL_DEADLINE + 1.0, scene.now
