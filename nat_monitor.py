@@ -212,6 +212,7 @@ cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
 install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
 monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+upgrade: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 suspended: kill -CONT {about}
 status: nat_monitor.py --check
 '''))
@@ -237,6 +238,7 @@ TROUBLES = {
                  'that', '{peer_id}', 'check'),
     'claim': ('{about} is not moved to {own_id} yet ({})', '{own_id}', 'check'),
     'restart': ('{about} could not be {}', '', 'state'),
+    'turn': ('{own_id} met something unforeseen ({}) and goes on', '{own_id}', 'upgrade'),
 }
 
 
@@ -1869,9 +1871,11 @@ class Monitor:
         while True:
             try:
                 self.turn()
-            except Exception:
+                self.lasting('turn', '')
+            except Exception as error:
+                self.lasting('turn', in_words(error), at_once=True)
                 for line in traceback.format_exc().splitlines():
-                    self.log.error(line)
+                    self.log.info(line)
                 self.clock.sleep(SOON)
 
     def identify(self) -> None:
@@ -2062,7 +2066,7 @@ class Monitor:
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('unknown', ' and '.join(absent))
-        self.lasting('host', seen.nat_fault)
+        self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
         self.lasting('peer', 'its source/destination check is on' * seen.peer_source_check,
                      self.peer_id, at_once=True)
         self.watch_the_watcher(seen)

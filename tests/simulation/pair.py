@@ -145,12 +145,12 @@ class Log:
 
     def info(self, words: str) -> None:
         self.world.note(self.one.name, words)
+        invariants.nothing_unforeseen(self.world, self.one, words)
 
     warning = info
 
     def error(self, words: str) -> None:
         self.log(logging.ERROR, words)
-        invariants.nothing_unforeseen(self.world, self.one, words)
 
 
 class World:

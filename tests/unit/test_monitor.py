@@ -423,8 +423,9 @@ def test_what_is_unforeseen_is_logged_with_its_traceback_and_the_loop_goes_on() 
     scene.until = START + 30.0
     with pytest.raises(Ending):
         scene.monitor.run()
-    errors = [message for level, message in scene.lines if level == 'ERROR']
-    assert errors[0].startswith('Traceback') and 'RuntimeError: odd' in errors[-1]
+    [error, _] = [message for level, message in scene.lines if level == 'ERROR']  # and its end
+    assert 'something unforeseen (RuntimeError: odd) and goes on; run on' in error
+    assert scene.said('Traceback') == 1
     assert scene.pings[2] - scene.pings[1] == pytest.approx(5.0, abs=0.01) and len(scene.pings) > 50
 
 

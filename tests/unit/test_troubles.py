@@ -61,7 +61,7 @@ def test_nothing_else_is_an_error_but_what_the_judgement_decides_and_what_ends_t
             if isinstance(one, ast.Attribute) and one.attr in ('error', 'ERROR')
             and getattr(one.value, 'attr', getattr(one.value, 'id', '')) in ('log', 'logging')}
 
-    assert loud == {'__call__', 'errors', 'restart', 'run', 'main'}  # of Lasting; the traceback of what is unforeseen
+    assert loud == {'__call__', 'errors', 'restart', 'main'}  # the first two of Lasting
 
 
 def test_a_trouble_is_told_when_it_begins_and_when_it_changes_and_is_an_error_once_after_two_minutes() -> None:
