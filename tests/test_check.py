@@ -774,8 +774,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     python = str(request.config.getoption('--monitor-python'))
     with Lab({'PING_TIMEOUT': 0.4, 'PROBE_ADDRESS': ECHO}, python=python, start=False) as lab:
         iam = iam_backends[ACCOUNT]['aws']
-        if 'NAT_Monitor' not in {profile.name for profile in iam.instance_profiles.values()}:
-            iam.create_instance_profile('NAT_Monitor', '/', [])
+        iam.reset()
+        iam.create_instance_profile('NAT_Monitor', '/', [])
         with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
             job = file.read()
         for name, instance in lab.instances.items():
@@ -783,6 +783,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
         lab.ec2.backend.create_tags([*lab.ec2.tables, allocation(lab)], {'nat_monitor': 'true'})
         yield lab
+        iam.reset()  # moto keeps it in this process, where other tests make one of that name
 
 
 def record(lab: Lab, name: str) -> Any:
