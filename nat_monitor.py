@@ -146,6 +146,7 @@ def in_words(error: BaseException) -> str:
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
+    text = re.sub(' object at 0x[0-9a-f]+', '', text)  # the same trouble in the same words
     return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
 
 
@@ -169,6 +170,7 @@ setting: nano {settings_file}
 check: nat_monitor.py --check
 no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
 own fault: ip route get {about}
+own way: ip address; ip route get <the peer's private address>
 unknown: nano {settings_file}  # and restart the monitor
 probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 no neighbour: ip neigh
@@ -188,7 +190,7 @@ service control policy: aws organizations list-policies --filter SERVICE_CONTROL
 permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
 VPC endpoint policy: aws ec2 describe-vpc-endpoints \
 --filters Name=service-name,Values=com.amazonaws.{region}.ec2
-clock: systemctl enable --now chrony; chronyc makestep  # package chrony
+clock: systemctl enable --now chronyd || systemctl enable --now chrony; chronyc makestep
 state: aws ec2 start-instances --instance-ids {about}
 source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
 network interface: aws ec2 detach-network-interface --attachment-id {attachment}
@@ -200,8 +202,8 @@ maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_main
 can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
 protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
 subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
-own subnet: aws ec2 associate-route-table --route-table-id <that of the internet gateway> \
---subnet-id {subnet}
+own subnet: aws ec2 replace-route-table-association --association-id <that of {subnet}> \
+--route-table-id <that of the internet gateway>  # associate-route-table where it has none
 default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
 Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
 ping: ping -c 20 {address}
@@ -232,12 +234,12 @@ TROUBLES = {
     'peer': ('{about} cannot NAT ({})', '', 'source/dest. check'),
     'watcher': ('the monitor on {peer_id} has sent no ping for {}, so it does not run, and nobody '
                 'takes over if {own_id} fails', '{peer_id}', 'monitor'),
-    'ping': ('a ping to {about} cannot leave {own_id} ({})', '{own_id}', 'own fault'),
+    'ping': ('a ping to {peer_id} cannot leave {own_id} ({})', '{own_id}', 'own way'),
     'probe': ('a packet through {peer_id} to {about} {}', '{own_id}', 'probe'),
     'no probe': ('no packet has come through {peer_id} to {about} yet ({}): nothing is decided by '
                  'that', '{peer_id}', 'check'),
     'claim': ('{about} is not moved to {own_id} yet ({})', '{own_id}', 'check'),
-    'restart': ('{about} could not be {}', '', 'state'),
+    'restart': ('{about} could not be {}', '{own_id}', 'check'),
     'turn': ('{own_id} met something unforeseen ({}) and goes on', '{own_id}', 'upgrade'),
 }
 
@@ -579,7 +581,7 @@ class Requests:
             self.socket.connect((address, 0))
             return True
         count = 0
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # no more, or an ICMP error of a ping
             while self.socket.recv(64):
                 count += 1
         return count > 0
@@ -1393,11 +1395,12 @@ class Ec2:
             self.close_connections()
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
+            self.allowed.clear()
         if len(unanswered) < len(answers):
             self.lasting('EC2', '')
             skew = max((clock_skew(answer) for answer in answers), key=abs)
             is_off = abs(skew) > CLOCK_TOLERANCE
-            self.lasting('clock', f'{skew:.0f} s' * is_off, at_once=True)
+            self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
         elif after_sending == math.inf:
             self.lasting('EC2', in_words(unanswered[0]))
         return results
@@ -1480,7 +1483,8 @@ class Ec2:
         left.sort(key=self.denied.__contains__)  # new ones first
         some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
         codes = {name: code_of(result) for name, result in self.call(some).items()} if some else {}
-        told = {name for name, code in codes.items() if code and code not in BUSY}
+        told = {name for name, code in codes.items()
+                if code and code not in BUSY + REFUSED_CREDENTIALS}
         denied = {name for name in told if codes[name] in DENIED}
         self.allowed |= told - denied
         self.denied = self.denied - told | denied
@@ -1565,17 +1569,17 @@ class Memory:
 
     def note_answer(self, now: float) -> None:
         """The peer has answered a ping."""
-        if self.is_silent or not self.is_heard:
+        if self.is_silent or self.heard_at <= self.deaf_at or not self.is_heard:
             self.heard_at = now
         self.silent_at = math.inf
 
     def note_silence(self, since: float) -> None:
-        """The first ping of a run was missed; what EC2 refused before that counts no more.
+        """The first ping of a run was missed.
 
         At a high loss, a single answer must not make it forget what the peer took.
         """
-        self.silent_at, self.failures = since, []
-        if since - self.heard_at >= WELL:
+        self.silent_at = since
+        if since - self.heard_at >= WELL and (self.heard_at > self.deaf_at or not self.is_heard):
             self.deaf_at = since
 
     def note(self, seen: Observation, settings: Settings) -> None:
@@ -1771,7 +1775,8 @@ def keep_together(memory: Memory, seen: Observation, settings: Settings, now: fl
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
                         'claiming', LOOK_AFTER_CHANGE, apart, level=logging.WARNING)
-    pending = [max(SOON, due_at - now) for due_at in memory.owed.values()]
+    pending = [max(SOON, due_at - now) for part, due_at in memory.owed.items()
+               if holders.get(part) != ABSENT]
     change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
     return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
 
@@ -1803,7 +1808,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision('{peer} is starting: waiting for its answer', SOON)
     # gone, shutting-down, terminated
     if state != 'running':
-        return Decision(f'{{peer}} is gone (EC2 calls it {state}): {{self}} serves on alone',
+        return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
                         MINUTE, level=logging.WARNING)
     # running
     due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
@@ -1824,8 +1829,9 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
     serving = serve(memory, seen, settings, now)
     restarting = restart(memory, seen, settings, now)
-    if serving.claims and restarting.step and memory.failures:
-        return serving._replace(claims=()), restarting  # what EC2 refuses holds up no restart
+    is_long = bool(memory.failures) or now - memory.silent_at >= MINUTE
+    if serving.claims and restarting.step and is_long:  # what does not succeed holds up no restart
+        return serving._replace(claims=()), restarting
     return serving, Decision() if serving.claims else restarting
 
 
@@ -1857,7 +1863,8 @@ class Monitor:
         self.next_ping_at = self.probe_at = self.report_at = NEVER
         self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
         self.observation: Optional[Observation] = None  # that has not been judged
-        self.said: Tuple[str, ...] = ()
+        self.said: Tuple[str, ...] = ()    # which is no news
+        self.reasons: List[str] = []       # of the latest decisions
         self.alarmed = False               # something loud was said in this silence
         self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
@@ -1931,24 +1938,23 @@ class Monitor:
 
         Nor does one of a process that was suspended: nothing takes so long otherwise.
         """
-        address, timeout = self.peer_address, self.settings.ping_timeout
-        failure = '' if address is not None else 'EC2 has not told its address'
+        address, timeout, failure = self.peer_address, self.settings.ping_timeout, ''
         sent_at, answered = self.clock.monotonic(), False
         if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
             self.start_over()
         try:
             if address:
                 answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
-            elif not failure:  # there is no such instance
+            elif address is not None:  # there is no such instance
                 self.clock.sleep(timeout)
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
-        self.lasting('ping', failure, address or self.peer_id)
+        self.lasting('ping', failure)
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
-        elif failure or now - sent_at > timeout + 1.0:
+        elif failure or address is None or now - sent_at > timeout + 1.0:
             self.start_over()
             self.next_ping_at = now + 1.0
         else:
@@ -1970,12 +1976,13 @@ class Monitor:
         if not self.misses:
             self.memory.note_silence(sent_at)
         self.misses += 1
-        if self.misses == 1:
-            self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
-        elif self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
+        if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
                 self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
             self.ask_at = NEVER
+        elif self.misses == 1:
+            self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
         if self.misses == self.threshold:
+            self.memory.failures = []  # what EC2 refused before counts no more
             self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
                           'EC2 answers')
 
@@ -2006,6 +2013,7 @@ class Monitor:
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
             self.lasting('probe', '', target)
+            self.lasting('no probe', '', target)
             memory.lost = memory.lost and []
             return
         if self.misses:
@@ -2075,7 +2083,7 @@ class Monitor:
         """Log who holds what has changed its holder."""
         holders = self.memory.holders
         names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
-                 OTHER: 'something outside the pair, and left there'}
+                 OTHER: 'something outside the pair'}
         for holder, name in names.items():
             parts = [part for part in holders if holders[part] == holder != before.get(part)]
             if parts:
@@ -2125,23 +2133,30 @@ class Monitor:
         elif not self.misses and again > SOON:
             if self.ec2.rehearse() or ('unknown', '') in self.lasting.troubles:
                 self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
+        if not restarting.why:
+            self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
-            self.lasting('restart', '', self.peer_id)
             for part in self.settings.parts:
                 self.lasting('claim', '', part)
         self.report()
 
     def say(self, *decisions: Decision) -> None:
-        """Log why, where that is news; while EC2 refuses something, a sentence is news once."""
-        words = [one._replace(why=one.why.replace('{self}', self.own_id)
-                              .replace('{peer}', self.peer_id)) for one in decisions if one.why]
-        for why, *_, level, _ in words:
-            if why not in self.said:
+        """Log why, where that is news: by what stands before the colon, as parts come one by one.
+
+        While EC2 refuses something, a sentence is news once.
+        """
+        kept, self.reasons = self.said if self.memory.failures else (), []
+        for why, *_, level, _ in decisions:
+            what = why.partition(': ')[0]
+            why = why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
+            if why:
+                self.reasons.append(why)
+                kept = (*kept, what)
+            if why and what not in self.said:
                 self.log.log(level, why)
                 self.alarmed |= level >= logging.WARNING and self.memory.is_silent
-        kept = self.said if self.memory.failures else ()
-        self.said = tuple(dict.fromkeys((*kept, *(one.why for one in words))))
+        self.said = kept
 
     def give_way(self, seen: Observation, serving: Decision) -> float:
         """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
@@ -2170,13 +2185,14 @@ class Monitor:
         alone = (SELF in tables or PEER not in tables
                  or NOBODY in memory.holders.values())
         if address in parts and self.ec2.allocation_id and (
-                not memory.failures if calls else alone):
+                not memory.failures if calls and SELF not in tables else alone):
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
         limit = MOVE_DEADLINE if address in calls else math.inf
         results = self.ec2.call(calls, after_sending=limit) if calls else {}
         before = dict(memory.holders)
+        were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         for part, result in results.items():
             self.note_claim(part, result, now)
         self.log_moved(before)
@@ -2189,7 +2205,7 @@ class Monitor:
             return
         if all(map(has_answered, results.values())):
             memory.failures = []
-        else:
+        elif not were_unanswered:
             self.ask_at = NEVER
         if rest:
             self.claim(rest, is_first=False)
@@ -2211,7 +2227,8 @@ class Monitor:
         five; not where it is only busy.
         """
         count = len(self.memory.failures)
-        is_lasting = count >= REFUSED_FOR_LONG and not all(code in BUSY for code in refused)
+        is_busy = bool(refused) and all(code in BUSY for code in refused)
+        is_lasting = count >= REFUSED_FOR_LONG and not is_busy
         if count and (is_lasting or {*refused} & {*REFUSED_CREDENTIALS}):
             return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
         return float(self.chance.uniform(0.0, SOON)) if count else 0.0
@@ -2225,7 +2242,8 @@ class Monitor:
         results = self.ec2.call({done: call})
         code = code_of(results[done])
         pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
-        self.memory.note_step(Step(name, now, bool(code), pause))
+        if not isinstance(results[done], NotSent):
+            self.memory.note_step(Step(name, now, bool(code), pause))
         if not self.lasting('restart', failures_in(results), self.peer_id):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
@@ -2246,7 +2264,7 @@ class Monitor:
             'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': answered_age, 'last_observation_age': seen_age,
-            'decision': '; '.join(self.said),
+            'decision': '; '.join(self.reasons),
             'troubles': self.lasting.errors})
 
     @property
@@ -2712,7 +2730,10 @@ class Check:
     def check_ping(self, address: str) -> None:
         """Ping the peer as often as makes it silent."""
         wanted, its = self.settings.num_pings, self.things[self.peer_id]
-        answers = sum(map(self.ping or Ping(self.settings.ping_timeout), [address] * wanted))
+        own = [one['PrivateIpAddress'] for card in self.things[self.own_id]['NetworkInterfaces']
+               for one in card['PrivateIpAddresses']]
+        ping = self.ping or functools.partial(Ping(self.settings.ping_timeout), own=own)
+        answers = sum(map(ping, [address] * wanted))
         found, remedy = f'{address} answers {answers} of {wanted}', ''
         if not answers and its['State']['Name'] == 'running':
             found += ', but EC2 calls it running: look at its security groups'
