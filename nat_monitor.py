@@ -170,7 +170,7 @@ setting: nano {settings_file}
 check: nat_monitor.py --check
 no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
 own fault: ip route get {about}
-own way: ip address; ip route get <the peer's private address>
+own way: ip route get {peer_address}
 unknown: nano {settings_file}  # and restart the monitor
 probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 no neighbour: ip neigh
@@ -1829,9 +1829,8 @@ def decide(memory: Memory, seen: Observation, settings: Settings, now: float
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
     serving = serve(memory, seen, settings, now)
     restarting = restart(memory, seen, settings, now)
-    is_long = bool(memory.failures) or now - memory.silent_at >= MINUTE
-    if serving.claims and restarting.step and is_long:  # what does not succeed holds up no restart
-        return serving._replace(claims=()), restarting
+    if serving.claims and restarting.step and memory.failures:
+        return serving._replace(claims=()), restarting  # what EC2 refuses holds up no restart
     return serving, Decision() if serving.claims else restarting
 
 
@@ -1950,6 +1949,7 @@ class Monitor:
         except OwnFault as fault:
             failure = str(fault)
         now = self.clock.monotonic()
+        self.lasting.names['peer_address'] = str(address)
         self.lasting('ping', failure)
         if answered:
             self.note_answer(now)
@@ -2142,13 +2142,13 @@ class Monitor:
         self.report()
 
     def say(self, *decisions: Decision) -> None:
-        """Log why, where that is news: by what stands before the colon, as parts come one by one.
+        """Log why, where that is news; while EC2 refuses something, a sentence is news once.
 
-        While EC2 refuses something, a sentence is news once.
+        What stands before the last colon tells, as parts come one by one.
         """
         kept, self.reasons = self.said if self.memory.failures else (), []
         for why, *_, level, _ in decisions:
-            what = why.partition(': ')[0]
+            what = why.rpartition(': ')[0] or why
             why = why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
             if why:
                 self.reasons.append(why)
@@ -2199,13 +2199,14 @@ class Monitor:
         self.ec2.close_connections()
         refused = [code_of(result) for result in results.values() if code_of(result)]
         rest = tuple(part for part in parts if isinstance(results.get(part, NotSent()), NotSent))
-        if refused or rest and not (calls and is_first):
+        is_answered = all(map(has_answered, results.values()))
+        if refused or rest and not (calls and is_first) or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
             return
-        if all(map(has_answered, results.values())):
+        if is_answered:
             memory.failures = []
-        elif not were_unanswered:
+        else:
             self.ask_at = NEVER
         if rest:
             self.claim(rest, is_first=False)

@@ -231,8 +231,8 @@ def take_role(pair: Pair) -> None:
     (lambda pair: pair.ec2.disassociate_route_table(AssociationId=pair.association),
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
-     'FAIL', 'subnets', "{public} is the pair's own: it would route to itself; run: aws ec2 associate"),
-    (use_main_table, 'FAIL', 'subnets', '--subnet-id {public}'),
+     'FAIL', 'subnets', "{public} is the pair's own: it would route to itself; run: aws ec2 replace-route"),
+    (use_main_table, 'FAIL', 'subnets', '--association-id <that of {public}>'),
     (route_elsewhere, 'warn', 'default route', 'at {gateway}, outside the pair; run: aws ec2 describe-route-tables '
      "--route-table-ids {table}  # the primary's monitor replaces this when it starts"),
     (lose_the_route, 'warn', 'default route', 'at {primary}, the peer, a blackhole; run: aws ec2 describe-route'),
