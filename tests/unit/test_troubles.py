@@ -25,7 +25,7 @@ class Told(logging.Handler):
         log = logging.Logger('test', logging.INFO)
         log.addHandler(self)
         self.lasting = Lasting(types.SimpleNamespace(monotonic=lambda: self.now), log)
-        self.lasting.names.update(own_id='i-1', peer_id='i-2')
+        self.lasting.names.update(own_id='i-1', peer_id='i-2', peer_address='10.0.0.2')
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append((record.levelname, record.getMessage()))
