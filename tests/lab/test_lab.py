@@ -593,8 +593,8 @@ def test_of_connections_only_those_on_which_the_private_host_sends_survive_a_mov
         lab.wait_until(lambda: client.alive(0.0) == server.alive(0.0) == 4, 'all are alive')
         # The moment in between is one in which nothing is served.
         lab.primary.cut_off()
-        lab.ec2.set_route('secondary')
         lab.secondary.cut_off()
+        lab.ec2.set_route('secondary')
         lab.ec2.set_address('secondary')
         moved_at = time.monotonic()
         lab.secondary.reconnect()
