@@ -101,7 +101,6 @@ AN_HOUR = 3600.0
 REMEMBERED = 4 * AN_HOUR   # steps of restarts
 A_DAY = 24 * AN_HOUR       # for which reliefs are remembered
 REFUSED_FOR_LONG = 20      # claims
-REHEARSED_AT_ONCE = 10     # calls
 PROBE_INTERVAL = 5.0       # s
 STATUS_INTERVAL = 60.0     # s, between two reports at most
 TROUBLE_LASTS = 120.0      # s, until it is an error
@@ -172,7 +171,6 @@ no answer: nat_monitor.py --check  # again, when the other lines are mended and 
 own fault: ip route get {about}
 own way: ip route get {peer_address}
 unknown: nano {settings_file}  # and restart the monitor
-probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 no neighbour: ip neigh
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
@@ -235,9 +233,7 @@ TROUBLES = {
     'watcher': ('the monitor on {peer_id} has sent no ping for {}, so it does not run, and nobody '
                 'takes over if {own_id} fails', '{peer_id}', 'monitor'),
     'ping': ('a ping to {peer_id} cannot leave {own_id} ({})', '{own_id}', 'own way'),
-    'probe': ('a packet through {peer_id} to {about} {}', '{own_id}', 'probe'),
-    'no probe': ('no packet has come through {peer_id} to {about} yet ({}): nothing is decided by '
-                 'that', '{peer_id}', 'check'),
+    'probe': ('a packet through {peer_id} to {about} {}', '{own_id}', 'check'),
     'claim': ('{about} is not moved to {own_id} yet ({})', '{own_id}', 'check'),
     'restart': ('{about} could not be {}', '{own_id}', 'check'),
     'turn': ('{own_id} met something unforeseen ({}) and goes on', '{own_id}', 'upgrade'),
@@ -1382,6 +1378,8 @@ class Ec2:
     def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
              after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
+        if not calls:
+            return {}
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
             if self.lasting('client', failures_in(made)):
@@ -1440,29 +1438,30 @@ class Ec2:
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
-        states, described, tables, held, fault = (
-            None if isinstance(result, Exception) else result for result in (
-                results['states'], results['instances'], results['tables'],
-                results.get('address'), results['nat_fault']))
-        self.facts.update(described or {})  # an answer may leave one out
-        holders = dict(tables or {})
-        if held:
-            holders[address or ''], allocation_id = held
+        told = {name: result for name, result in results.items()
+                if not isinstance(result, Exception)}
+        states, described = told.get('states', {}), told.get('instances', {})
+        self.facts.update(described)  # an answer may leave one out
+        holders = dict(told.get('tables', {}))
+        if 'address' in told:
+            holders[address or ''], allocation_id = told['address']
             self.allocation_id = allocation_id or self.allocation_id
         if not has_answered(results['states']):
             return None
-        own, peer = ((states or {}).get(i, ('', '')) for i in pair)
+        own, peer = (states.get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
             self.facts.pop(self.peer_id, None)
         own_facts, facts = map(self.facts_of, pair)
-        if own_facts.source_dest_check and not fault:
-            fault = SOURCE_CHECK.format(self.own_id)
+        own_check = SOURCE_CHECK.format(self.own_id) if own_facts.source_dest_check else ''
         return Observation(
-            asked_at, own[0], own[1], peer[0], peer[1],
-            'nothing about it' if states else in_words(results['states']), facts.reason, holders,
-            len(holders) == len(self.settings.parts), fault or '', MAINTENANCE in own_facts.tags,
-            MAINTENANCE in facts.tags, self.peer_id in (described or {}), facts.source_dest_check,
-            not all(answered), any(code_of(results[name]) in THROTTLED for name in questions))
+            asked_at, *own, *peer, reason=facts.reason, holders=holders,
+            error='nothing about it' if states else in_words(results['states']),
+            is_complete=len(holders) == len(self.settings.parts),
+            nat_fault=told.get('nat_fault') or own_check,
+            own_tag=MAINTENANCE in own_facts.tags, peer_tag=MAINTENANCE in facts.tags,
+            tells_tags=self.peer_id in described, peer_source_check=facts.source_dest_check,
+            lacks_answer=not all(answered),
+            is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
     def learn_networks(self) -> None:
         """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
@@ -1471,7 +1470,7 @@ class Ec2:
         self.networks = None if isinstance(found, Exception) else found
 
     def rehearse(self) -> bool:
-        """Make calls of a failover with DryRun, a few at a time, and log what is not allowed.
+        """Make the calls of a failover with DryRun, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
         Returns whether more is to be rehearsed soon.
@@ -1479,10 +1478,8 @@ class Ec2:
         if self.networks is None:
             self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        left = [name for name in calls if name not in self.allowed]
-        left.sort(key=self.denied.__contains__)  # new ones first
-        some = {name: calls[name] for name in left[:REHEARSED_AT_ONCE]}
-        codes = {name: code_of(result) for name, result in self.call(some).items()} if some else {}
+        left = {name: call for name, call in calls.items() if name not in self.allowed}
+        codes = {name: code_of(result) for name, result in self.call(left).items()}
         told = {name for name, code in codes.items()
                 if code and code not in BUSY + REFUSED_CREDENTIALS}
         denied = {name for name in told if codes[name] in DENIED}
@@ -1505,13 +1502,6 @@ class Step(NamedTuple):
     pause: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
 
 
-class Lost(NamedTuple):
-    """A probe that did not come back through the peer."""
-
-    at: float
-    own_way: bool  # one by this instance's own route did
-
-
 @dataclasses.dataclass
 class Memory:
     """What outlasts an observation; times are monotonic, and all else is derived from these."""
@@ -1529,7 +1519,7 @@ class Memory:
     # Of acts
     failures: List[float] = dataclasses.field(default_factory=list)  # of claims: until when to wait
     steps: List[Step] = dataclasses.field(default_factory=list)
-    lost: Optional[List[Lost]] = None  # probes, since the last that came back; None: none has yet
+    lost: Optional[List[float]] = None  # probes, since the last that came back; None: none has yet
     reliefs: List[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -1646,16 +1636,16 @@ class Memory:
                 and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
-        """Tell whether the peer lets no probe through, though one by the own route comes back.
+        """Tell whether the peer lets no probe through, though those by the own route come back.
 
         The one that decides was sent after EC2 was asked.  It is relieved once an hour, later and
         later; by the secondary the second time at once, as its primary may have started anew.
         """
-        if not self.lost or len(self.lost) < settings.num_pings:
+        lost, count = self.lost or [], len(self.reliefs)
+        if len(lost) < settings.num_pings or lost[-1] <= self.history[-1].asked_at:
             return False
-        hours = 2.0 ** (len(self.reliefs) - 1) * (self.primary or len(self.reliefs) > 1)
-        return (self.lost[-1].own_way and self.lost[-1].at > self.history[-1].asked_at
-                and (not self.reliefs or now - self.reliefs[-1] >= hours * AN_HOUR))
+        pause = AN_HOUR * 2.0 ** (count - 1) * (self.primary or count > 1)
+        return not count or now - self.reliefs[-1] >= pause
 
     def left(self, settings: Settings) -> Tuple[str, ...]:
         """Return what a take-over has left to claim.
@@ -1693,6 +1683,7 @@ class Decision(NamedTuple):
     """What to do: claim these parts, or take this step of a restart; and when to ask EC2 again.
 
     `why` is a sentence for the log, the same for as long as the reason is; '' says nothing.
+    What is claimed is a warning.
     """
 
     why: str = ''
@@ -1728,8 +1719,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
-                        SOON if left else LOOK_INTERVAL, left,
-                        level=logging.WARNING if left else logging.INFO)
+                        SOON if left else LOOK_INTERVAL, left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
     if seen.own_tag and (not silent or may_live or seen.peer_tag):
         return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
@@ -1740,45 +1730,34 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
                  'its source/destination check is on' * seen.peer_source_check)
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
-                            SOON, left, level=logging.WARNING, relief=relief)
+                            SOON, left, relief=relief)
     # S6: the peer is silent, and not one that may live
-    if silent and not may_live:
-        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}' if left else '',
-                        CLAIM_RETRY if left else rest, left, level=logging.WARNING)
+    if silent and not may_live and left:
+        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
     # S7: anything else
-    kept = keep_together(memory, seen, settings, now)
-    if not may_live:
-        return kept
-    if memory.taken_at > NEVER:
-        why = f'{{peer}} is silent, but has taken what was here, so it lives: {LOOK_BETWEEN}'
-        return kept._replace(why=why, level=logging.WARNING)
-    return kept._replace(why='{peer} has not answered since it or this monitor started: it keeps '
-                             'what it has while it may live')
+    return keep_together(memory, seen, rest, now)
 
 
-def keep_together(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
+def keep_together(memory: Memory, seen: Observation, rest: float, now: float) -> Decision:
     """Claim what the primary's start is owed, then what lies apart or nowhere.
 
     The heir is given the time to look first, as each of the two looks only now and then.
     """
-    holders, has_part = memory.holders, SELF in memory.holders.values()
-    peer_may_serve = PEER in holders.values() or not seen.is_complete
-    owed = tuple(part for part, due_at in memory.owed.items() if holders.get(part) != ABSENT
-                 and (now >= due_at or holders.get(part) == NOBODY))
-    if owed and (memory.is_heard or not peer_may_serve):
-        return Decision('{self} is the primary and has started: claiming ' + ' and '.join(owed),
-                        SOON, owed, level=logging.WARNING)
+    holders = memory.holders
+    owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
+    due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
+    if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
+        return Decision(f'{{self}} is the primary and has started: claiming {" and ".join(due)}',
+                        SOON, due)
     apart = tuple(part for part, holder in holders.items()
-                  if holder == NOBODY or holder == PEER and has_part)
+                  if holder == NOBODY or holder == PEER and SELF in holders.values())
     unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
-        return Decision(' and '.join(apart) + ' not at {self}, unlike the rest, or nowhere: '
-                        'claiming', LOOK_AFTER_CHANGE, apart, level=logging.WARNING)
-    pending = [max(SOON, due_at - now) for part, due_at in memory.owed.items()
-               if holders.get(part) != ABSENT]
-    change = [LOOK_AFTER_CHANGE] * bool(apart or memory.is_silent)
-    return Decision(again=min([LOOK_INTERVAL, *pending, *change]))
+        return Decision(f'{" and ".join(apart)} not at {{self}}, unlike the rest, or nowhere: '
+                        'claiming', LOOK_AFTER_CHANGE, apart)
+    pending = [max(SOON, at - now) for at in owed.values()] + [LOOK_AFTER_CHANGE] * bool(apart)
+    return Decision(again=min([rest, *pending]))
 
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
@@ -1795,7 +1774,8 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         if now >= memory.due_at(START):
             return Decision('{peer} is stopped: starting it', SOON, step=START)
         return Decision('{peer} is stopped again, or still: starting it later and later '
-                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=logging.WARNING)
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
+                            logging.INFO if memory.steps[-1].refused else logging.WARNING))
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
@@ -1811,17 +1791,21 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
                         MINUTE, level=logging.WARNING)
     # running
-    due_at = max(memory.down_at() + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
+    down_at = memory.down_at()
+    due_at = max(down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
     if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
-    again = LOOK_AFTER_CHANGE if seen.peer_checks == 'ok' else SOON
-    stepped_at = [one.at for one in memory.steps if not one.refused]
-    if now - max([memory.silent_at, *stepped_at]) < wait_start:
-        return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
-    remedy = LOOK_BETWEEN if seen.peer_checks == 'ok' else RESTART_BY_HAND
-    return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
-                    level=logging.ERROR)
+    again, remedy = (
+        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, RESTART_BY_HAND))
+    if now >= max(memory.silent_at, down_at) + wait_start:
+        return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
+                        level=logging.ERROR)
+    if memory.taken_at > NEVER and memory.may_live(settings):
+        return Decision('{peer} is silent, but has taken what was here, so it lives: '
+                        f'{LOOK_BETWEEN}', again, level=logging.WARNING)
+    since = 'is silent' if memory.is_heard else 'has not answered since it or this monitor started'
+    return Decision(f'{{peer}} {since}: it is stopped once it fails its status checks', again)
 
 
 def decide(memory: Memory, seen: Observation, settings: Settings, now: float
@@ -1928,6 +1912,11 @@ class Monitor:
         return self.settings.num_pings * (2 if self.memory.primary else 1)
 
     @property
+    def is_new_silence(self) -> bool:
+        """This run of misses does not go on with an earlier one, as many do at a high loss."""
+        return self.memory.silent_at == self.memory.deaf_at
+
+    @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
         return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
@@ -1977,12 +1966,13 @@ class Monitor:
             self.memory.note_silence(sent_at)
         self.misses += 1
         if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
-                self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
+                self.asked_at <= self.memory.silent_at and self.is_new_silence):
             self.ask_at = NEVER
         elif self.misses == 1:
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
         if self.misses == self.threshold:
             self.memory.failures = []  # what EC2 refused before counts no more
+        if self.misses == self.threshold and self.is_new_silence:
             self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
                           'EC2 answers')
 
@@ -1992,7 +1982,7 @@ class Monitor:
             self.requested_at = now
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
-        elif not self.memory.is_heard or self.misses >= self.threshold:
+        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_new_silence:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
         self.misses = 0
@@ -2004,38 +1994,32 @@ class Monitor:
         self.misses, self.memory.silent_at = 0, math.inf
 
     def probe_once(self, target: str) -> None:
-        """Send a packet through the peer that serves and, after a miss, one by the own route.
+        """Send a packet through the peer that serves, and one by the own route; hold up no ping.
 
-        It holds up no ping.
+        What the own route loses, too, tells nothing about the peer.
         """
-        memory, peer, timeout = self.memory, self.peer_address or '', self.settings.ping_timeout
-        sent_at = self.clock.monotonic()
+        memory, peer, sent_at = self.memory, self.peer_address or '', self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
         if memory.heir != PEER or not memory.is_heard:
             self.lasting('probe', '', target)
-            self.lasting('no probe', '', target)
             memory.lost = memory.lost and []
             return
         if self.misses:
             return
-        calls = {'through': functools.partial(self.probe, target, peer)}
-        if memory.lost:
-            calls['own way'] = functools.partial(self.probe, target)
-        found = self.run_together(calls, timeout + 0.5, self.ping_meanwhile)
-        through, own_way = (isinstance(one, Probed) and one.answered
-                            for one in (found['through'], found.get('own way')))
+        found = self.run_together({'through': functools.partial(self.probe, target, peer),
+                                   'own way': functools.partial(self.probe, target)},
+                                  self.settings.ping_timeout + 0.5, self.ping_meanwhile)
+        through, own_way = (isinstance(one, Probed) and one.answered for one in found.values())
+        yet = '; none did yet, so nothing is decided by that' * (memory.lost is None)
+        self.lasting('probe', '' if through else f'{found["through"]}{yet}', target)
         if through:
             memory.lost = []
-        elif memory.lost is not None and isinstance(found['through'], Probed):
-            memory.lost = memory.lost[-100:] + [Lost(sent_at, own_way)]
-        failure = '' if through else str(found['through'])
-        self.lasting('no probe', failure if memory.lost is None else '', target)
-        self.lasting('probe', '' if memory.lost is None else failure, target)
-        lost = len(memory.lost or ())
-        if 0 < lost < self.settings.num_pings:
-            self.probe_at = sent_at
-        elif own_way and (lost == self.settings.num_pings or sent_at - self.asked_at >= MINUTE):
-            self.ask_at = NEVER  # then the probe that decides is sent
+        elif own_way and memory.lost is not None and isinstance(found['through'], Probed):
+            memory.lost = memory.lost[-100:] + [sent_at]
+            if len(memory.lost) < self.settings.num_pings:
+                self.probe_at = sent_at
+            elif len(memory.lost) == self.settings.num_pings or sent_at - self.asked_at >= MINUTE:
+                self.ask_at = NEVER  # then the probe that decides is sent
 
     def look_now(self) -> None:
         """Ask EC2 as soon as the loop comes to it (SIGHUP)."""
@@ -2069,8 +2053,8 @@ class Monitor:
         self.observation = seen
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
-            if holder == SELF:
-                self.lasting('claim', '', part)
+            if holder == SELF or before.get(part) == CLAIMED:
+                self.lasting('claim', 'no answer came' * (holder != SELF), part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('unknown', ' and '.join(absent))
@@ -2147,7 +2131,8 @@ class Monitor:
         What stands before the last colon tells, as parts come one by one.
         """
         kept, self.reasons = self.said if self.memory.failures else (), []
-        for why, *_, level, _ in decisions:
+        for why, _, claims, _, level, _ in decisions:
+            level = logging.WARNING if claims else level
             what = why.rpartition(': ')[0] or why
             why = why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
             if why:
@@ -2182,15 +2167,14 @@ class Monitor:
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
         tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
-        alone = (SELF in tables or PEER not in tables
-                 or NOBODY in memory.holders.values())
-        if address in parts and self.ec2.allocation_id and (
-                not memory.failures if calls and SELF not in tables else alone):
+        goes_along = not memory.failures if calls else (
+            PEER not in tables or NOBODY in memory.holders.values())
+        if address in parts and self.ec2.allocation_id and (SELF in tables or goes_along):
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
         limit = MOVE_DEADLINE if address in calls else math.inf
-        results = self.ec2.call(calls, after_sending=limit) if calls else {}
+        results = self.ec2.call(calls, after_sending=limit)
         before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         for part, result in results.items():
@@ -2212,12 +2196,13 @@ class Monitor:
             self.claim(rest, is_first=False)
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
-        """Note what came of a claim."""
-        is_refused = code_of(result) not in ('', *BUSY)
+        """Note what came of a claim; where no answer came, EC2 is asked before anything is said."""
         if not isinstance(result, Exception):
             self.memory.note_here(part, now)
         elif not has_answered(result) and not isinstance(result, NotSent):
             self.memory.holders[part] = CLAIMED
+            return
+        is_refused = code_of(result) not in ('', *BUSY)
         self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
                      at_once=is_refused and self.memory.is_silent)  # nobody may be serving
 

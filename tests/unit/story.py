@@ -6,7 +6,7 @@ import logging
 import re
 from typing import Any, Tuple, Union
 
-from nat_monitor import OTHER, PEER, SELF, Decision, Lost, Memory, Observation, Settings, Step, decide
+from nat_monitor import OTHER, PEER, SELF, Decision, Memory, Observation, Settings, Step, decide
 
 NOW, DAY = 100000.0, 24 * 3600.0
 TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
@@ -68,11 +68,11 @@ class Story:
             self.memory.note_step(Step(step, NOW - each, refused, pause))
         return self
 
-    def probes(self, ago: float, through: bool, own_way: bool = False) -> Story:
+    def probes(self, ago: float, through: bool) -> Story:
         if through:
             self.memory.lost = []
         elif self.memory.lost is not None:
-            self.memory.lost.append(Lost(NOW - ago, own_way))
+            self.memory.lost.append(NOW - ago)
         return self
 
     def judged(self) -> Tuple[Decision, Decision]:
@@ -100,12 +100,12 @@ def at_peace(holders: Holders, since: float = 500.0, primary: bool = False, **to
     return Story(primary).hears(since + 9.0).sees(since + 1.0, OTHER).watches(since, holders, **told)
 
 
-def lets_none_through(misses: int = 3, decisive: float = 1.0, own_way: bool = True, primary: bool = False) -> Story:
+def lets_none_through(misses: int = 3, decisive: float = 1.0, primary: bool = False) -> Story:
     """Let a peer that answers have let a probe through, and then none; EC2 was asked two seconds ago."""
     story = Story(primary).hears(DAY).sees(200.0, SELF).sees(2.0, PEER).probes(60.0, True)
     for _ in range(misses - 1):
         story.probes(20.0, False)
-    return story.probes(decisive, False, own_way)
+    return story.probes(decisive, False)
 
 
 def robbed(ago: float, lost: Holders = PEER, silent_for: float = 400.0, **changed: Any) -> Story:

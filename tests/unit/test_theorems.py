@@ -206,7 +206,7 @@ def test_nothing_outside_the_pair_is_claimed_but_by_the_primarys_start_and_nothi
         for ago in (200.0, 150.0, 100.0, 50.0, 0.0):
             story.sees(ago, case.now, **told)
         if case.why == 'probes':
-            story.probes(30.0, True).probes(20.0, False).probes(10.0, False).probes(-0.1, False, own_way=True)
+            story.probes(30.0, True).probes(20.0, False).probes(10.0, False).probes(-0.1, False)
         last = {part: now if now != UNKNOWN else before for part, before, now in zip(BOTH, case.before, case.now)}
         for part in decided(story)[0]:
             came_here = SELF in (case.before[BOTH.index(part)], case.now[BOTH.index(part)])
