@@ -1841,6 +1841,7 @@ class Monitor:
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses = 0                    # in a row
+        self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
         self.answered_at = NEVER           # the latest answer to a ping
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
@@ -1912,11 +1913,6 @@ class Monitor:
         return self.settings.num_pings * (2 if self.memory.primary else 1)
 
     @property
-    def is_new_silence(self) -> bool:
-        """This run of misses does not go on with an earlier one, as many do at a high loss."""
-        return self.memory.silent_at == self.memory.deaf_at
-
-    @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
         return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
@@ -1966,15 +1962,16 @@ class Monitor:
             self.memory.note_silence(sent_at)
         self.misses += 1
         if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
-                self.asked_at <= self.memory.silent_at and self.is_new_silence):
+                self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
             self.ask_at = NEVER
         elif self.misses == 1:
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
         if self.misses == self.threshold:
             self.memory.failures = []  # what EC2 refused before counts no more
-        if self.misses == self.threshold and self.is_new_silence:
-            self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it once '
-                          'EC2 answers')
+            self.is_news, self.told_of = self.told_of != self.memory.deaf_at, self.memory.deaf_at
+            if self.is_news:
+                self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it '
+                              'once EC2 answers')
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
@@ -1982,7 +1979,7 @@ class Monitor:
             self.requested_at = now
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
-        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_new_silence:
+        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
         self.misses = 0
