@@ -1454,7 +1454,7 @@ class Ec2:
         own_facts, facts = map(self.facts_of, pair)
         own_check = SOURCE_CHECK.format(self.own_id) if own_facts.source_dest_check else ''
         return Observation(
-            asked_at, *own, *peer, reason=facts.reason, holders=holders,
+            asked_at, own[0], own[1], peer[0], peer[1], reason=facts.reason, holders=holders,
             error='nothing about it' if states else in_words(results['states']),
             is_complete=len(holders) == len(self.settings.parts),
             nat_fault=told.get('nat_fault') or own_check,
