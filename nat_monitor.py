@@ -2028,7 +2028,7 @@ class Monitor:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
-        memory, address = self.memory, self.peer_address
+        memory = self.memory
         is_due = min(memory.owed.values(), default=math.inf) <= self.asked_at
         hurry = bool(self.misses or is_due or memory.lost)
         seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
@@ -2036,8 +2036,6 @@ class Monitor:
             LOOK_AFTER_CHANGE)
         now = self.clock.monotonic()
         self.ask_at = min(self.ask_at, now + pause)  # a miss may have set it
-        if self.peer_address != address:
-            self.next_ping_at = min(self.next_ping_at, now)  # as nothing is judged before
         if memory.lost:
             self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
