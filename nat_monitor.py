@@ -1801,7 +1801,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     if now >= max(memory.silent_at, down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
                         level=logging.ERROR)
-    if memory.taken_at > NEVER and memory.may_live(settings):
+    if memory.taken_at > NEVER:
         return Decision('{peer} is silent, but has taken what was here, so it lives: '
                         f'{LOOK_BETWEEN}', again, level=logging.WARNING)
     since = 'is silent' if memory.is_heard else 'has not answered since it or this monitor started'
@@ -1975,8 +1975,6 @@ class Monitor:
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
-        if not self.memory.is_heard:
-            self.requested_at = now
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
         elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
@@ -2144,7 +2142,7 @@ class Monitor:
         Where hundreds of pairs of an account have failed at once, those that are served leave its
         request buckets to the others.  A minute between two answers would undo what they prove.
         """
-        if not seen.is_throttled or serving.claims or self.memory.failures:
+        if not seen.is_throttled or serving.claims:
             return 0.0
         holders = self.memory.holders.values()
         is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, List, Tuple
 
 import pytest
@@ -165,6 +166,16 @@ def test_what_is_lost_to_something_outside_the_pair_is_no_reason() -> None:
 def test_a_silence_goes_on_that_begins_again_before_ten_seconds_without_a_miss(well: float, claims: Any) -> None:
     story = robbed(200.0).hears(50.0).misses(50.0 - well).sees(0.0, PEER)
     assert story.claims == claims
+
+
+@pytest.mark.parametrize('heard, claims', [([], ()), ([50.0], ()), ([60.0], BOTH)])
+def test_pings_that_could_not_leave_end_no_silence(heard: List[float], claims: Any) -> None:
+    """Then its misses are counted anew."""
+    story = robbed(200.0)
+    story.memory.silent_at = math.inf
+    for ago in heard:
+        story.hears(ago)
+    assert story.misses(45.0).sees(0.0, PEER).claims == claims
 
 
 def test_a_further_answer_does_not_begin_the_ten_seconds_anew() -> None:

@@ -9,8 +9,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from nat_monitor import CALL_DEADLINE, NOBODY, OTHER, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
-from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Ending,
-                              Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
+from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Cloud,
+                              Ending, Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
 
 BUSY, DENIED = refusal('RequestLimitExceeded'), refusal('UnauthorizedOperation')
 
@@ -253,6 +253,31 @@ def test_claims_that_are_refused_are_made_again_at_once_then_with_jitter_and_slo
     assert min(refused_for_long('AuthFailure')[1:]) > 59.0  # the credentials
 
 
+def test_claims_without_an_answer_that_do_nothing_slow_down_too_and_are_told_once(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cloud, 'on_replace_route', lambda *_, **how: None)
+    scene = silent(tables=(TABLE, SECOND), ping_timeout=0.1)
+    scene.cloud.state[PRIMARY] = 'pending'
+    scene.cloud.errors.update(replace_route=LOST, describe_route_tables=[None] * 30)
+    pauses = gaps(scene.run(600.0).times('replace_route')[::2])
+    assert pauses[0] < 1.5 and all(2.0 < pause < 8.0 for pause in pauses[2:18]) and max(pauses) >= 60.0
+    assert scene.said('taking over') == scene.said(f'{TABLE} is not moved to {SECONDARY} yet (no answer came)') - 1 == 1
+
+
+def test_what_ec2_refused_before_the_peer_fell_silent_delays_no_take_over() -> None:
+    scene = silent()
+    scene.monitor.memory.failures, begins = [scene.now + 300.0] * 30, scene.now
+    assert scene.run(10.0).claims()[0] - begins < 4.0
+
+
+def test_the_address_goes_along_where_a_table_is_here_already_whatever_was_refused() -> None:
+    scene = at_rest(tables=(TABLE, SECOND))
+    scene.monitor.memory.holders = {TABLE: SELF, SECOND: PEER, ADDRESS: PEER}
+    scene.monitor.memory.failures, scene.cloud.errors['replace_route'] = [0.0], BUSY
+    scene.monitor.claim((SECOND, ADDRESS))
+    assert scene.cloud.owner == SECONDARY
+
+
 def test_an_accepted_claim_ends_the_count_of_refusals() -> None:
     scene = silent(ping_timeout=0.1)
     scene.cloud.errors['replace_route'] = [BUSY] * 3
@@ -301,6 +326,16 @@ def test_a_step_that_is_refused_is_asked_for_again_later_and_later(code: str, pa
     asked = scene.run(450.0).times('start_instances')
     assert all(due <= pause < due + 8.0 for due, pause in zip(pauses, gaps(asked))) and len(asked) == len(pauses) + 1
     assert scene.said(f'{PRIMARY} could not be started: {code}') >= 1 and not scene.said('is being started')
+    assert {*scene.levels(f'{PRIMARY} is stopped again, or still: starting it later and later')} == {'INFO'}
+
+
+def test_a_step_that_was_not_sent_is_taken_at_the_next_look() -> None:
+    scene = silent()
+    scene.run(10.0).cloud.state[PRIMARY] = 'stopped'
+    step, scene.resolving = scene.monitor.take_step, CALL_DEADLINE + 1.0
+    step('start')
+    scene.resolving = 0.0
+    assert not scene.steps() and scene.run(20.0).steps() == ['start_instances']
 
 
 def test_a_type_of_instance_without_an_option_is_stopped_without_it_from_then_on() -> None:
@@ -357,6 +392,20 @@ def test_a_clock_that_is_wrong_is_told() -> None:
     scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
     scene.run(250.0)
     assert scene.levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
+
+
+def test_a_signal_while_ec2_is_asked_has_it_asked_again_at_once() -> None:
+    scene = at_rest()
+    fault, hups = scene.nat_fault, [True]
+    scene.monitor.nat_fault = lambda networks: (hups and hups.pop() and scene.monitor.look_now()) or fault(networks)
+    scene.monitor.look_now()
+    assert len(scene.run(5.0).questions()) == 2
+
+
+def test_a_start_that_ec2_does_not_answer_is_in_a_hurry() -> None:
+    scene = Scene(primary=True, holder=SECONDARY)
+    scene.cloud.errors['*'] = LOST
+    assert max(gaps(scene.run(60.0).questions())) < 3.5
 
 
 def test_a_client_without_credentials_is_made_anew_and_one_that_cannot_be_made_or_comes_late_is_told() -> None:
@@ -523,7 +572,16 @@ def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str,
         f'{SECONDARY}: nat_monitor.py --check'))]
     del scene.cloud.errors['start_instances']
     rehearsed = len(scene.run(140.0).times('start_instances', dry=True))
+    assert scene.levels('s: the role of') == ['ERROR'] * len(told[:1])  # its end
     assert len(scene.run(300.0).times('start_instances', dry=True)) == rehearsed
+
+
+def test_what_credentials_kept_ec2_from_telling_is_rehearsed_again_and_all_with_other_ones() -> None:
+    scene = Scene()
+    scene.cloud.errors.update(
+        stop_instances=[refusal('AuthFailure')], describe_instance_status=[None, None, refusal('AuthFailure')])
+    scene.run(400.0)
+    assert (len(scene.times('start_instances', dry=True)), len(scene.times('stop_instances', dry=True))) == (2, 3)
 
 
 def test_many_that_are_denied_keep_none_from_being_rehearsed() -> None:
@@ -570,6 +628,18 @@ def test_a_peer_that_forwards_no_more_is_relieved_after_probes_beside_it_and_ec2
     assert scene.levels(f'a packet through {PRIMARY} to {TARGET} did not come back') == ['INFO'] * 2
     assert not scene.steps() and max(b - a for a, b in zip(scene.pings, scene.pings[1:])) < 0.27
     assert not scene.monitor.lasting.troubles and scene.monitor.memory.reliefs == [pytest.approx(claimed, abs=0.2)]
+
+
+def test_while_it_may_not_be_relieved_again_ec2_is_asked_once_a_minute() -> None:
+    scene = at_rest(probe_address=TARGET)
+    scene.probed, scene.monitor.memory.reliefs = forwards_not, [scene.now - 1.0, scene.now]
+    assert 3 <= len(scene.run(200.0).questions()) <= 6 and not scene.claims()
+
+
+def test_a_relief_that_ec2_refuses_is_none() -> None:
+    scene = probing(forwards_not)
+    scene.cloud.errors.update(replace_route=BUSY, associate_address=BUSY)
+    assert scene.run(60.0).claims() and scene.monitor.memory.reliefs == []
 
 
 def test_where_ec2_did_not_answer_a_probe_follows_its_first_answer() -> None:
