@@ -158,10 +158,6 @@ def test_what_was_lost_before_this_silence_is_no_reason() -> None:
     assert Story().hears(9000.0).misses(400.0).gets(400.0).sees(0.0, PEER).claims == BOTH
 
 
-def test_what_is_lost_to_something_outside_the_pair_is_no_reason() -> None:
-    assert robbed(200.0, (OTHER, OTHER)).sees(0.0, (OTHER, NOBODY)).claims == (ADDRESS,)
-
-
 @pytest.mark.parametrize('well, claims', [(9.9, ()), (10.0, BOTH)])
 def test_a_silence_goes_on_that_begins_again_before_ten_seconds_without_a_miss(well: float, claims: Any) -> None:
     story = robbed(200.0).hears(50.0).misses(50.0 - well).sees(0.0, PEER)
@@ -327,14 +323,6 @@ def test_a_silent_peer_is_restarted_by_what_ec2_calls_it(told: Any, step: str, a
     assert said in words(story)
     assert story.hears(1.0).judged()[1] == Decision('')
     assert fell_silent(900.0, SELF, peer_tag=True, **told).judged()[1] == Decision('')
-
-
-def test_claims_go_before_a_step_but_not_where_ec2_refuses_them() -> None:
-    story = fell_silent(900.0, (SELF, PEER), **FAILED)
-    assert (story.claims, story.step) == ((ADDRESS,), '')
-    story.is_refused(-1.0)
-    assert (story.claims, story.step) == ((), STOP)
-    assert fell_silent(900.0, (SELF, PEER)).is_refused(-1.0).claims == (ADDRESS,)  # no step
 
 
 @pytest.mark.parametrize('tries, due', [

@@ -12,6 +12,7 @@ import pytest
 
 import nat_monitor
 from nat_monitor import TROUBLES, Lasting
+from tests.unit.scene import ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps
 from tests.unit.story import REMEDY
 
 
@@ -102,3 +103,78 @@ def test_what_came_back_is_told_as_it_is_whatever_braces_it_has() -> None:
     told, odd = Told(), '{"self": {}} {self} {about}'
     [(_, line)] = told.after(0.0, odd, at_once=True)
     assert line == WORDS.replace('lost', odd) + REMEDY_OF_EC2 and told.lasting.errors == [line]
+
+
+# The watcher of the watcher
+
+def watched_lines(scene: Scene) -> List[Tuple[str, str]]:
+    return [line for line in scene.lines if 'has sent no ping' in line[1]]
+
+
+@pytest.mark.parametrize('wait, no_ping_for', [(0.25, 300), (200.0, 600)])
+def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_error(
+        wait: float, no_ping_for: int) -> None:
+    scene = at_rest(wait_between_pings=wait)
+    scene.peer_pings = False
+    assert not watched_lines(scene.run(no_ping_for - 150.0))
+    level, message = watched_lines(scene.run(450.0))[0]
+    assert level == 'ERROR' and f'the monitor on {PRIMARY} has sent no ping for {no_ping_for} s' in message
+    assert '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log' in message
+    assert message in scene.status['troubles']
+    scene.peer_pings = True
+    assert 'over after' in watched_lines(scene.run(250.0))[-1][1] and not scene.status['troubles']
+    assert not scene.claims() and not scene.steps()
+
+
+@pytest.mark.parametrize('spare', ['tag', 'silence', 'start'])
+def test_it_is_no_error_under_maintenance_nor_of_a_silent_peer_nor_soon_after_its_start(spare: str) -> None:
+    scene = at_rest(holder=SECONDARY)
+    scene.peer_pings = False
+    scene.cloud.tags[PRIMARY] = [{'Key': 'nat_monitor_maintenance', 'Value': ''}] * (spare == 'tag')
+    if spare == 'silence':
+        scene.silence()
+    scene.monitor.look_now()
+    scene.run(250.0 if spare == 'start' else 800.0)
+    if spare == 'start':
+        scene.cloud.state[PRIMARY] = 'stopped'
+        scene.silence(lasts=40.0)
+        scene.run(300.0)
+
+    assert not watched_lines(scene)
+
+
+# The status
+
+def test_a_trouble_with_a_claim_or_a_step_ends_when_nothing_is_left_to_do() -> None:
+    scene = at_rest()
+    scene.monitor.lasting('claim', 'Denied', TABLE)
+    scene.monitor.lasting('restart', 'stopped: Denied', PRIMARY)
+    scene.monitor.look_now()
+    assert scene.run(5.0).levels('over after') == ['INFO'] * 2
+
+
+def test_the_status_tells_role_ids_holders_ages_reasons_and_troubles() -> None:
+    scene = Scene().run(30.0)
+    assert scene.status['role'] == 'secondary' and scene.status['peer_answers'] is True
+    assert (scene.status['own_id'], scene.status['peer_id']) == (SECONDARY, PRIMARY)
+    assert scene.status['holders'] == dict.fromkeys((TABLE, ADDRESS), PRIMARY)
+    assert 0.0 <= scene.status['last_answer_age'] <= 30.0 and 0.0 <= scene.status['last_observation_age'] <= 30.0
+    assert (scene.status['decision'], scene.status['troubles']) == ('', [])
+
+    scene.fault, scene.outcome = 'net.ipv4.ip_forward is 0', lambda now: False
+    scene.run(160.0)
+    assert scene.status['peer_answers'] is False and 150.0 < scene.status['last_answer_age'] < 165.0
+    assert 'it is stopped once it fails its status checks' in scene.status['decision']
+    assert f'{SECONDARY} cannot NAT (net.ipv4.ip_forward is 0): it claims nothing' in ''.join(scene.status['troubles'])
+    assert not scene.claims()
+    scene.fault = ''
+    assert scene.run(20.0).claims() and not scene.status['troubles']
+
+
+def test_before_anything_is_known_ages_are_none_and_a_status_comes_once_a_minute() -> None:
+    scene, published = Scene(), []
+    scene.cloud.errors['*'] = LOST
+    scene.monitor.publish = lambda status: published.append((scene.now, status))
+    scene.run(200.0)
+    assert scene.pings == [] and published[0][1]['last_answer_age'] is published[0][1]['last_observation_age'] is None
+    assert [round(gap) for gap in gaps([at for at, _ in published])] == [60, 60, 60]
