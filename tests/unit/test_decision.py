@@ -60,8 +60,8 @@ def test_s2_it_claims_nothing_before_the_time_when_ec2_has_refused_a_claim() -> 
     at_peace(PEER, peer_tag=True), fell_silent(peer_tag=True), Story().misses(10.0).sees(0.0, PEER, peer_tag=True)])
 def test_s3_all_is_taken_from_one_that_is_under_maintenance(story: Story) -> None:
     assert serving(story) == (BOTH, SOON)
-    assert serving(story.gets(1.0).sees(0.0, SELF, peer_tag=True)) == ((), LOOK_INTERVAL)
-    assert serving(story.sees(0.0, PEER, peer_tag=True, own_tag=True)) == ((), LOOK_INTERVAL)
+    assert serving(at_peace(SELF, peer_tag=True)) == ((), LOOK_INTERVAL)
+    assert serving(at_peace(PEER, peer_tag=True, own_tag=True)) == ((), LOOK_INTERVAL)
 
 
 @pytest.mark.parametrize('story, claims', [
