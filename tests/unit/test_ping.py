@@ -1,18 +1,14 @@
 """Pinging with real packets, each case in a network namespace of its own."""
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.unit import namespace
+
 SCRIPT = '''
-import json, os, socket, struct, threading, time
+import os, socket, struct, threading, time
 import nat_monitor as m
 ping = m.Ping(0.4)
 sent, at = [], []
@@ -35,24 +31,13 @@ def forge(kind, identifier, sequence, source="10.9.9.9"):
         head = struct.pack("!BBHHH", kind, 0, 0, identifier, sequence)
         s.sendto(struct.pack("!BBHHH", kind, 0, m.checksum(head), identifier, sequence), ("10.9.9.9", 0))
 '''
-UP = 'ip link set lo up && ip address add 10.9.9.9/32 dev lo && ip address add 10.9.9.8/32 dev lo && '
-MUTE = UP + 'sysctl -q -w net.ipv4.icmp_echo_ignore_all=1 && '
+UP = 'ip link set lo up; ip address add 10.9.9.9/32 dev lo; ip address add 10.9.9.8/32 dev lo; '
+MUTE = UP + 'sysctl -q -w net.ipv4.icmp_echo_ignore_all=1; '
 
 
 def inside(setup: str, script: str) -> Any:
     """Run the script behind SCRIPT in a new network namespace after the setup, and return what it left in `out`."""
-    user = [] if os.geteuid() == 0 else ['--user', '--map-root-user']
-    probe = subprocess.run(['unshare', *user, '--net', 'true'], stderr=subprocess.PIPE, text=True)
-    if probe.returncode:
-        lacking = pytest.fail if os.environ.get('CI') else pytest.skip
-        lacking(f'no network namespaces here: {probe.stderr.strip()}')
-    command = setup + 'exec "$0" -c "$1"'
-    script = f'{SCRIPT}{script}\nprint(json.dumps(out))'
-    done = subprocess.run(['unshare', *user, '--net', 'bash', '-c', command, sys.executable, script], cwd=ROOT,
-                          text=True, timeout=60, stdout=subprocess.PIPE,
-                          env={**os.environ, 'PATH': os.environ['PATH'] + ':/usr/sbin:/sbin'})
-    assert done.returncode == 0
-    return json.loads(done.stdout)
+    return namespace.inside(setup, SCRIPT + script)
 
 
 def test_a_well_peer_costs_one_packet_and_no_wait() -> None:
@@ -120,14 +105,14 @@ out = [first, once()[0]]
 @pytest.mark.parametrize('error', ['host-prohibited', 'net-prohibited', 'port-unreachable'])
 def test_an_error_from_the_network_is_a_miss_that_lasts_the_timeout(error: str) -> None:
     rule = ("nft 'add table ip t; add chain ip t i { type filter hook input priority 0; }; "
-            f"add rule ip t i icmp type echo-request reject with icmp {error}' && ")
+            f"add rule ip t i icmp type echo-request reject with icmp {error}'; ")
     results = inside(UP + rule, 'out = [once(), once()]')
 
     assert all(result is False and taken >= 0.4 for result, taken in results), results
 
 
 def test_an_unreachable_route_is_a_fault_of_our_own() -> None:
-    result, _ = inside('ip link set lo up && ip route add unreachable 10.9.9.9 && ', 'out = once()')
+    result, _ = inside('ip link set lo up; ip route add unreachable 10.9.9.9; ', 'out = once()')
 
     assert result == 'fault: No route to host'
 
@@ -139,7 +124,7 @@ def test_no_route_is_a_fault_of_our_own() -> None:
 
 
 def test_a_request_that_the_own_firewall_drops_is_a_fault_of_our_own() -> None:
-    rule = "nft 'add table ip t; add chain ip t o { type filter hook output priority 0; }; add rule ip t o drop' && "
+    rule = "nft 'add table ip t; add chain ip t o { type filter hook output priority 0; }; add rule ip t o drop'; "
     result, _ = inside(UP + rule, 'out = once()')
 
     assert result == 'fault: Operation not permitted'
@@ -167,8 +152,8 @@ out = once()
     assert result is True and taken >= 1.5
 
 
-BRIDGE = UP + ('ip link add wg0 type veth peer name wg1 && ip address add 10.0.0.200/24 dev wg0 && '
-               'ip link set wg0 up && ip link set wg1 up && ')
+BRIDGE = UP + ('ip link add wg0 type veth peer name wg1; ip address add 10.0.0.200/24 dev wg0; '
+               'ip link set wg0 up; ip link set wg1 up; ')
 
 
 def test_a_ping_that_would_leave_with_another_address_than_its_own_ones_is_a_fault_of_our_own() -> None:
@@ -190,7 +175,7 @@ out = [sent_with("10.0.0.9", "10.0.0.11", "10.0.0.12"), sent_with("10.0.0.9", "1
 
 def test_a_way_by_a_second_address_of_an_interface_is_told_all_the_same() -> None:
     """The kernel tells an interface's first one alone."""
-    told = inside(BRIDGE + 'ip address add 10.0.1.200/24 dev wg0 && ', '''
+    told = inside(BRIDGE + 'ip address add 10.0.1.200/24 dev wg0; ', '''
 try:
     ping("10.0.1.9", ["10.0.0.11"])
 except m.OwnFault as fault:
