@@ -209,16 +209,15 @@ def test_a_flood_of_other_traffic_is_dropped_in_the_kernel_from_the_first_packet
     woken, heard = inside('''
 others = [dict(kind=8), dict(kind=3), dict(kind=5), dict(source="10.0.0.11"), dict(protocol=17)]
 class Late(socket.socket):
-    def bind(self, address):
-        time.sleep(0.2)
-        super().bind(address)
-        time.sleep(0.2)
+    def setsockopt(self, *filter):
+        time.sleep(0.3)
+        super().setsockopt(*filter)
 with wire("primary", "eth0") as out_of_primary:
     def flood():
         while not ends.is_set():
             for other in others:
                 out_of_primary.send(frame(b"abcd", **other))
-    ends, thread = threading.Event(), threading.Thread(target=lambda: flood())
+    ends, thread = threading.Event(), threading.Thread(target=flood)
     thread.start()
     m.socket.socket = Late
     connection = m.Detour(0.4, PEER).socket_to(TARGET, ())
