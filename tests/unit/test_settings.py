@@ -94,7 +94,7 @@ def test_the_shipped_file_states_the_defaults_and_asks_for_the_ids_in_one_messag
     ('NOTIFY_COMMAND', [7], 'a list such as'),
     ('NOTIFY_COMMAND', [b'/usr/bin/env'], 'a list such as'),
     ('NOTIFY_COMMAND', ['/usr/bin/env', None], 'a list such as'),
-    ('NOTIFY_COMMAND', ['env'], 'a program that root owns and nobody else can write'),
+    ('NOTIFY_COMMAND', [os.path.relpath('/usr/bin/env')], 'a program that root owns and nobody else can write'),
     ('NOTIFY_COMMAND', ['/usr/bin'], 'a program that root owns and nobody else can write'),
     ('NOTIFY_COMMAND', ['/nowhere/notify'], 'a program that root owns and nobody else can write'),
     ('NOTIFY_COMMAND', ['/etc/passwd'], 'a program that root owns and nobody else can write'),
