@@ -446,7 +446,7 @@ def address_on(interface: str) -> str:
 class Ping:
     """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
 
-    beside = ''  # what brought a reply that did not count
+    beside = ''  # the MAC address that brought a reply which does not count
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout

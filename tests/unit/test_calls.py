@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple, cast
 
 import boto3
-import botocore.stub
 import pytest
 from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.stub import Stubber
+from pytest import MonkeyPatch
 
 from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, InstanceFacts,
                          NoAnswer, NotSent, claim_table, clock_skew, code_of, connect, describe_address,
@@ -111,7 +112,7 @@ def test_what_came_in_time_counts_though_what_was_done_meanwhile_took_longer() -
 
 
 @pytest.mark.parametrize('started', [0, 1])
-def test_a_thread_that_cannot_start_is_an_answer(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+def test_a_thread_that_cannot_start_is_an_answer(monkeypatch: MonkeyPatch, started: int) -> None:
     starts, error = [threading.Thread.start] * started, RuntimeError("can't start new thread")
 
     def start(thread: threading.Thread) -> None:
@@ -165,7 +166,7 @@ class Imds(Server):
 
 
 @pytest.fixture
-def imds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Imds]:
+def imds(monkeypatch: MonkeyPatch, tmp_path: Path) -> Iterator[Imds]:
     """The metadata service; nothing else of AWS is set in the environment, nor in root's home directory."""
     for name in [name for name in os.environ if name.startswith('AWS_')]:
         monkeypatch.delenv(name)
@@ -176,14 +177,14 @@ def imds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Imds]:
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch, imds: Imds) -> Iterator[Endpoint]:
+def endpoint(monkeypatch: MonkeyPatch, imds: Imds) -> Iterator[Endpoint]:
     with serving(Endpoint()) as server:
         monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'http://localhost:{server.server_port}')
         yield server
 
 
 @pytest.fixture
-def tls(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Endpoint:
+def tls(endpoint: Endpoint, monkeypatch: MonkeyPatch, tmp_path: Path) -> Endpoint:
     """The endpoint behind TLS, with a certificate of its own."""
     if not shutil.which('openssl') and not os.environ.get('CI'):
         pytest.skip('a certificate needs the command openssl')
@@ -222,7 +223,7 @@ def user_timeouts(server: Endpoint) -> Set[int]:
     return found
 
 
-def names_take(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def names_take(monkeypatch: MonkeyPatch, seconds: float) -> None:
     """Let name resolution take so long from now on."""
     resolve = socket.getaddrinfo
 
@@ -234,7 +235,7 @@ def names_take(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_the_limit_of_an_answer_counts_from_sending_and_the_kernel_repeats_nothing_for_longer(
-        either: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+        either: Endpoint, monkeypatch: MonkeyPatch) -> None:
     """What it takes before to find and reach EC2 would leave nothing of a second and a half."""
     names_take(monkeypatch, 1.0)
     client = connect('us-east-1')
@@ -249,7 +250,7 @@ def test_the_limit_of_an_answer_counts_from_sending_and_the_kernel_repeats_nothi
 
 @pytest.mark.parametrize('held_up', [0.0, 1.5])
 def test_a_call_whose_name_was_resolved_too_late_is_not_sent_and_known_not_to_be(
-        either: Endpoint, monkeypatch: pytest.MonkeyPatch, held_up: float) -> None:
+        either: Endpoint, monkeypatch: MonkeyPatch, held_up: float) -> None:
     """Also if something holds up who asks, and the call's thread has ended with an error of botocore's before."""
     names_take(monkeypatch, 0.7)
     client = connect('us-east-1')
@@ -264,7 +265,7 @@ def test_a_call_whose_name_was_resolved_too_late_is_not_sent_and_known_not_to_be
 
 @pytest.mark.parametrize('resolving, timeout, after_sending', [(0.0, LONG, 0.3), (0.5, 0.8, LONG)])
 def test_a_call_that_was_sent_and_has_no_answer_by_then_may_have_been_done(
-        endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, resolving: float, timeout: float, after_sending: float
+        endpoint: Endpoint, monkeypatch: MonkeyPatch, resolving: float, timeout: float, after_sending: float
         ) -> None:
     names_take(monkeypatch, resolving)
     endpoint.goes_on.clear()
@@ -371,7 +372,7 @@ def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer_if_there_is_one
 # With which credentials
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Imds]:
+def proxy(monkeypatch: MonkeyPatch) -> Iterator[Imds]:
     """A proxy on another instance, which has a role, too; no host is to be reached without it."""
     with serving(Imds('ASIAOFPROXY')) as server:
         for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
@@ -387,7 +388,7 @@ def key_of(client: Any) -> str:
 
 
 @pytest.fixture
-def administrator(imds: Imds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def administrator(imds: Imds, tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     """The .aws in root's home directory; an administrator has left keys there and in the environment."""
     monkeypatch.setenv('AWS_ACCESS_KEY_ID', 'AKIAENVIRONMENT')
     monkeypatch.setenv('AWS_SECRET_ACCESS_KEY', 'secret')
@@ -398,7 +399,7 @@ def administrator(imds: Imds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_role_alone_counts_whatever_an_administrator_has_left(endpoint: Endpoint, administrator: Path, imds: Imds,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+                                                                  monkeypatch: MonkeyPatch) -> None:
     stop(connect('us-east-1'))
     monkeypatch.delenv('AWS_ENDPOINT_URL_EC2')
     assert endpoint.keys == ['ASIAROLE'] and key_of(connect('us-east-1')) == 'ASIAROLE'
@@ -416,7 +417,7 @@ def test_the_role_alone_counts_whatever_an_administrator_has_left(endpoint: Endp
 
 
 def test_nothing_is_asked_of_a_proxy_not_even_credentials_for_those_that_expire(
-        either: Endpoint, imds: Imds, proxy: Imds, monkeypatch: pytest.MonkeyPatch) -> None:
+        either: Endpoint, imds: Imds, proxy: Imds, monkeypatch: MonkeyPatch) -> None:
     """The command of NOTIFY_COMMAND may need it for calls of its own, so the environment stays as it is."""
     monkeypatch.setattr('random.randint', lambda least, most: least)  # by which botocore puts off what is urgent
     before = dict(os.environ)
@@ -436,7 +437,7 @@ def test_nothing_is_asked_of_a_proxy_not_even_credentials_for_those_that_expire(
     {'AWS_USE_FIPS_ENDPOINT': 'true', 'AWS_USE_DUALSTACK_ENDPOINT': 'true', 'AWS_DEFAULT_REGION': 'eu-west-1',
      'AWS_REGION': 'eu-west-1', 'REQUESTS_CA_BUNDLE': '/nowhere'}], ids=['endpoint', 'kind of endpoint'])
 def test_no_other_variable_and_no_file_of_settings_counts(
-        imds: Imds, administrator: Path, others: Dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        imds: Imds, administrator: Path, others: Dict[str, str], monkeypatch: MonkeyPatch) -> None:
     for name, value in others.items():
         monkeypatch.setenv(name, value)
     (administrator / 'config').write_text(
@@ -451,8 +452,7 @@ def test_no_other_variable_and_no_file_of_settings_counts(
     assert key_of(client) == 'ASIAROLE'
 
 
-def test_a_bundle_of_authorities_counts_and_that_of_requests_does_not(tls: Endpoint, monkeypatch: pytest.MonkeyPatch
-                                                                      ) -> None:
+def test_a_bundle_of_authorities_counts_and_that_of_requests_does_not(tls: Endpoint, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/nowhere')
     assert has_answered(stop(connect('us-east-1')))
 
@@ -472,9 +472,9 @@ def client() -> Any:
 
 
 @pytest.fixture
-def ec2(client: Any) -> Iterator[botocore.stub.Stubber]:
+def ec2(client: Any) -> Iterator[Stubber]:
     """What EC2 answers to the calls of `client`."""
-    with botocore.stub.Stubber(client) as stubber:
+    with Stubber(client) as stubber:
         yield stubber
         stubber.assert_no_pending_responses()
 
@@ -500,7 +500,7 @@ FACTS = {OWN: InstanceFacts('10.0.0.21', ('10.0.0.21',), ('eni-1', 'eni-2')),
     ({'NetworkInterfaceId': 'eni-4'}, OTHER), ({'NatGatewayId': 'nat-1'}, OTHER),
     ({'InstanceId': OWN, 'State': 'blackhole'}, NOBODY), (None, NOBODY)])
 def test_who_is_named_by_id_or_by_a_network_interface_alone_holds_a_table(
-        client: Any, ec2: botocore.stub.Stubber, named: Any, holder: str) -> None:
+        client: Any, ec2: Stubber, named: Any, holder: str) -> None:
     routes = [*OTHERS, {'DestinationCidrBlock': '0.0.0.0/0', **named}, *OTHERS] if named else OTHERS
     ec2.add_response('describe_route_tables', {'RouteTables': [{'RouteTableId': TABLE, 'Routes': routes}]})
 
@@ -516,7 +516,7 @@ def test_who_is_named_by_id_or_by_a_network_interface_alone_holds_a_table(
     ({'NetworkInterfaceId': 'eni-3', 'PrivateIpAddress': '10.0.0.12'}, FACTS, NOBODY),
     ({'InstanceId': 'i-of-others', 'PrivateIpAddress': '10.0.0.12'}, FACTS, OTHER)])
 def test_an_address_is_held_by_whose_primary_private_one_it_is_for(
-        client: Any, ec2: botocore.stub.Stubber, named: Any, facts: Any, holder: str) -> None:
+        client: Any, ec2: Stubber, named: Any, facts: Any, holder: str) -> None:
     association = {'AssociationId': 'eipassoc-1'} if named else {}
     ec2.add_response('describe_addresses', {'Addresses': [
         {'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **association, **named}]})
@@ -526,7 +526,7 @@ def test_an_address_is_held_by_whose_primary_private_one_it_is_for(
     assert describe_address(client, ADDRESS, OWN, PEER_ID, facts) == (ABSENT, '')
 
 
-def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.stub.Stubber) -> None:
+def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: Stubber) -> None:
     own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
            'NetworkInterfaces': [
                {'NetworkInterfaceId': 'eni-1', 'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.11'}]},
@@ -545,8 +545,7 @@ def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: botocore.s
     assert describe_pair(client, OWN, PEER_ID) == {PEER_ID: InstanceFacts(reason='User initiated')}
 
 
-def test_an_unknown_instance_is_gone_and_hides_nothing_of_the_other_one(client: Any, ec2: botocore.stub.Stubber
-                                                                        ) -> None:
+def test_an_unknown_instance_is_gone_and_hides_no_other(client: Any, ec2: Stubber) -> None:
     unknown = 'describe_instance_status', 'InvalidInstanceID.NotFound'
     for checks in (('ok', 'impaired'), ('ok', 'initializing')):
         ec2.add_client_error(*unknown, expected_params={'InstanceIds': (OWN, PEER_ID), 'IncludeAllInstances': True})
@@ -559,8 +558,7 @@ def test_an_unknown_instance_is_gone_and_hides_nothing_of_the_other_one(client: 
     assert describe_states(client, OWN, PEER_ID)[OWN] == ('running', 'initializing and ok')
 
 
-def test_a_route_that_is_not_there_is_created_and_no_other_refusal_is_passed_over(
-        client: Any, ec2: botocore.stub.Stubber) -> None:
+def test_a_route_that_is_not_there_is_created_and_no_other_refusal_is_passed_over(client: Any, ec2: Stubber) -> None:
     route = {'RouteTableId': TABLE, 'DestinationCidrBlock': '0.0.0.0/0', 'InstanceId': OWN}
     ec2.add_response('replace_route', {}, route)
     claim_table(client, TABLE, OWN)
@@ -580,7 +578,7 @@ SKIP = {'SkipOsShutdown': True}
 @pytest.mark.parametrize('code', ['OperationNotPermitted', 'UnsupportedOperation', 'InvalidParameterCombination',
                                   'UnknownParameter', 'InternalError'])
 def test_a_step_that_is_refused_with_an_option_is_taken_at_once_without_it_and_so_are_later_ones(
-        client: Any, ec2: botocore.stub.Stubber, step: str, force: bool, code: str) -> None:
+        client: Any, ec2: Stubber, step: str, force: bool, code: str) -> None:
     options, plain = dict(SKIP), {'InstanceIds': [PEER_ID], 'Force': force}
     ec2.add_response('stop_instances', {}, {**plain, **SKIP})
     take_step(client, PEER_ID, step, options)
