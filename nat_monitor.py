@@ -850,8 +850,8 @@ def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFa
     for i, holder in (own_id, SELF), (peer_id, PEER):
         one = facts.get(i, InstanceFacts())
         if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in one.interfaces:
-            secondary = {*one.addresses} - {one.address}
-            return NOBODY if thing.get('PrivateIpAddress') in secondary else holder
+            private = thing.get('PrivateIpAddress', one.address)
+            return holder if private == (one.address or private) else NOBODY
     return OTHER
 
 

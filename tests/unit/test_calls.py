@@ -513,7 +513,8 @@ def test_who_is_named_by_id_or_by_a_network_interface_alone_holds_a_table(
     # All traffic leaves with the primary private address.
     ({'InstanceId': PEER_ID, 'PrivateIpAddress': '10.0.0.11'}, FACTS, PEER),
     ({'InstanceId': PEER_ID, 'PrivateIpAddress': '10.0.0.12'}, FACTS, NOBODY),
-    ({'NetworkInterfaceId': 'eni-3', 'PrivateIpAddress': '10.0.0.12'}, FACTS, NOBODY),
+    ({'NetworkInterfaceId': 'eni-3', 'PrivateIpAddress': '10.0.0.13'}, FACTS, NOBODY),  # a new one
+    ({'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.21'}, {}, SELF),
     ({'InstanceId': 'i-of-others', 'PrivateIpAddress': '10.0.0.12'}, FACTS, OTHER)])
 def test_an_address_is_held_by_whose_primary_private_one_it_is_for(
         client: Any, ec2: Stubber, named: Any, facts: Any, holder: str) -> None:
