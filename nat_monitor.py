@@ -731,7 +731,7 @@ def connect(region: str) -> Any:
     """
     forbid_late_sending()
     endpoint, _, bundle = map(os.environ.get, VARIABLES)
-    core = botocore.session.Session({
+    core: Any = botocore.session.Session({
         **{name: (None, None, *default)  # neither read from a file nor from the environment
            for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
         **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
@@ -740,13 +740,12 @@ def connect(region: str) -> Any:
     fetcher._session = httpsession.URLLib3Session(timeout=1)  # that of its own would ask a proxy
     core.register_component('credential_provider', credentials.CredentialResolver(
         [credentials.InstanceMetadataProvider(fetcher)]))
-    client = boto3.session.Session(region_name=region, botocore_session=core).client(
+    core.register('after-call.ec2', refuse_foreign_answer)
+    return boto3.session.Session(region_name=region, botocore_session=core).client(
         'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
-    client.meta.events.register('after-call.ec2', refuse_foreign_answer)
-    return client
 
 
 def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) -> None:
