@@ -30,7 +30,6 @@ import dataclasses
 import datetime
 import difflib
 import email.utils
-import errno
 import fcntl
 import functools
 import glob
@@ -54,19 +53,14 @@ import sys
 import threading
 import time
 import traceback
-from typing import (
-    Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union)
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 try:
     import boto3
-    import botocore.config
     import botocore.session
     import requests
-    from botocore.credentials import CredentialResolver, InstanceMetadataProvider
-    from botocore.exceptions import (
-        ClientError, CredentialRetrievalError, NoCredentialsError, ParamValidationError)
-    from botocore.httpsession import URLLib3Session
-    from botocore.utils import InstanceMetadataFetcher
+    from botocore import config, credentials, exceptions, httpsession, utils
+    from botocore.exceptions import ClientError
     IMPORT_ERROR = None
 except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
     IMPORT_ERROR = import_error
@@ -98,12 +92,8 @@ HEIR_WAITS = 10.0          # until it brings together what is apart
 PATIENCE = LOOK_INTERVAL + 30.0  # the same for the other one
 UNWATCHED = 300.0          # without a ping from the peer: no monitor runs there
 AN_HOUR = 3600.0
-REMEMBERED = 4 * AN_HOUR   # steps of restarts
-A_DAY = 24 * AN_HOUR       # for which reliefs are remembered
 REFUSED_FOR_LONG = 20      # claims
 PROBE_INTERVAL = 5.0       # s
-STATUS_INTERVAL = 60.0     # s, between two reports at most
-TROUBLE_LASTS = 120.0      # s, until it is an error
 
 log = logging.getLogger('nat_monitor')
 
@@ -264,7 +254,7 @@ class Lasting:
         words, where, remedy = (one.format(failure, about=about, **self.names) for one in (
             *TROUBLES[kind][:2], REMEDIES[TROUBLES[kind][2]]))
         remedy = f'run{" on " * bool(where)}{where}: {remedy}'
-        if level < logging.ERROR and (at_once or now - since >= TROUBLE_LASTS):
+        if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
             self.log.error(f'{words}; {remedy}')
         elif words != told:
@@ -286,23 +276,21 @@ AN_INSTANCE = "an instance id such as 'i-0123456789abcdef0'"
 AN_ADDRESS = "a public IPv4 address such as '198.51.100.7', or None"
 
 
-def is_id(value: Any, kind: str) -> bool:
-    pattern = f'{kind}-([0-9a-f]{{8}}|[0-9a-f]{{17}})'
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+def is_id(value: Any, kind: str = 'i') -> bool:
+    return re.fullmatch(f'{kind}-[0-9a-f]{{8}}([0-9a-f]{{9}})?', str(value)) is not None
 
 
 def is_list_of_tables(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(is_id(each, 'rtb') for each in value) and (
-        0 < len(value) == len(set(value)))
+        len(value) == len(set(value)))
 
 
 def is_public_address(value: Any) -> bool:
     """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
-    try:
-        address = ipaddress.IPv4Address(value if isinstance(value, str) else '')
-    except ValueError:
-        return False
-    return address.is_global and not address.is_multicast or value.startswith(FOR_DOCUMENTATION)
+    with contextlib.suppress(ValueError):
+        address = ipaddress.IPv4Address(str(value))
+        return address.is_global or str(value).startswith(FOR_DOCUMENTATION)
+    return False
 
 
 def is_number(value: Any, least: float, most: float, *types: type) -> bool:
@@ -311,55 +299,48 @@ def is_number(value: Any, least: float, most: float, *types: type) -> bool:
 
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
-    if not (isinstance(value, (list, tuple)) and value
-            and all(isinstance(word, str) and '\0' not in word for word in value)):
-        return False
-    return (os.path.isabs(value[0]) and os.path.isfile(value[0]) and os.access(value[0], os.X_OK)
-            and all(fine for _, fine in on_the_way_to(value[0])))
+    return (isinstance(value, (list, tuple)) and set(map(type, value)) == {str}
+            and os.path.isabs(value[0]) and os.path.isfile(value[0])
+            and os.access(value[0], os.X_OK) and all(fine for _, fine in on_the_way_to(value[0])))
 
 
-def setting(allowed: str, is_allowed: Callable[..., bool], *details: Any,
-            default: Any = dataclasses.MISSING) -> Any:
-    """Declare a setting: what is allowed, the check with its details, a default if it may miss.
-
-    The default is always allowed.
-    """
-    return dataclasses.field(default=default, metadata={
-        'allowed': allowed, 'is_allowed': lambda value: is_allowed(value, *details)})
+def setting(allowed: str, check: Callable[[Any], bool], default: Any = dataclasses.MISSING) -> Any:
+    """Declare a setting: what is allowed, its check, and a default, always allowed, if any."""
+    return dataclasses.field(default=default, metadata={'allowed': allowed, 'check': check})
 
 
 def seconds(least: float, most: float, default: float) -> Any:
-    return setting(f'a number of seconds from {least} to {most}', is_number, least, most,
-                   int, float, default=default)
+    return setting(f'a number of seconds from {least} to {most}',
+                   lambda value: is_number(value, least, most, int, float), default)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What nat_config.py says, checked; there the names are in capitals.  Times in seconds."""
 
-    primary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
-    secondary_instance_id: str = setting(AN_INSTANCE, is_id, 'i')
-    route_table_ids: Tuple[str, ...] = setting(
+    primary_instance_id: str = setting(AN_INSTANCE, is_id)
+    secondary_instance_id: str = setting(AN_INSTANCE, is_id)
+    route_table_ids: Sequence[str] = setting(
         "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
-    elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
-    num_pings: int = setting('a whole number from 2 to 100', is_number, 2, 100, int, default=3)
+    elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
+    num_pings: int = setting(
+        'a whole number from 2 to 100', lambda value: is_number(value, 2, 100, int), 3)
     ping_timeout: float = seconds(0.05, 30, 1.0)
     wait_between_pings: float = seconds(0.05, 600, 0.25)
     wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
     wait_for_instance_start: float = seconds(30, 7200, 300.0)
-    fail_back: Union[bool, int] = setting(
-        "True (at once), False (never), or a whole number of seconds from 1 to 86400 after the "
-        "monitor's start", lambda value: type(value) is bool or is_number(value, 1, 86400, int),
-        default=True)
-    probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, default=None)
+    fail_back: int = setting(
+        'True (at once), False (never), or a whole number of seconds from 1 to 86400',
+        lambda value: value is False or is_number(value, 1, 86400, int), True)
+    probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
     notify_command: Optional[Sequence[str]] = setting(
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
-        'write, nor any directory above it, or None', is_command, default=None)
+        'write, nor any directory above it, or None', is_command, None)
 
     @property
     def parts(self) -> Tuple[str, ...]:
         """All that one of the pair holds: the route tables, then the address."""
-        return self.route_table_ids + ((self.elastic_ip,) if self.elastic_ip else ())
+        return (*self.route_table_ids, *([self.elastic_ip] if self.elastic_ip else ()))
 
 
 SETTINGS = {field.name.upper(): field for field in dataclasses.fields(Settings)}
@@ -378,29 +359,22 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
-    faults = []
-    empty = [name for name in REQUIRED if names.get(name, name) in ('', [], (), None)]
-    if empty:
-        faults.append(f'{", ".join(empty)} {"is" if len(empty) == 1 else "are"} empty: fill in the '
-                      'ids of your two NAT instances and of the route tables of their private '
-                      'subnets')
-    for name, field in SETTINGS.items():
-        value, allowed = names.get(name, field.default), field.metadata['allowed']
-        if value is dataclasses.MISSING:
-            faults.append(f'{name} is missing; it must be {allowed}')
-        elif not (name in empty or value is field.default or field.metadata['is_allowed'](value)):
-            faults.append(f'{name} is {on_one_line(repr(value))}, but must be {allowed}')
-    for name in (name for name in names if name not in SETTINGS):
-        nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1)
-        hint = f'did you mean {nearest[0]}?' if nearest else f'allowed are {", ".join(SETTINGS)}'
-        faults.append(f'{name} is not a setting; {hint}')
+    empty = [name for name in REQUIRED if not names.get(name)]
+    faults = [f'fill in {", ".join(empty)}: the ids of your two NAT instances and of the route '
+              'tables of their private subnets'] * bool(empty)
+    for name, value in names.items():
+        field = SETTINGS.get(name)
+        if not field:
+            nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1) or SETTINGS
+            faults.append(f'{name} is not a setting; did you mean {" or ".join(nearest)}?')
+        elif not (name in empty or value is field.default or field.metadata['check'](value)):
+            faults.append(f'{name} is {on_one_line(repr(value))}, but must be '
+                          + field.metadata['allowed'])
     primary, secondary = map(names.get, REQUIRED[:2])
     if primary and primary == secondary:
-        faults.append(f'PRIMARY_INSTANCE_ID and SECONDARY_INSTANCE_ID are both {primary!r}, '
-                      'but must be two different instances')
+        faults.append(f'{" and ".join(REQUIRED[:2])} are both {primary}, but must be different')
     if faults:
         raise Refusal(*(f'{path}: {fault}' for fault in faults))
-    names['ROUTE_TABLE_IDS'] = tuple(names['ROUTE_TABLE_IDS'])
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
@@ -438,12 +412,8 @@ class Metadata:
 
 # Ping ---------------------------------------------------------------------------------------------
 
-# What the network says of the peer; any other error keeps the request from leaving this host.
-UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ECONNREFUSED, errno.ENOPROTOOPT,
-               errno.EPROTO)
 REQUESTS_PER_PING = 6  # with four, three misses in a row are too frequent at a loss of 40 %
-SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
-SIOCGIFADDR = 0x8915
+SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST, SIOCGIFADDR = 255, 1, 0, 8, 0x8915
 
 
 def checksum(data: bytes) -> int:
@@ -452,14 +422,30 @@ def checksum(data: bytes) -> int:
     return -total % 0xFFFF  # a carry that is added again is worth 1: so is 0x10000 here
 
 
+def echo_socket(kind: int, address: str) -> socket.socket:
+    """Return a socket that lets in echo requests or replies from the address, and nothing else."""
+    connection = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    connection.setblocking(False)
+    connection.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=i', ~(1 << kind)))
+    connection.connect((address, 0))
+    return connection
+
+
+def address_on(interface: str) -> str:
+    """Return the first IPv4 address of an interface, '' if it has none."""
+    with socket.socket() as connection, contextlib.suppress(OSError):
+        answer = fcntl.ioctl(connection, SIOCGIFADDR, struct.pack('40s', interface.encode()))
+        return socket.inet_ntoa(answer[20:24])
+    return ''
+
+
 class Ping:
     """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
 
-    socket_kind = socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP
+    beside = ''  # the MAC address that brought a reply which does not count
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self.identifier, self.sequence = random.randrange(1 << 16), 0
 
     def __call__(self, address: str, own: Sequence[str] = ()) -> bool:
         """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
@@ -468,67 +454,47 @@ class Ping:
         or would leave it with another address than its own ones, where these are given: the kernel
         would send it elsewhere (a VPN, or a bridge with a network of the VPC).
         """
-        source = source_towards(address)
-        if own and source not in own:
-            raise OwnFault(f'the way to {address} is by {interface_with(source)} ({source}), not '
-                           f'by that with {own[0]}; look at: ip route get {address}')
-        return self.seconds_to(address) is not None
+        return self.seconds_to(address, own) is not None
 
-    def seconds_to(self, address: str) -> Optional[float]:
+    def seconds_to(self, address: str, own: Sequence[str] = ()) -> Optional[float]:
         """Ping once, and return the seconds until the answer came; None is a miss."""
-        requests_sent: Set[bytes] = set()
+        tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
+        empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
+        request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
         try:
-            with socket.socket(*self.socket_kind) as connection:
-                connection.setblocking(False)
-                self.aim(connection, address)
+            with self.socket_to(address, own) as connection:
                 started_at = time.monotonic()
                 for count in range(1, REQUESTS_PER_PING + 1):
-                    requests_sent.add(self.send(connection))
+                    self.send(connection, request)
                     until = started_at + self.timeout * count / REQUESTS_PER_PING
-                    if self.wait(connection, requests_sent, until):
+                    if self.is_answered(connection, tag, until):
                         return time.monotonic() - started_at
         except OSError as error:
-            raise OwnFault(f'{error.strerror or error}')
+            raise OwnFault(error.strerror or str(error))
         return None
 
-    def aim(self, connection: socket.socket, address: str) -> None:
-        """Let in the echo replies that come from the address, and nothing else."""
-        echo_replies = struct.pack('=I', ~(1 << ECHO_REPLY) & 0xFFFFFFFF)
-        connection.setsockopt(SOL_RAW, ICMP_FILTER, echo_replies)
-        connection.connect((address, 0))
+    def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
+        """Return a socket for requests to the address, and replies from there."""
+        connection = echo_socket(ECHO_REPLY, address)
+        source = connection.getsockname()[0]
+        if own and source not in own:
+            by = [name for _, name in socket.if_nameindex() if address_on(name) == source]
+            raise OwnFault(f'the way to {address} is by {" or ".join(by) or "another interface"} '
+                           f'({source}), not that with {own[0]}; look at: ip route get {address}')
+        return connection
 
-    def send(self, connection: socket.socket) -> bytes:
-        """Send one echo request; return its identifier and sequence number, as they come back."""
-        self.sequence = (self.sequence + 1) % (1 << 16)
-        tag = struct.pack('!HH', self.identifier, self.sequence)
-        empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
-        # This clears what came of an earlier request.
-        connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        try:
-            self.transmit(connection, struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag)
-        except OSError as error:
-            if error.errno not in UNREACHABLE:
-                raise
-        return tag
-
-    def transmit(self, connection: socket.socket, request: bytes) -> None:
+    def send(self, connection: socket.socket, request: bytes) -> None:
         """Hand the request to the kernel."""
         connection.send(request)
 
-    def wait(self, connection: socket.socket, requests_sent: Set[bytes], until: float) -> bool:
-        """Wait until the monotonic time `until` for a reply to one of the requests, and tell."""
+    def is_answered(self, connection: socket.socket, tag: bytes, until: float) -> bool:
+        """Wait until the monotonic time `until` for a reply to these requests, and tell."""
         while select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
-            try:
+            with contextlib.suppress(OSError):  # an error from the network, which is a miss
                 packet, sender = connection.recvfrom(2048)
-            except OSError as error:
-                # Other than in sending, "network unreachable" is an ICMP message here, too.
-                if error.errno not in (*UNREACHABLE, errno.ENETUNREACH, errno.EAGAIN):
-                    raise
-                continue  # reading the error has cleared it
-            reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
-            if (reply[:1] == bytes([ECHO_REPLY]) and reply[4:8] in requests_sent
-                    and self.counts(sender)):
-                return True
+                reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
+                if reply[4:8] == tag and self.counts(sender):
+                    return True
         return False
 
     def counts(self, sender: Any) -> bool:
@@ -536,51 +502,22 @@ class Ping:
         return True
 
 
-def source_towards(address: str, device: str = '') -> str:
-    """Return this host's address that the kernel would send from; raise OwnFault if from none."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
-            if device:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-            connection.connect((address, 9))  # sends nothing
-            return str(connection.getsockname()[0])
-    except OSError as error:
-        raise OwnFault(f'{error.strerror or error}')
-
-
-def interface_with(address: str) -> str:
-    """Return the name of the interface that has an address, or words for none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(connection, SIOCGIFADDR, struct.pack('256s', name.encode()))
-                if answer[20:24] == socket.inet_aton(address):
-                    return name
-    return 'another interface'
-
-
 class Requests:
     """The pings of the peer's monitor, as they reach this host; the kernel answers them anyway."""
 
-    def __init__(self) -> None:
-        self.socket: Optional[socket.socket] = None
-        self.address = ''
+    address = ''
 
     def __call__(self, address: str) -> bool:
         """Tell whether one has come from there since this was last asked; the first time, yes."""
-        if not self.socket or address != self.address:
-            self.address, self.socket = address, socket.socket(*Ping.socket_kind)
-            only = struct.pack('=I', ~(1 << ECHO_REQUEST) & 0xFFFFFFFF)
-            self.socket.setsockopt(SOL_RAW, ICMP_FILTER, only)
+        if address != self.address:
+            self.socket, self.address = echo_socket(ECHO_REQUEST, address), address
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the smallest there is
-            self.socket.setblocking(False)
-            self.socket.connect((address, 0))
             return True
-        count = 0
+        heard = False
         with contextlib.suppress(OSError):  # no more, or an ICMP error of a ping
-            while self.socket.recv(64):
-                count += 1
-        return count > 0
+            while True:
+                heard = bool(self.socket.recv(64))
+        return heard
 
 
 SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
@@ -618,13 +555,11 @@ class Probe:
     def __call__(self, target: str, through: Optional[str] = None) -> Probed:
         """Probe once, as a ping does; `through` is the peer's private address.
 
-        Each probe has a socket and numbers of its own, so that any may go on at the same time.
-        Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the peer.
+        Any may go on at the same time.  Raises OwnFault if a request cannot leave this host,
+        NoNeighbour if none can go to the peer.
         """
-        if through is None:
-            return Probed(Ping(self.timeout).seconds_to(target))
-        detour = Detour(self.timeout, through)
-        return Probed(detour.seconds_to(target), detour.beside)
+        ping = Ping(self.timeout) if through is None else Detour(self.timeout, through)
+        return Probed(ping.seconds_to(target), ping.beside)
 
 
 class Detour(Ping):
@@ -633,24 +568,25 @@ class Detour(Ping):
     The requests are frames to the neighbour's MAC address with an IP packet to the target inside.
     """
 
-    socket_kind = socket.AF_PACKET, socket.SOCK_DGRAM, 0  # 0: hears nothing until it is bound
-
     def __init__(self, timeout: float, through: str) -> None:
         super().__init__(timeout)
-        self.through, self.beside = through, ''
+        self.through = through
 
-    def aim(self, connection: socket.socket, address: str) -> None:
-        """Let in the echo replies that come from the address, whoever brings them."""
+    def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
+        """Return a socket that lets in echo replies from the address, whoever brings them."""
         self.device, self.mac = neighbour(self.through)
-        source = source_towards(self.through, self.device)
-        self.addresses = socket.inet_aton(source) + socket.inet_aton(address)
+        self.addresses = socket.inet_aton(address_on(self.device)) + socket.inet_aton(address)
         program = array.array('B', echo_replies_from(address))
         start, size = program.buffer_info()
-        connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER,
-                              struct.pack('HP', size // 8, start))
+        # It hears nothing until it is bound, behind the filter.
+        connection = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        connection.setblocking(False)
+        connection.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', size // 8, start))
         connection.bind((self.device, ETH_P_IP))
+        return connection
 
-    def transmit(self, connection: socket.socket, request: bytes) -> None:
+    def send(self, connection: socket.socket, request: bytes) -> None:
         """Hand the request to the neighbour."""
         length, identification = 20 + len(request), random.randrange(1 << 16)
         head = struct.pack('!BBHHHBB', 0x45, 0, length, identification, 0, TTL, socket.IPPROTO_ICMP)
@@ -660,12 +596,8 @@ class Detour(Ping):
 
     def counts(self, sender: Any) -> bool:
         """Tell whether the neighbour brought the reply; note who else did."""
-        _, _, kind, _, mac = sender
-        if kind != socket.PACKET_HOST:  # sent by this host, or meant for another one
-            return False
-        if mac != self.mac:
-            self.beside = mac.hex(':')
-        return bool(mac == self.mac)
+        self.beside = '' if sender[4] == self.mac else sender[4].hex(':')
+        return not self.beside
 
 
 def neighbour(address: str) -> Tuple[str, bytes]:
@@ -678,19 +610,17 @@ def neighbour(address: str) -> Tuple[str, bytes]:
 
 
 def echo_replies_from(address: str) -> bytes:
-    """Return a program (classic BPF) with which the kernel drops all other IP packets."""
+    """Return a program (classic BPF) with which the kernel drops all other IP packets.
+
+    Each condition is a load and a jump, to the last line unless it is fulfilled.
+    """
     source = int.from_bytes(socket.inet_aton(address), 'big')
     return b''.join(struct.pack('HBBI', *instruction) for instruction in (
-        (0x30, 0, 0, 9),                    # ldb [9]: the protocol
-        (0x15, 0, 6, socket.IPPROTO_ICMP),  # jeq, or to the last line
-        (0x20, 0, 0, 12),                   # ld [12]: the source address
-        (0x15, 0, 4, source),               # jeq, or to the last line
-        (0xb1, 0, 0, 0),                    # ldx 4*([0]&15): the length of the IP header
-        (0x50, 0, 0, 0),                    # ldb [x]: the type of ICMP message
-        (0x15, 0, 1, ECHO_REPLY),           # jeq, or to the last line
-        (0x06, 0, 0, 0xffff),               # ret: let it in
-        (0x06, 0, 0, 0),                    # ret: drop it
-    ))
+        (0x30, 0, 0, 9), (0x15, 0, 6, socket.IPPROTO_ICMP),               # the protocol
+        (0x20, 0, 0, 12), (0x15, 0, 4, source),                           # the source address
+        (0xb1, 0, 0, 0), (0x50, 0, 0, 0), (0x15, 0, 1, ECHO_REPLY),       # behind the IP header
+        (0x06, 0, 0, 0xffff),                                             # let it in
+        (0x06, 0, 0, 0)))                                                 # drop it
 
 
 # EC2 ----------------------------------------------------------------------------------------------
@@ -699,10 +629,9 @@ def echo_replies_from(address: str) -> bytes:
 SELF, PEER, NOBODY, OTHER, ABSENT = 'self', 'peer', 'nobody', 'other', 'absent'
 
 
-EC2Client = Any  # boto3 makes its class as it runs
-Call = Callable[[EC2Client], Any]
+Call = Callable[[Any], Any]  # of an EC2 client, whose class boto3 makes as it runs
 
-in_call = threading.local()  # `sending`: notes a request of this thread, returns its seconds left
+in_call = threading.local()  # `sending`: notes a request of this thread, returns the ms it may take
 
 
 @functools.lru_cache(maxsize=None)  # once
@@ -720,7 +649,7 @@ def forbid_late_sending() -> None:
         if hasattr(in_call, 'sending'):
             if self.sock is None:
                 self.connect()  # as `send` would do
-            left = math.ceil(min(in_call.sending(), READ_TIMEOUT) * 1000)  # ms
+            left = in_call.sending()
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
         send(self, data)
 
@@ -741,53 +670,48 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     came in time counts.
     """
     deadline = time.monotonic() + timeout
-    limits = dict.fromkeys(calls, deadline)  # when each call is given up
+    limits = dict.fromkeys(calls, deadline)  # until when each is waited for
     not_sent = NotSent(f'no answer within {timeout:g} s')
     results: Dict[str, Any] = dict.fromkeys(calls, not_sent)
+    waiting = iter(list(calls.items()))  # one for all threads
     changed = threading.Event()
 
-    def note_sending(name: str) -> float:
+    def note_sending(name: str) -> int:
         # Noted before the time is read: who gives the call up from then on knows of it.
         results[name] = NoAnswer(f'no answer within {min(timeout, after_sending):g} s')
         now = time.monotonic()
         if now >= limits[name]:
             results[name] = not_sent
-            raise NotSent('given up before it was sent')
-        left = min(deadline - now, after_sending)
-        limits[name] = now + left
+            raise not_sent
+        limits[name] = min(deadline, now + after_sending)
         changed.set()
-        return left
-
-    def note_result(name: str, result: Any) -> None:
-        if time.monotonic() <= limits[name]:
-            results[name] = result
-        limits[name] = NEVER  # nothing more is waited for
-        changed.set()
+        return math.ceil(min(limits[name] - now, READ_TIMEOUT) * 1000)
 
     def make_some() -> None:
         for name, call in waiting:
-            if time.monotonic() > deadline:
-                break
             in_call.sending = functools.partial(note_sending, name)
             try:
-                note_result(name, call())
+                result = call()
             except Exception as error:
-                note_result(name, error)
+                result = error
+            if time.monotonic() <= limits[name]:
+                results[name] = result
+            limits[name] = NEVER
+            changed.set()
 
-    waiting = iter(tuple(calls.items()))  # one for all threads
     try:
         for _ in range(min(len(calls), at_once)):
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
-            note_result(name, error)
+            results[name], limits[name] = error, NEVER
     due_at = NEVER
-    while time.monotonic() < max(limits.values(), default=NEVER):
+    while time.monotonic() < (until := max(limits.values(), default=NEVER)):
         if time.monotonic() >= due_at:
-            pause = meanwhile()
-            due_at = time.monotonic() + pause
-        changed.wait(max(0.0, min(due_at, max(limits.values())) - time.monotonic()))
+            due_at = meanwhile() + time.monotonic()
+        changed.wait(min(due_at, until) - time.monotonic())
         changed.clear()
+    list(waiting)  # what has not begun is not begun
     return dict(results)  # a thread that is left to itself may still change its own
 
 
@@ -795,7 +719,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 VARIABLES = ('AWS_ENDPOINT_URL_EC2', 'AWS_EC2_METADATA_SERVICE_ENDPOINT', 'AWS_CA_BUNDLE')
 
 
-def connect(region: str) -> EC2Client:
+def connect(region: str) -> Any:
     """Make an EC2 client that tries once and never hangs for long; the monitor spaces its calls.
 
     It has the credentials of the instance's role.  Beside VARIABLES, nothing counts that somebody
@@ -803,22 +727,21 @@ def connect(region: str) -> EC2Client:
     """
     forbid_late_sending()
     endpoint, _, bundle = map(os.environ.get, VARIABLES)
-    core = botocore.session.Session({
+    core: Any = botocore.session.Session({
         **{name: (None, None, *default)  # neither read from a file nor from the environment
            for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
         **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
         'ignore_configured_endpoint_urls': (None, None, True, None)})
-    fetcher: Any = InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
-    fetcher._session = URLLib3Session(timeout=1)  # that of its own would ask a proxy
-    core.register_component('credential_provider', CredentialResolver(
-        [InstanceMetadataProvider(fetcher)]))
-    client = boto3.session.Session(region_name=region, botocore_session=core).client(
-        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=botocore.config.Config(
+    fetcher: Any = utils.InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
+    fetcher._session = httpsession.URLLib3Session(timeout=1)  # that of its own would ask a proxy
+    core.register_component('credential_provider', credentials.CredentialResolver(
+        [credentials.InstanceMetadataProvider(fetcher)]))
+    core.register('after-call.ec2', refuse_foreign_answer)
+    return boto3.session.Session(region_name=region, botocore_session=core).client(
+        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
-    client.meta.events.register('after-call.ec2', refuse_foreign_answer)
-    return client
 
 
 def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) -> None:
@@ -845,39 +768,35 @@ def lost_credentials(result: Any) -> bool:
 
     EC2 refuses them when the instance profile was replaced, long before they expire.
     """
-    return (isinstance(result, (NoCredentialsError, CredentialRetrievalError))
-            or code_of(result) in REFUSED_CREDENTIALS)
+    none = exceptions.NoCredentialsError, exceptions.CredentialRetrievalError
+    return isinstance(result, none) or code_of(result) in REFUSED_CREDENTIALS
 
 
 def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
-    try:
-        date: Any = error.response['ResponseMetadata']['HTTPHeaders']['date']
-        return time.time() - email.utils.mktime_tz(email.utils.parsedate_tz(date))
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return 0.0
+    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+        date = error.response['ResponseMetadata']['HTTPHeaders']['date']
+        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+    return 0.0
 
 
-def describe_states(client: EC2Client, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
+def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
     """Return by instance id EC2's state and its checks.
 
     The state is 'gone' if there is no such instance; the checks are 'ok', 'impaired' or EC2's
     words.  An unknown id fails the call for all of them, so each is asked for alone then.
     """
     try:
-        answer = client.describe_instance_status(
-            InstanceIds=list(instance_ids), IncludeAllInstances=True)
+        answer = client.describe_instance_status(InstanceIds=instance_ids, IncludeAllInstances=True)
     except ClientError as error:
         if code_of(error) != 'InvalidInstanceID.NotFound':
             raise
-        if len(instance_ids) == 1:
-            return {instance_ids[0]: ('gone', '')}
-        return {i: state for each in instance_ids
-                for i, state in describe_states(client, each).items()}
+        first, *others = instance_ids
+        return {first: ('gone', '')} if not others else {
+            **describe_states(client, first), **describe_states(client, *others)}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
-        checks = {one[kind].get('Status', '')
-                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
+        checks = {one[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')}
         verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
@@ -904,28 +823,31 @@ class InstanceFacts(NamedTuple):
     source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
 
 
-def describe_pair(client: EC2Client, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
+def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
     """Return the facts by instance id, of those that EC2 knows."""
     found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
+    cards = {i: one.get('NetworkInterfaces', []) for i, one in found.items()}
     return {i: InstanceFacts(
         one.get('PrivateIpAddress', ''),
-        tuple(address['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
-              for address in card.get('PrivateIpAddresses', [])),
-        tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
+        tuple(its['PrivateIpAddress'] for card in cards[i] for its in card['PrivateIpAddresses']),
+        tuple(card['NetworkInterfaceId'] for card in cards[i]),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
         one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
-        one.get('SourceDestCheck', False))
-        for i, one in found.items()}
+        one.get('SourceDestCheck', False)) for i, one in found.items()}
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str,
-              interfaces: Optional[Dict[str, str]] = None) -> str:
+def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFacts]) -> str:
     """Return who of the pair a route or an address points to.
 
-    EC2 may name only a network interface; `interfaces` tells the instances of those by id.
+    EC2 may name only a network interface.  At a secondary private address of the right instance
+    nobody holds it: traffic leaves with the primary one.
     """
-    named = thing.get('InstanceId') or (interfaces or {}).get(thing.get('NetworkInterfaceId', ''))
-    return {own_id: SELF, peer_id: PEER}.get(named or '', OTHER)
+    for i, holder in (own_id, SELF), (peer_id, PEER):
+        one = facts.get(i, InstanceFacts())
+        if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in one.interfaces:
+            private = thing.get('PrivateIpAddress', one.address)
+            return holder if private == (one.address or private) else NOBODY
+    return OTHER
 
 
 def default_route(table: Any) -> Dict[str, Any]:
@@ -938,66 +860,52 @@ def default_route(table: Any) -> Dict[str, Any]:
                  and route.get('Origin', 'CreateRoute') == 'CreateRoute'), {})
 
 
-def describe_tables(client: EC2Client, table_ids: Tuple[str, ...], own_id: str, peer_id: str,
-                    interfaces: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+def describe_tables(client: Any, table_ids: Sequence[str], own_id: str, peer_id: str,
+                    facts: Dict[str, InstanceFacts]) -> Dict[str, str]:
     """Return by table who holds its default route."""
     found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     holders = dict.fromkeys(table_ids, ABSENT)
     for i, table in found.items():
         route = default_route(table)
         lives = route and route.get('State') != 'blackhole'
-        holders[i] = holder_of(route, own_id, peer_id, interfaces) if lives else NOBODY
+        holders[i] = holder_of(route, own_id, peer_id, facts) if lives else NOBODY
     return holders
 
 
-def describe_networks(client: EC2Client, table_ids: Tuple[str, ...]) -> List[str]:
+def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     links = [link for table in tables.values() for link in table.get('Associations', [])]
     subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
-    return sorted({one['CidrBlock'] for one in found.values()})
+    return sorted(one['CidrBlock'] for one in found.values())
 
 
-def describe_address(client: EC2Client, address: str, own_id: str, peer_id: str,
+def describe_address(client: Any, address: str, own_id: str, peer_id: str,
                      facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
-    """Return who holds the address and its allocation id, '' if it does not exist.
-
-    At a secondary private address of the right instance nobody holds it: traffic leaves with
-    the primary one.
-    """
-    found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
-    if not found:
-        return ABSENT, ''
-    cards = {card: i for i, one in facts.items() for card in one.interfaces}
-    holder = holder_of(found, own_id, peer_id, cards) if found.get('AssociationId') else NOBODY
-    private = facts.get({SELF: own_id, PEER: peer_id}.get(holder, ''), InstanceFacts()).address
-    if private and found.get('PrivateIpAddress', private) != private:
-        holder = NOBODY
-    return holder, found['AllocationId']
+    """Return who holds the address and its allocation id, '' if it does not exist."""
+    found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address, {})
+    holder = holder_of(found, own_id, peer_id, facts) if found.get('AssociationId') else NOBODY
+    return holder if found else ABSENT, found.get('AllocationId', '')
 
 
-def claim_table(client: EC2Client, table_id: str, instance_id: str) -> None:
+def claim_table(client: Any, table_id: str, instance_id: str) -> None:
     """Point the table's default route at the instance, whether there is one yet or not."""
-    route: Dict[str, Any] = {
+    route = {
         'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
     try:
         client.replace_route(**route)
     except ClientError as error:
-        # EC2's code for "there is no such route" serves other faults too: CreateRoute tells which.
-        if code_of(error) != 'InvalidParameterValue':
+        if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        try:
-            client.create_route(**route)
-        except ClientError as second:
-            raise error if code_of(second) == 'RouteAlreadyExists' else second
+        client.create_route(**route)
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
 DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 
 
-def take_step(client: EC2Client, instance_id: str, step: str, options: Dict[str, Any]) -> None:
+def take_step(client: Any, instance_id: str, step: str, options: Dict[str, Any]) -> None:
     """Stop, force or start an instance.
 
     What is refused with options, by EC2 for some types of instance or by an older boto3, is done
@@ -1007,7 +915,7 @@ def take_step(client: EC2Client, instance_id: str, step: str, options: Dict[str,
         client.stop_instances, Force=step == FORCE)
     try:
         call(InstanceIds=[instance_id], **options)
-    except (ClientError, ParamValidationError):
+    except (ClientError, exceptions.ParamValidationError):
         if not options:
             raise
         options.clear()
@@ -1422,12 +1330,11 @@ class Ec2:
         While all is calm, over two connections: most of what a look costs are their handshakes.
         """
         pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip
-        cards = {card: i for i, one in self.facts.items() for card in one.interfaces}
         questions: Dict[str, Call] = {
             'states': lambda client: describe_states(client, *pair),
             'instances': lambda client: describe_pair(client, *pair),
             'tables': lambda client: describe_tables(
-                client, self.settings.route_table_ids, *pair, cards)}
+                client, self.settings.route_table_ids, *pair, self.facts)}
         if address:
             questions['address'] = lambda client: describe_address(
                 client, address or '', *pair, self.facts)
@@ -1595,7 +1502,7 @@ class Memory:
 
     def note_step(self, step: Step) -> None:
         """A step of a restart was asked for."""
-        self.steps = [one for one in self.steps if step.at - one.at < REMEMBERED] + [step]
+        self.steps = [one for one in self.steps if step.at - one.at < 4 * AN_HOUR] + [step]
         if not step.refused:
             self.heard_at = NEVER
 
@@ -2104,7 +2011,7 @@ class Monitor:
         if serving.claims:
             self.claim(serving.claims)
             if serving.relief and {SELF, CLAIMED} & {*memory.holders.values()}:  # else it was none
-                memory.reliefs = [at for at in memory.reliefs if now - at < A_DAY] + [now]
+                memory.reliefs = [at for at in memory.reliefs if now - at < 24 * AN_HOUR] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
@@ -2232,7 +2139,7 @@ class Monitor:
     def report(self) -> None:
         """Publish what is known; ages are in seconds, None where something never happened."""
         now, memory = self.clock.monotonic(), self.memory
-        self.report_at = now + STATUS_INTERVAL
+        self.report_at = now + MINUTE
         ids = {SELF: self.own_id, PEER: self.peer_id}
         seen_at = max([one.asked_at for one in memory.history[-1:]], default=NEVER)
         answered_age, seen_age = (None if at == NEVER else now - at
@@ -2258,7 +2165,7 @@ class Monitor:
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
 PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # as in iam_policy.json
 OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
-FRESH = 3 * STATUS_INTERVAL
+FRESH = 3 * MINUTE
 LIST_RULES = 'nft list ruleset; ip rule; ip route'
 MASQUERADE = ("nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; "
               "{}oifname != \"lo\" masquerade; }}; }}'")
