@@ -2744,87 +2744,76 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`, where it stands in the braces.
+    is told when it works again, after the words of `lost`.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
-                 lost: str) -> None:
-        super().__init__()
+                 lost: str, level: int = logging.INFO) -> None:
+        super().__init__(level)
         self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
         threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put((record.levelname, self.format(record)))
+            self.waiting.put(functools.partial(self.write, record.levelname, self.format(record)))
         else:
             self.dropped += 1
 
     def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
         """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
         done = threading.Event()
-        self.waiting.put(done)
+        self.waiting.put(done.set)
         done.wait(timeout)
 
     def write_all(self) -> None:
-        """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
+        """Do for ever what waits: write a line, or tell `flush` that it came to this."""
         while True:
-            item = self.waiting.get()
-            if isinstance(item, threading.Event):
-                item.set()
-            elif not self.write(*item):
+            written = self.waiting.get()()
+            if written is False:
                 self.dropped += 1
-            elif self.dropped and self.waiting.empty():
+            elif written and self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(self.lost.replace('{}', str(count)))
+                log.warning(f'{self.lost}: {count}')
 
 
 def write_line(level: str, line: str) -> bool:
     """Write a line to standard output, however long it takes; tell whether it could be written."""
-    rest = (line + '\n').encode(errors='replace')
-    try:
-        output = sys.stdout.fileno()
-        while rest:
-            select.select([], [output], [])  # somebody may have set it not to block
-            rest = rest[os.write(output, rest):]
-    except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
-        return False
-    return True
+    data = (line + '\n').encode(errors='replace')
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed pipe; none
+        return os.write(sys.stdout.fileno(), data) == len(data)
+    return False
 
 
 def notify(command: Sequence[str], level: str, line: str) -> bool:
     """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
-    failure, null = '', subprocess.DEVNULL
+    null = subprocess.DEVNULL
     try:
         process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
                                    start_new_session=True)
-        write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
-        if process.wait(NOTIFY_TIMEOUT):
-            failure = f'ended with exit code {process.returncode}'
+        if process.wait(NOTIFY_TIMEOUT) == 0:
+            return True
+        failure = f'ended with exit code {process.returncode}'
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
     except Exception as error:  # no memory, no such file any more, an odd line
         failure = f'could not be run ({in_words(error)})'
-    if failure:
-        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
-    return not failure
+    log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return False
 
 
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
-        output = sys.stdout.fileno()
-        if os.path.isfile(output):  # behind `>`: write at the end after somebody has emptied it
-            flags = fcntl.fcntl(output, fcntl.F_GETFL)
-            fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
+        if os.path.isfile(sys.stdout.fileno()):  # behind `>`: at the end, also once it is emptied
+            fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
+    writer = Writer(write_line, formatter, 'lines that could not be written')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
-    log.propagate = False
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
     return writer
 
@@ -2832,19 +2821,18 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told: {{}}')
-    notifier.setLevel(logging.WARNING)
+                      f'lines of which {command[0]} was not told', logging.WARNING)
     notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
+    told = {'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status}
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump({'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status},
-                      file)
+            json.dump(told, file)
         os.replace(f'{path}.new', path)
 
 
@@ -2858,9 +2846,8 @@ def take_lock(path: str = LOCK_FILE) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(lock, 20).decode().strip() or 'unknown'
-        suspended = ' (suspended)' if is_suspended(pid) else ''
-        raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
-                      exit_code=1)
+        held = f'{pid} (suspended)' if is_suspended(pid) else pid
+        raise Refusal(f'a monitor already runs with pid {held}: this one ends', exit_code=1)
     except OSError as error:
         raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     os.ftruncate(lock, 0)
@@ -2870,9 +2857,7 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
 def is_suspended(pid: str) -> bool:
     """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
-    with contextlib.suppress(OSError), open(f'/proc/{pid}/stat') as file:
-        return file.read().rpartition(')')[2].split()[0] in ('T', 't')
-    return False
+    return bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
 
 
 def write_proc(path: str, text: str) -> None:
@@ -2881,13 +2866,46 @@ def write_proc(path: str, text: str) -> None:
         file.write(text)
 
 
-def import_fault(error: BaseException) -> str:
-    """Say which package is missing, or what a broken one raised."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {error.name} is missing: '
-                f'install boto3 and requests for {sys.executable}')
-    return (f'the Python package boto3 or requests is broken for {sys.executable} '
-            f'({type(error).__name__}: {on_one_line(error)}): mend it')
+def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
+    """Let the monitor ask EC2 at SIGHUP; at any other signal, or without a monitor, end."""
+    if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
+        log.info('SIGHUP: asking EC2 now')
+        monitor.look_now()
+        return
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
+            if monitor and monitor.left_stopped else '')
+    log.info(f'ended by {signal.Signals(number).name}{left}')
+    log.handlers[0].flush()
+    os._exit(0 if monitor else 1)  # at once, also with a call under way in a thread
+
+
+def heed_signals(monitor: Optional[Monitor] = None) -> None:
+    for number in SIGNALS:
+        signal.signal(number, functools.partial(heed, monitor))
+
+
+def run(arguments: str) -> int:
+    """Do what the arguments ask for and return the exit code; raise Refusal if that cannot be."""
+    if arguments not in ('', '--check', '--status'):
+        raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
+    if IMPORT_ERROR:
+        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}')
+    if arguments == '--status':
+        return Check().status()
+    if os.geteuid() != 0:
+        raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
+    if arguments == '--check':
+        return Check().run()
+    settings = read_settings()
+    take_lock()
+    write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
+    if settings.notify_command:
+        start_notifying(settings.notify_command)
+    monitor = Monitor(settings, publish=write_status)
+    heed_signals(monitor)
+    monitor.run()
+    return 0
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -2898,50 +2916,16 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 0
     check = arguments in ('--check', '--status')
     output = start_log(*['%(message)s'] if check else [])
-    monitor: Optional[Monitor] = None
-
-    def heed(number: int, _: Any) -> None:
-        if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
-            log.info('SIGHUP: asking EC2 now')
-            monitor.look_now()
-            return
-        signal.signal(number, signal.SIG_IGN)  # once is enough
-        left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
-                if monitor and monitor.left_stopped else '')
-        log.info(f'ended by {signal.Signals(number).name}{left}')
-        output.flush()
-        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
-
-    for number in SIGNALS:
-        signal.signal(number, heed)
+    heed_signals()
     write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
-        if arguments and not check:
-            raise Refusal(f'the arguments are {arguments!r}, '
-                          'but must be none, --check, --status, --version or --help')
-        if IMPORT_ERROR:
-            raise Refusal(import_fault(IMPORT_ERROR))
-        if arguments == '--status':
-            return Check().status()
-        if os.geteuid() != 0:
-            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
-                          'who alone may ping through a raw socket')
-        if check:
-            return Check().run()
-        settings = read_settings()
-        take_lock()
-        write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
-        if settings.notify_command:
-            start_notifying(settings.notify_command)
-        monitor = Monitor(settings, publish=write_status)
-        monitor.run()
+        return run(arguments)
     except Refusal as refusal:
         for fault in refusal.faults:
             log.error(fault)
         return refusal.exit_code
     finally:
         output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
-    return 0
 
 
 if __name__ == '__main__':
