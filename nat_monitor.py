@@ -2736,7 +2736,6 @@ LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
 LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
 UTC = '%Y-%m-%dT%H:%M:%SZ'
-SIGNALS = [getattr(signal, f'SIG{name}') for name in 'TERM INT HUP QUIT USR1 USR2'.split()]
 
 
 class Writer(logging.Handler):
@@ -2860,12 +2859,6 @@ def is_suspended(pid: str) -> bool:
     return bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
 
 
-def write_proc(path: str, text: str) -> None:
-    """Write to a file in /proc, best effort: it matters little where it is not allowed."""
-    with contextlib.suppress(OSError), open(path, 'w') as file:
-        file.write(text)
-
-
 def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
     """Let the monitor ask EC2 at SIGHUP; at any other signal, or without a monitor, end."""
     if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
@@ -2881,8 +2874,8 @@ def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
 
 
 def heed_signals(monitor: Optional[Monitor] = None) -> None:
-    for number in SIGNALS:
-        signal.signal(number, functools.partial(heed, monitor))
+    for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'):
+        signal.signal(signal.Signals[name], functools.partial(heed, monitor))
 
 
 def run(arguments: str) -> int:
@@ -2899,7 +2892,10 @@ def run(arguments: str) -> int:
         return Check().run()
     settings = read_settings()
     take_lock()
-    write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
+    # For killall, whatever started this; when memory runs out, the kernel takes this process last.
+    for name, text in (('comm', 'nat_monitor.py'), ('oom_score_adj', '-1000')):
+        with contextlib.suppress(OSError), open(f'/proc/self/{name}', 'w') as file:
+            file.write(text)
     if settings.notify_command:
         start_notifying(settings.notify_command)
     monitor = Monitor(settings, publish=write_status)
@@ -2917,7 +2913,6 @@ def main(argv: Optional[List[str]] = None) -> int:
     check = arguments in ('--check', '--status')
     output = start_log(*['%(message)s'] if check else [])
     heed_signals()
-    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
     try:
         return run(arguments)
     except Refusal as refusal:
