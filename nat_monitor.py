@@ -1049,7 +1049,7 @@ LIST_TIMEOUT = 1.5  # s, for all tools, side by side
 # What becomes of a packet in a chain, beside translation; ON: nothing yet, UNCLEAR: who knows?
 ACCEPT, DROP, ON, UNCLEAR = 'accept', 'drop', 'continue', 'unclear'
 VERDICTS = {'': ON, ON: ON, 'return': ON, ACCEPT: ACCEPT, DROP: DROP, 'reject': DROP}
-PASSES, SURENESS = {ACCEPT: True, DROP: False}, (False, None, True)
+WORST_FIRST = (False, None, True)  # of what a verdict may be
 RULE = re.compile(  # conditions, then what is done with a packet, '' if nothing is, then how
     r'^(.*?)(?:(?<!\S)(?:policy )?(accept|drop|reject|continue|return|jump|goto|masquerade|queue'
     r'|snat(?=.* to )|synproxy|vmap|xt target(?! "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS)))'
@@ -1105,7 +1105,7 @@ def fits(conditions: str, packet: Packet) -> Optional[bool]:
             return False if found else None
         has = packet.get(found['term'])
         each = [covers(value, has) for value in re.findall(r'[^\s,|{}"]+', found['values'])]
-        one = max(each, key=SURENESS.index)
+        one = max(each, key=WORST_FIRST.index)
         if one is bool(found['no']):
             return False
         sure = sure and one is not None
@@ -1133,7 +1133,7 @@ def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[s
 
 
 def worst(told: Sequence[Verdict]) -> Verdict:
-    return min(told, key=lambda one: SURENESS.index(one[0]))
+    return min(told, key=lambda one: WORST_FIRST.index(one[0]))
 
 
 class Host:
@@ -1189,7 +1189,7 @@ class Host:
 
     def filtering(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether all rules let pass what comes from a network, and the answers."""
-        told = [(PASSES.get(end), words) for packet in self.packets(network)
+        told = [({ACCEPT: True, DROP: False}.get(end), words) for packet in self.packets(network)
                 for end, words in self.ends_at('filter hook forward', packet)]
         sure, words = worst([*told, (not self.unlisted or None, self.unlisted)])
         return sure, f'{self.switch} is 1, and no rule drops' if sure else (
@@ -1205,7 +1205,7 @@ class Host:
         The first chain that translates counts; where two disagree, nobody can tell.
         """
         ends = self.ends_at('nat hook postrouting', self.packets(network)[0])
-        told = {self.translates(end): words for end, words in ends if end not in PASSES}
+        told = {self.translates(end): words for end, words in ends if end not in (ACCEPT, DROP)}
         whom = network or 'the private networks'
         if len(told) == 1 and None not in told:
             [(sure, words)] = told.items()

@@ -36,9 +36,9 @@ def run(folder: pathlib.Path, settings: str, *,
     (folder / 'nat_config.py').write_text(settings)
     command = [*prefix, sys.executable, str(folder / 'nat_monitor.py'), *arguments]
     done = subprocess.run(command, text=True, timeout=30, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          stdin=subprocess.DEVNULL)
-    assert done.stderr == ''
-    assert all(LINE.fullmatch(line) for line in done.stdout.splitlines()), done.stdout
+                          stdin=subprocess.DEVNULL, env={**os.environ, 'TZ': 'Asia/Tokyo'})
+    hours = {time.strftime('%Y-%m-%dT%H', time.gmtime(time.time() - ago)) for ago in (0, 60)}
+    assert not done.stderr and all(LINE.fullmatch(one) and one[:13] in hours for one in done.stdout.splitlines()), done
     return done
 
 
@@ -104,7 +104,6 @@ def test_a_full_pipe_holds_up_nobody_and_gets_its_lines_when_it_is_read(
         fill(writer)
         monkeypatch.setattr('nat_monitor.sys.stdout', full)
         total = nat_monitor.LINES_KEPT + 100
-
         logged = map(nat_monitor.log.info, map('line {}'.format, range(total)))
         thread = threading.Thread(target=list, args=[logged], daemon=True)
         thread.start()
@@ -198,6 +197,7 @@ def test_a_closed_terminal_makes_the_monitor_look_and_ends_nothing() -> None:
             assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
             assert next_line(process) == 'INFO looked'
         assert process.poll() is None
+        assert pathlib.Path(f'/proc/{process.pid}/comm').read_text() == 'nat_monitor.py\n'  # for killall
 
 
 def test_a_log_that_is_emptied_while_it_is_written_goes_on_at_its_beginning(tmp_path: pathlib.Path) -> None:
@@ -248,7 +248,7 @@ def test_a_check_that_nobody_reads_is_ended_by_a_signal(number: int) -> None:
 
         process.send_signal(number)
 
-        assert process.wait(20) == 1
+        assert (process.wait(20), process.stderr.read()) == (1, '')
 
 
 def test_importing_it_does_nothing() -> None:
