@@ -952,70 +952,51 @@ LIST_TIMEOUT = 1.5  # s, for all tools, side by side
 
 # What becomes of a packet in a chain, beside translation; ON: nothing yet, UNCLEAR: who knows?
 ACCEPT, DROP, ON, UNCLEAR = 'accept', 'drop', 'continue', 'unclear'
-VERDICTS = {ACCEPT: ACCEPT, DROP: DROP, 'reject': DROP, ON: ON, 'return': ON}
-VERDICT = re.compile(
-    rf'(?<!\S)(?:policy )?({"|".join(VERDICTS)}|jump|goto|masquerade|snat(?= to ))(?: (.*))?$')
-TERMS = {'ip saddr': 'from', 'ip daddr': 'to', 'ct state': 'state', 'ct status': 'status',
-         'meta l4proto': 'protocol', 'ip protocol': 'protocol', 'meta nfproto': 'family',
-         **dict.fromkeys(('iifname', 'iif', 'oifname', 'oif'), 'interface'),
-         **dict.fromkeys(('fib saddr type', 'fib daddr type'), 'type')}
+VERDICTS = {'': ON, ON: ON, 'return': ON, ACCEPT: ACCEPT, DROP: DROP, 'reject': DROP}
+WORST_FIRST = (False, None, True)  # of what a verdict may be
+RULE = re.compile(  # conditions, then what is done with a packet, '' if nothing is, then how
+    r'^(.*?)(?:(?<!\S)(?:policy )?(accept|drop|reject|continue|return|jump|goto|masquerade|queue'
+    r'|snat(?=.* to )|synproxy|vmap|xt target(?! "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS)))'
+    r'(?: (.*))?)?$')
 CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what it means
-    rf'(?!ct state != \w+(?:,| \|))(?:(?P<term>{"|".join(TERMS)})|'
+    r'(?!ct state != \w+(?:,| \|))(?:(?P<term>(?:ip|ct|meta) \w+|[io]if)(?:name)?|'
     r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
     r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
-HARMLESS = (
-    r'(?<!\S)(?:counter(?: name \S+| packets \d+ bytes \d+)?|flow add \S+'
-    r'|xt (?:match "?comment|target "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS))"?'
-    r'|log(?: prefix "[^"]*"| (?:level|group|snaplen) \S+| flags (?:tcp |ip )?\S+)*'
-    r'|(?:meta|ct) mark set (?:(?:meta|ct) mark|\S+)|tcp option maxseg size set (?:rt mtu|\d+))')
 PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
-    (r' ?comment "[^"]*"$', ''), (r'(?s) \{\n\t{3}.*?^\t\t\}$', ' a chain without a name'),
-    (r'(?s)^table \S+ \S+ \{[^\n]*\s+flags [^\n]*dormant.*?^\}', ''),
-    (r'xt target "?MASQUERADE"?', 'masquerade'), (r'xt target "?REJECT"?', 'reject'),
-    (f'{HARMLESS}$', ON), (HARMLESS, ''), (r'(?<=\S) +', ' '), ('snat ip to', 'snat to'),
-    (r'(snat to [\d.]+)(?::[\d-]+)?(?: [a-z,-]+)*$', r'\1'),
-    (rf'(.*) vmap \{{ (.*) \}}(?: {ON})?$', lambda found: '\n'.join(
-        f'{found[1]} {one.replace(" : ", " ")}' for one in found[2].split(', '))))
+    (r' ?comment "[^"]*"$', ''), (r'xt target "?(MASQUERADE|REJECT)"?', lambda xt: xt[1].lower()),
+    (r'(?<=\s)(?:counter(?: name \S+| packets \d+ bytes \d+)?|xt match "?comment"?'
+     r'|log(?: prefix "[^"]*"| (?:level|group|snaplen) \S+| flags (?:tcp |ip )?\S+)*)(?: |$)', ''),
+    (r'^(.*) vmap \{ (.*) \} ?$', lambda found: '\n'.join(
+        f'{found[1]} {one.replace(" : ", " ")}' for one in found[2].split(', '))),
+    (r'^\t\t(type \w+ hook \w+) .*; (policy \w+);\n((?:\t\t.*\n)*)', r'\t\t\1\n\3\t\t\2\n'))
 
 Network = ipaddress.IPv4Network
 INTERNET = Network(EVERYWHERE)  # as an address of a packet: any that is public
-Packet = Dict[str, Any]  # by the values of TERMS; None: not known
-Chains = Dict[str, List[str]]  # by family, table and name: rules with one verdict, or what is none
+Packet = Dict[str, Any]  # by the terms of conditions; '' or None: not known
+# By family, table and name, the rules; the hook, if any, is the first, its policy the last.
+Chains = Dict[str, List[str]]
 Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
 
 
-def read_rules(listing: str, interface: str) -> Tuple[Chains, List[Tuple[str, str]]]:
-    """Read what nft lists, iptables' rules too, as far as IPv4 packets of the interface meet it.
-
-    Returns the chains, and the names of those that have a hook, each with its type and hook before,
-    such as 'filter forward'.  The last rule of these is their policy.
-    """
-    chains: Chains = {}
-    hooks = []
+def read_rules(listing: str) -> Chains:
+    """Read what nft lists, iptables' rules too, as far as IPv4 packets meet it."""
     for pattern, plain in PLAINLY:
         listing = re.sub(f'(?m){pattern}', plain, listing)
-    for table, text in re.findall(r'(?ms)^table ((?:ip|inet|netdev) \S+) \{(.*?)^\}', listing):
-        for name, body in re.findall(r'(?ms)^\tchain (\S+) \{\n(.*?)^\t\}', text):
-            base = re.search(r'type (\w+) hook (\w+)(.*); (policy \w+);\n', body)
-            rules = chains[f'{table} {name}'] = body[base.end() if base else 0:].split('\n')
-            if base and ('device' not in base[3] or f'"{interface}"' in base[3]):
-                rules.append(base[4])
-                hooks.append((f'{base[1]} {base[2]}', f'{table} {name}'))
-    return chains, hooks
+    tables = re.findall(r'(?ms)^table ((?:ip|inet) \S+) \{'
+                        r'(?![^\n]*\s+flags [^\n]*dormant)(.*?)^\}', listing)
+    return {f'{table} {name}': re.findall(r'(?m)^\t\t([^\t\n}].*)', body) for table, text in tables
+            for name, body in re.findall(r'(?ms)^\tchain (\S+) \{\n(.*?)^\t\}', text)}
 
 
 def covers(value: str, has: Any) -> Optional[bool]:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
-    if not has or value.startswith('@'):
+    if not has or value[0] == '@':
         return None
     if not isinstance(has, Network):
-        return value in has or value.endswith('*') and has[0].startswith(value[:-1])
-    try:
-        networks = [Network(value, strict=False)] if '-' not in value else [
-            *ipaddress.summarize_address_range(*map(ipaddress.IPv4Address, value.split('-')))]
-    except ValueError:
-        return None
-    some = [one for one in networks if one.overlaps(has) and (has != INTERNET or one.is_global)]
+        return value in has.split() or value.endswith('*') and has.startswith(value[:-1])
+    ends = [Network(one) for one in value.split('-')]
+    some = [one for one in ipaddress.summarize_address_range(ends[0][0], ends[-1][-1])
+            if one.overlaps(has) and (has != INTERNET or one.is_global)]
     return True if any(one.supernet_of(has) for one in some) else None if some else False
 
 
@@ -1024,13 +1005,11 @@ def fits(conditions: str, packet: Packet) -> Optional[bool]:
     sure = True
     while conditions:
         found = CONDITION.match(conditions)
-        if not found:
-            return None
-        if found['other']:  # a field of another protocol asks for that protocol
-            return False
-        has = packet[TERMS[found['term']]]
+        if not found or found['other']:  # a field of another protocol asks for that protocol
+            return False if found else None
+        has = packet.get(found['term'])
         each = [covers(value, has) for value in re.findall(r'[^\s,|{}"]+', found['values'])]
-        one = True if True in each else None if None in each else False
+        one = max(each, key=WORST_FIRST.index)
         if one is bool(found['no']):
             return False
         sure = sure and one is not None
@@ -1040,11 +1019,10 @@ def fits(conditions: str, packet: Packet) -> Optional[bool]:
 
 def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[str, str]:
     """Return what becomes of a packet in a chain, from that rule on, and by which rule."""
-    for n, rule in enumerate(map(str.strip, chains[name][start:]), start + 1):
-        verdict = None if ' vmap ' in rule else VERDICT.search(rule)
-        verb, target = verdict.groups() if verdict else (UNCLEAR, '')
-        fit = fits(rule[:verdict.start()] if verdict else rule, packet)
-        if fit is False or not rule:
+    for n, rule in enumerate(chains[name][start:], start + 1):
+        [(conditions, verb, target)] = RULE.findall(rule)
+        fit = fits(conditions, packet)
+        if fit is False:
             continue
         end, words = VERDICTS.get(verb, f'{verb} {target}'), f'{name}: {rule}'
         chain = f'{name.rpartition(" ")[0]} {target}'
@@ -1053,13 +1031,13 @@ def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[s
         if end == ON and verb not in ('goto', 'return'):
             continue
         if not fit and end_of(chains, name, packet, n)[0] != end:
-            end = UNCLEAR
+            return UNCLEAR, f'{name}: {rule}'
         return end, words
     return ON, ''
 
 
 def worst(told: Sequence[Verdict]) -> Verdict:
-    return min(told, key=lambda one: (False, None, True).index(one[0]))
+    return min(told, key=lambda one: WORST_FIRST.index(one[0]))
 
 
 class Host:
@@ -1072,39 +1050,37 @@ class Host:
         def proc(name: str) -> str:
             return text_of(os.path.join(root, 'proc', name)).strip()
 
-        conf, default = 'sys/net/ipv4/conf', r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s'
-        interfaces = {*re.findall(default, proc('net/route'))}  # of default routes
-        self.interface = interfaces.pop() if len(interfaces) == 1 else ''
+        found = re.findall(r'(?m)^(\S+)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
+        self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
         calls: Dict[str, Callable[[], Any]] = {
             'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
-        for network in networks if self.interface else ():
-            calls[str(network)] = functools.partial(routed, network, self.interface)
-        self.routes = run_together(calls, LIST_TIMEOUT + 0.2)
-        listing = self.routes.pop('nft')
-        self.unlisted = failures_in({'nft': listing})  # why there may be other rules
+        for one in networks if self.interface else ():
+            calls[str(one)] = functools.partial(routed, one, self.interface)
+        self.told = run_together(calls, LIST_TIMEOUT + 0.2)
+        self.unlisted = failures_in({'nft': self.told['nft']})  # why there may be other rules
+        self.chains = read_rules('' if self.unlisted else self.told['nft'])
         if proc('net/ip_tables_names'):
             self.unlisted = 'iptables-legacy may have rules, too'
-        self.chains, self.hooks = read_rules(
-            '' if isinstance(listing, Exception) else listing, self.interface)
         self.addresses = re.findall(r'(\S+)\s+/32 host LOCAL', proc('net/fib_trie'))
-        whole, here = proc('sys/net/ipv4/ip_forward'), proc(f'{conf}/{self.interface}/forwarding')
-        self.forwards = here or whole
+        whole = proc('sys/net/ipv4/ip_forward')
+        self.forwards = proc(f'sys/net/ipv4/conf/{self.interface}/forwarding') or whole
         self.switch = 'net.ipv4.' + (
-            'ip_forward' if here in ('', whole) else f'conf.{self.interface}.forwarding')
+            'ip_forward' if self.forwards == whole else f'conf.{self.interface}.forwarding')
 
     def ends_at(self, hook: str, packet: Packet) -> Iterator[Tuple[str, str]]:
         """Yield what becomes of a packet in each chain of a hook, and by which rule."""
-        for where, name in self.hooks:
-            if where == hook:
+        for name, rules in self.chains.items():
+            if rules[:1] == [f'type {hook}']:
                 found = end_of(self.chains, name, packet)
                 yield found if found[0] != ON else end_of(self.chains, name, packet, start=-1)
 
     def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
-        common = {'interface': [self.interface] if self.interface else None, 'family': ['ipv4'],
-                  'protocol': ['tcp', '6'], 'type': ['unicast'], 'status': None}
-        return ({**common, 'from': network, 'to': INTERNET, 'state': ['new'], 'status': ['none']},
-                {**common, 'from': INTERNET, 'to': network, 'state': ['established']})
+        same = {'iif': self.interface, 'oif': self.interface, 'meta nfproto': 'ipv4',
+                'meta l4proto': 'tcp 6', 'ip protocol': 'tcp 6'}
+        return ({**same, 'ip saddr': network, 'ip daddr': INTERNET, 'ct state': 'new',
+                 'ct status': 'none'},
+                {**same, 'ip saddr': INTERNET, 'ip daddr': network, 'ct state': 'established'})
 
     def routing(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether the kernel sends what comes from a network out again, and the answers."""
@@ -1112,22 +1088,16 @@ class Host:
             return (False if self.forwards else None,
                     f'{self.switch} is {self.forwards or "not known"}')
         unknown = not network or None, 'the interface of the default route is not known'
-        told = self.routes.get(str(network), unknown)
+        told = self.told.get(str(network), unknown)
         return (None, in_words(told)) if isinstance(told, Exception) else told
 
     def filtering(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether all rules let pass what comes from a network, and the answers."""
-        packet, answer = self.packets(network)
-        told = [*self.ends_at('filter forward', packet), *self.ends_at('filter forward', answer)]
-        for end, words in told:
-            if end == DROP:
-                return False, f'forwarding is dropped ({words})'
-        for hook in ('filter ingress', 'filter prerouting', 'nat prerouting', 'filter postrouting'):
-            told += self.ends_at(hook, packet)
-        unclear = [words for end, words in told if end != ACCEPT]
-        if unclear or self.unlisted:
-            return None, f'forwarding may be dropped ({[*unclear, self.unlisted][0]})'
-        return True, f'{self.switch} is 1, and no rule drops'
+        told = [({ACCEPT: True, DROP: False}.get(end), words) for packet in self.packets(network)
+                for end, words in self.ends_at('filter hook forward', packet)]
+        sure, words = worst([*told, (not self.unlisted or None, self.unlisted)])
+        return sure, f'{self.switch} is 1, and no rule drops' if sure else (
+            f'forwarding {"may be" if sure is None else "is"} dropped ({words})')
 
     def forwarding(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether this host forwards what comes from a network, and why (not)."""
@@ -1138,23 +1108,22 @@ class Host:
 
         The first chain that translates counts; where two disagree, nobody can tell.
         """
-        packet, _ = self.packets(network)
-        ends = self.ends_at('nat postrouting', packet)
+        ends = self.ends_at('nat hook postrouting', self.packets(network)[0])
         told = {self.translates(end): words for end, words in ends if end not in (ACCEPT, DROP)}
         whom = network or 'the private networks'
-        if [*told] == [True]:
-            return True, told[True]
-        if [*told] == [False]:
-            return False, f'no address of this host: {told[False]}'
+        if len(told) == 1 and None not in told:
+            [(sure, words)] = told.items()
+            return sure, words if sure else f'no address of this host: {words}'
         if told or self.unlisted:
             return None, f'this may be for {whom}, or not: {[*told.values(), self.unlisted][0]}'
         return False, f'no rule masquerades {whom}'
 
     def translates(self, end: str) -> Optional[bool]:
         """Tell whether that gives a packet an address to which answers come back."""
-        if end.startswith('masquerade') or end[len('snat to '):] in self.addresses:
-            return True
-        return False if self.addresses and re.fullmatch(r'snat to [\d.]+', end) else None
+        snat = re.fullmatch(r'snat (?:ip )?to ([\d.]+)(?::[\d-]+)?(?: [a-z,-]+)*', end)
+        if snat and self.addresses:
+            return snat[1] in self.addresses
+        return end.startswith('masquerade') or None
 
 
 def text_of(path: str) -> str:
@@ -1165,10 +1134,9 @@ def text_of(path: str) -> str:
 
 
 def output_of(*command: str) -> str:
-    path = f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'  # cron's has neither
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True,
-                          encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
-                          env={**os.environ, 'PATH': path}).stdout
+    return subprocess.check_output(
+        command, stderr=subprocess.PIPE, encoding='utf-8', errors='replace', timeout=LIST_TIMEOUT,
+        env={**os.environ, 'PATH': f'{os.getenv("PATH", "")}:/usr/sbin:/sbin'})  # cron's has none
 
 
 def route(source: str, target: str, interface: str) -> Verdict:
@@ -1203,17 +1171,15 @@ def routed(network: Network, interface: str) -> Verdict:
 def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
 
-    It takes some 20 ms, at most 2 s, and never raises.  Of a single host, the peer, only the routes
-    count: rules may rightly be for the private networks alone.
+    It takes some 20 ms, at most 2 s.  Of a single host, the peer, only the routes count: rules may
+    rightly be for the private networks alone.
     """
-    with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
-        asked = [Network(one) for one in networks]
-        host = Host(root, asked)
-        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
-        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
-                             *map(host.masquerading, private)])
-        return words if sure is False else ''
-    return ''
+    asked = [Network(one) for one in networks]
+    host = Host(root, asked)
+    private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
+    sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+                         *map(host.masquerading, private)])
+    return words if sure is False else ''
 
 
 # The observation ----------------------------------------------------------------------------------
@@ -2655,7 +2621,6 @@ LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
 LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
 UTC = '%Y-%m-%dT%H:%M:%SZ'
-SIGNALS = [getattr(signal, f'SIG{name}') for name in 'TERM INT HUP QUIT USR1 USR2'.split()]
 
 
 class Writer(logging.Handler):
@@ -2663,87 +2628,76 @@ class Writer(logging.Handler):
 
     A full pipe, a held terminal, a frozen file system or a command that hangs holds up this thread
     alone.  Lines that find no place, or that `write` has returned False for, are dropped; how many
-    is told when it works again, in the words of `lost`, where it stands in the braces.
+    is told when it works again, after the words of `lost`.
     """
 
     def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
-                 lost: str) -> None:
-        super().__init__()
+                 lost: str, level: int = logging.INFO) -> None:
+        super().__init__(level)
         self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
         threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put((record.levelname, self.format(record)))
+            self.waiting.put(functools.partial(self.write, record.levelname, self.format(record)))
         else:
             self.dropped += 1
 
     def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
         """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
         done = threading.Event()
-        self.waiting.put(done)
+        self.waiting.put(done.set)
         done.wait(timeout)
 
     def write_all(self) -> None:
-        """Write the lines that wait, for ever; set the events of `flush` that stand among them."""
+        """Do for ever what waits: write a line, or tell `flush` that it came to this."""
         while True:
-            item = self.waiting.get()
-            if isinstance(item, threading.Event):
-                item.set()
-            elif not self.write(*item):
+            written = self.waiting.get()()
+            if written is False:
                 self.dropped += 1
-            elif self.dropped and self.waiting.empty():
+            elif written and self.dropped and self.waiting.empty():
                 count, self.dropped = self.dropped, 0
-                log.warning(self.lost.replace('{}', str(count)))
+                log.warning(f'{self.lost}: {count}')
 
 
 def write_line(level: str, line: str) -> bool:
     """Write a line to standard output, however long it takes; tell whether it could be written."""
-    rest = (line + '\n').encode(errors='replace')
-    try:
-        output = sys.stdout.fileno()
-        while rest:
-            select.select([], [output], [])  # somebody may have set it not to block
-            rest = rest[os.write(output, rest):]
-    except (OSError, ValueError, AttributeError):  # disk full, closed pipe; there is no output
-        return False
-    return True
+    data = (line + '\n').encode(errors='replace')
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed pipe; none
+        return os.write(sys.stdout.fileno(), data) == len(data)
+    return False
 
 
 def notify(command: Sequence[str], level: str, line: str) -> bool:
     """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
-    failure, null = '', subprocess.DEVNULL
+    null = subprocess.DEVNULL
     try:
         process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
                                    start_new_session=True)
-        write_proc(f'/proc/{process.pid}/oom_score_adj', '0')
-        if process.wait(NOTIFY_TIMEOUT):
-            failure = f'ended with exit code {process.returncode}'
+        if process.wait(NOTIFY_TIMEOUT) == 0:
+            return True
+        failure = f'ended with exit code {process.returncode}'
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
     except Exception as error:  # no memory, no such file any more, an odd line
         failure = f'could not be run ({in_words(error)})'
-    if failure:
-        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
-    return not failure
+    log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return False
 
 
 def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
     """Send the log to standard output from now on, and return what writes it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
-        output = sys.stdout.fileno()
-        if os.path.isfile(output):  # behind `>`: write at the end after somebody has emptied it
-            flags = fcntl.fcntl(output, fcntl.F_GETFL)
-            fcntl.fcntl(output, fcntl.F_SETFL, flags | os.O_APPEND)
+        if os.path.isfile(sys.stdout.fileno()):  # behind `>`: at the end, also once it is emptied
+            fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
     formatter = logging.Formatter(form, UTC)
     formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written: {}')
+    writer = Writer(write_line, formatter, 'lines that could not be written')
     log.handlers = [writer]
     log.setLevel(logging.INFO)
-    log.propagate = False
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
     return writer
 
@@ -2751,19 +2705,18 @@ def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
 def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
     notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told: {{}}')
-    notifier.setLevel(logging.WARNING)
+                      f'lines of which {command[0]} was not told', logging.WARNING)
     notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
+    told = {'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status}
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump({'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status},
-                      file)
+            json.dump(told, file)
         os.replace(f'{path}.new', path)
 
 
@@ -2777,9 +2730,8 @@ def take_lock(path: str = LOCK_FILE) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(lock, 20).decode().strip() or 'unknown'
-        suspended = ' (suspended)' if is_suspended(pid) else ''
-        raise Refusal(f'a monitor already runs with pid {pid}{suspended}: this one ends',
-                      exit_code=1)
+        held = f'{pid} (suspended)' if is_suspended(pid) else pid
+        raise Refusal(f'a monitor already runs with pid {held}: this one ends', exit_code=1)
     except OSError as error:
         raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     os.ftruncate(lock, 0)
@@ -2789,24 +2741,52 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
 def is_suspended(pid: str) -> bool:
     """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
-    with contextlib.suppress(OSError), open(f'/proc/{pid}/stat') as file:
-        return file.read().rpartition(')')[2].split()[0] in ('T', 't')
-    return False
+    return bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
 
 
-def write_proc(path: str, text: str) -> None:
-    """Write to a file in /proc, best effort: it matters little where it is not allowed."""
-    with contextlib.suppress(OSError), open(path, 'w') as file:
-        file.write(text)
+def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
+    """Let the monitor ask EC2 at SIGHUP; at any other signal, or without a monitor, end."""
+    if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
+        log.info('SIGHUP: asking EC2 now')
+        monitor.look_now()
+        return
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
+            if monitor and monitor.left_stopped else '')
+    log.info(f'ended by {signal.Signals(number).name}{left}')
+    log.handlers[0].flush()
+    os._exit(0 if monitor else 1)  # at once, also with a call under way in a thread
 
 
-def import_fault(error: BaseException) -> str:
-    """Say which package is missing, or what a broken one raised."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ('boto3', 'botocore', 'requests'):
-        return (f'the Python package {error.name} is missing: '
-                f'install boto3 and requests for {sys.executable}')
-    return (f'the Python package boto3 or requests is broken for {sys.executable} '
-            f'({type(error).__name__}: {on_one_line(error)}): mend it')
+def heed_signals(monitor: Optional[Monitor] = None) -> None:
+    for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'):
+        signal.signal(signal.Signals[name], functools.partial(heed, monitor))
+
+
+def run(arguments: str) -> int:
+    """Do what the arguments ask for and return the exit code; raise Refusal if that cannot be."""
+    if arguments not in ('', '--check', '--status'):
+        raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
+    if IMPORT_ERROR:
+        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}')
+    if arguments == '--status':
+        return Check().status()
+    if os.geteuid() != 0:
+        raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
+    if arguments == '--check':
+        return Check().run()
+    settings = read_settings()
+    take_lock()
+    # For killall, whatever started this; when memory runs out, the kernel takes this process last.
+    for name, text in (('comm', 'nat_monitor.py'), ('oom_score_adj', '-1000')):
+        with contextlib.suppress(OSError), open(f'/proc/self/{name}', 'w') as file:
+            file.write(text)
+    if settings.notify_command:
+        start_notifying(settings.notify_command)
+    monitor = Monitor(settings, publish=write_status)
+    heed_signals(monitor)
+    monitor.run()
+    return 0
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -2817,50 +2797,15 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 0
     check = arguments in ('--check', '--status')
     output = start_log(*['%(message)s'] if check else [])
-    monitor: Optional[Monitor] = None
-
-    def heed(number: int, _: Any) -> None:
-        if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
-            log.info('SIGHUP: asking EC2 now')
-            monitor.look_now()
-            return
-        signal.signal(number, signal.SIG_IGN)  # once is enough
-        left = (f'; {monitor.peer_id} was stopped by this monitor and is not back yet: see to it'
-                if monitor and monitor.left_stopped else '')
-        log.info(f'ended by {signal.Signals(number).name}{left}')
-        output.flush()
-        os._exit(1 if check else 0)  # at once, also with a call under way in a thread
-
-    for number in SIGNALS:
-        signal.signal(number, heed)
-    write_proc('/proc/self/comm', 'nat_monitor.py')  # for killall, whatever started this
+    heed_signals()
     try:
-        if arguments and not check:
-            raise Refusal(f'the arguments are {arguments!r}, '
-                          'but must be none, --check, --status, --version or --help')
-        if IMPORT_ERROR:
-            raise Refusal(import_fault(IMPORT_ERROR))
-        if arguments == '--status':
-            return Check().status()
-        if os.geteuid() != 0:
-            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), '
-                          'who alone may ping through a raw socket')
-        if check:
-            return Check().run()
-        settings = read_settings()
-        take_lock()
-        write_proc('/proc/self/oom_score_adj', '-1000')  # the kernel takes this process last
-        if settings.notify_command:
-            start_notifying(settings.notify_command)
-        monitor = Monitor(settings, publish=write_status)
-        monitor.run()
+        return run(arguments)
     except Refusal as refusal:
         for fault in refusal.faults:
             log.error(fault)
         return refusal.exit_code
     finally:
         output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
-    return 0
 
 
 if __name__ == '__main__':
