@@ -2431,15 +2431,15 @@ class Check:
                      'rules', source=f'ip saddr {network} ' * bool(network))
 
     def check_sysctl(self, interface: str) -> None:
-        """Tell of what sysctl's files say last about forwarding, if that is no; see sysctl.d(5)."""
+        """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
         files = {os.path.basename(path): path for path in self.files(*SYSCTL_FILES)}
         names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
         setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
         paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
         found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
         for path, name, value in found[-1:]:
-            self.say(value != '0', 'forwarding at boot', '', f'{path} switches {name} '
-                     f'{"off" if value == "0" else "on"}', otherwise=WARN, path=path, name=name)
+            self.say(value != '0', 'forwarding at boot', '', f'{path} says {name} = {value}',
+                     otherwise=WARN, path=path, name=name)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, or for anything else that names it."""
@@ -2522,12 +2522,6 @@ class Check:
         if self.peer_address and settings.probe_address:
             self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
 
-    def find(self, i: str, things: Dict[str, Any]) -> Any:
-        """Return what EC2 tells of a thing; raise Refusal if it knows none such."""
-        if i not in things:
-            raise Refusal(f'not found in {self.region}', exit_code=1)
-        return things[i]
-
     def rehearse(self) -> None:
         """Tell of each call of a failover whether it is allowed."""
         pair = self.own_id, self.peer_id
@@ -2546,11 +2540,12 @@ class Check:
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
-        one = self.find(i, self.things)
+        one = self.things.get(i, {'State': {'Name': 'not found'}})
         state, reason = one['State']['Name'], one.get('StateReason', {}).get('Message', '')
         tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
-        gone, runs = state in ('shutting-down', 'terminated'), state == 'running'
-        self.say(runs, 'state', i, state if runs else f'{state} ({reason})', 'gone' * gone)
+        gone = state in ('not found', 'shutting-down', 'terminated')
+        found = f'{state} ({reason})' if reason and state != 'running' else state
+        self.say(state == 'running', 'state', i, found, 'gone' * gone)
         if gone:
             return
         checked, cards = one.get('SourceDestCheck', True), one['NetworkInterfaces']
@@ -2598,7 +2593,9 @@ class Check:
     def check_tables(self) -> None:
         """Tell what claims would replace, whom they serve, and what other tables lead here."""
         own, chosen = self.things[self.own_id], self.settings.route_table_ids
-        tables = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', own['VpcId'])
+        pages = self.client.get_paginator('describe_route_tables')  # a VPC may have hundreds
+        tables = by_id(lambda **asked: pages.paginate(**asked).build_full_result(),
+                       'RouteTableId', 'vpc-id', own['VpcId'])
         links = {link.get('SubnetId', REST): link for one in tables.values()
                  for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
         mine = links.get(own['SubnetId'], links[REST])
@@ -2623,8 +2620,9 @@ class Check:
         self.networks = [*map(Network, describe_networks(self.client, tables))]
 
     def check_address(self, address: str) -> None:
-        held = self.find(address, by_id(
-            self.client.describe_addresses, 'PublicIp', 'public-ip', address))
+        held = by_id(self.client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
+        if not held:
+            raise Refusal(f'not found in {self.region}', exit_code=1)
         self.allocation = held['AllocationId']
         self.tagged += f' {self.allocation}'
         self.say_holder('Elastic IP', address, held)
@@ -2634,7 +2632,8 @@ class Check:
 
         What is outside the pair is somebody's choice, or a mistake.
         """
-        targets = (held[key] for key in held if re.search('(Gateway|face|Connection)Id|Arn', key))
+        targets = (held[key] for key in held
+                   if re.search('(Gateway|Interface|Connection)Id|Arn', key))
         holder = held.get('InstanceId') or next(filter(None, targets), 'nobody')
         outside = holder not in (self.own_id, self.peer_id, 'nobody')
         self.say(not outside, what, about, f'at {holder}' + ', outside the pair' * outside,

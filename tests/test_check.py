@@ -181,7 +181,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.terminate_instances(InstanceIds=[pair.primary]),
      'FAIL', 'state', '; run: nano {settings_file}  # launch another one instead of {primary}'),
     (lambda pair: edit_settings(pair, pair.primary, 'i-0123456789abcdef0'),
-     'FAIL', 'instance', 'not found in eu-west-1; run: nano {settings_file}'),
+     'FAIL', 'state', 'not found; run: nano {settings_file}  # launch another one instead of i-0123456789abcdef0'),
     (lambda pair: pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True}),
      'FAIL', 'source/dest. check',
      'on; run: aws ec2 modify-instance-attribute --instance-id {primary} --no-source-dest-check'),
