@@ -1,7 +1,6 @@
 """--check: a healthy pair, then each fault alone, in moto's EC2 and with the real monitors of the lab."""
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import functools
 import os
@@ -9,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
 
 import pytest
 import requests
@@ -20,7 +19,7 @@ import nat_monitor
 from tests.cloud_pair import (ACCOUNT, AS_ROOT, MASQUERADE, NO_RULES, REGION, Host, Line, Pair, client, credentials,
                               read_lines, serving_metadata)
 from tests.lab.lab import Lab
-from tests.lab.network import ECHO, ELASTIC_IP
+from tests.lab.network import ECHO
 
 connect_once = functools.lru_cache(nat_monitor.connect)  # to make a client takes longer than most tests
 TAG = nat_monitor.MAINTENANCE
@@ -85,16 +84,14 @@ def add_interface(pair: Pair) -> None:
 
 
 def take_public_address(pair: Pair) -> None:
-    pair.record(pair.secondary).nics[0].public_ip = None
-    pair.record(pair.secondary).nics[0].public_ip_auto_assign = False
+    vars(pair.record(pair.secondary).nics[0]).update(public_ip=None, public_ip_auto_assign=False)
     pair.record(pair.secondary).associate_public_ip = False
 
 
 def take_profile(pair: Pair) -> None:
-    found = pair.ec2.describe_iam_instance_profile_associations()['IamInstanceProfileAssociations']
-    for one in found:
-        if one['InstanceId'] == pair.primary:
-            pair.ec2.disassociate_iam_instance_profile(AssociationId=one['AssociationId'])
+    [link] = pair.ec2.describe_iam_instance_profile_associations(Filters=[
+        {'Name': 'instance-id', 'Values': [pair.primary]}])['IamInstanceProfileAssociations']
+    pair.ec2.disassociate_iam_instance_profile(AssociationId=link['AssociationId'])
 
 
 def make_spot(pair: Pair) -> None:
@@ -111,25 +108,20 @@ def delete_table(pair: Pair) -> None:
 def use_foreign_table(pair: Pair) -> None:
     vpc = pair.ec2.create_vpc(CidrBlock='10.9.0.0/16')['Vpc']['VpcId']
     table = pair.ec2.create_route_table(VpcId=vpc)['RouteTable']['RouteTableId']
-    subnet = pair.ec2.create_subnet(VpcId=vpc, CidrBlock='10.9.0.0/24')['Subnet']['SubnetId']
-    pair.ec2.associate_route_table(RouteTableId=table, SubnetId=subnet)
     use_table(pair, table)
 
 
 def use_table(pair: Pair, table: str) -> None:
     edit_settings(pair, pair.table, table)
     pair.table = table
-    pair.ec2.create_tags(Resources=[table], Tags=[{'Key': 'nat_monitor', 'Value': 'true'}])
 
 
 def use_main_table(pair: Pair) -> None:
     """Leave the pair's subnet without a table of its own, so that it uses the main one."""
     tables = pair.ec2.describe_route_tables(Filters=[{'Name': 'vpc-id', 'Values': [pair.vpc]}])['RouteTables']
-    for table in tables:
-        for link in table['Associations']:
-            if link.get('SubnetId') == pair.public:
-                pair.ec2.disassociate_route_table(AssociationId=link['RouteTableAssociationId'])
-    use_table(pair, next(t['RouteTableId'] for t in tables if any(a.get('Main') for a in t['Associations'])))
+    links = {link.get('SubnetId'): link for table in tables for link in table['Associations']}
+    pair.ec2.disassociate_route_table(AssociationId=links[pair.public]['RouteTableAssociationId'])
+    use_table(pair, links[None]['RouteTableId'])
 
 
 def forget_a_table(pair: Pair) -> None:
@@ -311,7 +303,8 @@ def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, 
 
 # Permissions
 
-def test_each_missing_permission_is_told(pair: Pair, capfd: Any) -> None:
+def test_each_missing_permission_is_told_with_the_policy_and_the_tags(pair: Pair, capfd: Any) -> None:
+    own, its = (pair.instances[i]['NetworkInterfaces'][0]['NetworkInterfaceId'] for i in (pair.secondary, pair.primary))
     for action in ALL_CALLS:
         pair.errors = {action: 'UnauthorizedOperation'}
 
@@ -319,22 +312,13 @@ def test_each_missing_permission_is_told(pair: Pair, capfd: Any) -> None:
 
         told = [line for line in lines if line.verdict == 'FAIL']
         assert told and all('UnauthorizedOperation' in line.words for line in told), pair.text
-        assert action not in REHEARSED or [line[1:3] for line in told] == [('permission', action)], pair.text
         assert all('; run: aws iam put-role-policy --role-name NAT_Monitor --policy-name NAT_Monitor --policy-document '
                    f'file://policy.json && aws ec2 create-tags --resources {pair.table}' in line.words for line in told)
+        if action in REHEARSED:
+            assert [line[1:3] for line in told] == [('permission', action)]
+            assert told[0].words.endswith(f' --resources {pair.table} {own} {its} {pair.allocation} --tags '
+                                          'Key=nat_monitor,Value=${tag:-true}')
         assert code == 1 and pair.mutations() == []
-
-
-def test_what_needs_a_tag_gets_the_command_that_sets_all_tags(pair: Pair, capfd: Any) -> None:
-    pair.errors['AssociateAddress'] = 'UnauthorizedOperation'
-
-    _, lines = pair.check(capfd)
-
-    [words] = [line.words for line in lines if line.verdict == 'FAIL']
-    cards = ' '.join(pair.instances[i]['NetworkInterfaces'][0]['NetworkInterfaceId']
-                     for i in (pair.secondary, pair.primary))
-    assert words.endswith(f'&& aws ec2 create-tags --resources {pair.table} {cards} {pair.allocation} --tags '
-                          'Key=nat_monitor,Value=${tag:-true}')
 
 
 @pytest.mark.parametrize('action, what', [
@@ -517,7 +501,7 @@ def cron_line(host: Host, capfd: Any, name: str, text: str, mode: int = 0o644) -
     return line
 
 
-@pytest.mark.parametrize('name, text, mode', [
+NOT_AS_CRON_WANTS_IT = [
     ('etc/cron.d/nat_monitor', JOB, 0o664),
     ('etc/cron.d/nat_monitor', JOB, 0o755),
     ('etc/cron.d/nat_monitor', JOB.strip(), 0o644),  # the line does not end
@@ -527,30 +511,16 @@ def cron_line(host: Host, capfd: Any, name: str, text: str, mode: int = 0o644) -
     ('etc/cron.d/nat_monitor', JOB.replace('root ', 'nobody ', 1), 0o644),
     ('etc/cron.d/nat_monitor', JOB.replace('root ', ''), 0o644),
     ('var/spool/cron/crontabs/root', JOB, 0o600),  # no user there: it would be the command
-    ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644),
-])
-def test_a_cron_job_that_cron_would_not_start_fails(host: Host, capfd: Any, name: str, text: str, mode: int) -> None:
-    line = cron_line(host, capfd, name, text, mode)
-
-    assert line.verdict == 'FAIL'
-    assert line.words.startswith(f'{host.root}/{name}: ') and 'cron starts it only from a file of mode' in line.words
-
-
-@pytest.mark.parametrize('name, text, mode', [
+    ('etc/cron.d/nat_monitor', JOB.replace('{root}', '/nowhere'), 0o644)]
+PLAIN_JOBS = [  # wherever their output goes
     ('etc/cron.d/nat_monitor', '@reboot\troot  {root}/nat_monitor.py \n', 0o644),
     *(('etc/cron.d/nat', f'@reboot root {{root}}/nat_monitor.py {rest}\n', 0o600) for rest in (
         '>/dev/null', '&>> /var/log/nat_monitor.log', '>>/var/log/nat_monitor.log 2>&1 </dev/null',
         '> /tmp/out 2> /tmp/err')),
     ('etc/crontab', JOB + '# the end', 0o644),
     ('var/spool/cron/root', JOB.replace('root ', ''), 0o600),
-    ('var/spool/cron/crontabs/root', '# m h dom mon dow command\n' + JOB.replace('root ', ''), 0o600),
-])
-def test_a_plain_job_for_root_will_do_wherever_its_output_goes(host: Host, capfd: Any, name: str, text: str, mode: int
-                                                               ) -> None:
-    assert cron_line(host, capfd, name, text, mode).verdict == 'ok', host.text
-
-
-@pytest.mark.parametrize('name, text', [
+    ('var/spool/cron/crontabs/root', '# m h dom mon dow command\n' + JOB.replace('root ', ''), 0o600)]
+OF_ANOTHER_FORM = [
     ('etc/cron.d/nat', '@reboot root flock -n /run/n.lock {root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),
     ('etc/cron.d/nat', '@reboot root nat_monitor.py >> /var/log/nat_monitor.log 2>&1'),  # depends on PATH
     ('etc/cron.d/nat', '@reboot root {root}/nat_monitor.py 2>&1 | logger -t nat'),
@@ -558,19 +528,28 @@ def test_a_plain_job_for_root_will_do_wherever_its_output_goes(host: Host, capfd
     ('etc/cron.d/nat', '*/5 * * * * root pgrep nat_monitor.py || {root}/nat_monitor.py >> /tmp/log'),
     ('var/spool/cron/root', '@reboot nohup {root}/nat_monitor.py &'),
     ('var/spool/cron/crontabs/admin', '@reboot sudo {root}/nat_monitor.py'),
+    ('var/spool/cron/crontabs/admin', '@reboot {root}/nat_monitor.py'),
     ('etc/systemd/system/nat.service', '[Service]\nExecStart={root}/nat_monitor.py'),
     ('usr/lib/systemd/system/nat.service', '[Service]\nExecStart=/bin/sh -c \\\n  {root}/nat_monitor.py'),
     ('etc/systemd/system/nat.service.d/start.conf', '[Service]\nExecStart={root}/nat_monitor.py'),
     ('etc/rc.local', '#!/bin/sh\n{root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1 &'),
     ('etc/rc.d/rc.local', '{root}/nat_monitor.py &'),
     ('etc/init.d/nat', 'start-stop-daemon --start --exec {root}/nat_monitor.py'),
-    ('var/lib/cloud/scripts/per-boot/nat', '{root}/nat_monitor.py &'),
-])
-def test_what_names_it_in_another_form_is_shown(host: Host, capfd: Any, name: str, text: str) -> None:
-    line = cron_line(host, capfd, name, text + '\n')
+    ('etc/cron.hourly/nat', 'pgrep nat_monitor.py || {root}/nat_monitor.py &'),
+    ('var/lib/cloud/scripts/per-boot/nat', '{root}/nat_monitor.py &')]
 
-    assert line.verdict == 'unknown', host.text
-    assert line.words.startswith(f'{host.root}/{name}: {text.format(root=host.root).splitlines()[-1].strip()} (')
+
+@pytest.mark.parametrize('verdict, name, text, mode', [
+    *(('FAIL', *one) for one in NOT_AS_CRON_WANTS_IT), *(('ok', *one) for one in PLAIN_JOBS),
+    *(('unknown', name, f'{text}\n', 0o644) for name, text in OF_ANOTHER_FORM)])
+def test_only_a_plain_job_for_root_in_a_file_that_cron_accepts_is_sure_to_start_the_monitor(
+        host: Host, capfd: Any, verdict: str, name: str, text: str, mode: int) -> None:
+    line = cron_line(host, capfd, name, text, mode)
+
+    assert line.verdict == verdict, host.text
+    why = {'ok': '', 'FAIL': ' (cron starts it only from a file of mode 644', 'unknown': ' (nobody can tell'}[verdict]
+    [mention] = [each.strip() for each in text.format(root=host.root).splitlines() if 'nat_monitor.py' in each]
+    assert line.words.startswith(f'{host.root}/{name}: {mention}{why}')
 
 
 @pytest.mark.parametrize('name', ['etc/cron.d/nat_monitor', 'etc/rc.local', 'etc/systemd/system/nat.service'])
@@ -597,8 +576,7 @@ def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
 
 def test_where_the_peer_probes_its_packets_are_judged_too(pair: Pair, capfd: Any) -> None:
     pair.firewall(MASQUERADE.replace('oifname', 'ip saddr 10.0.1.0/24 oifname'))
-    with open(pair.settings_file, 'a') as settings:
-        settings.write(f'PROBE_ADDRESS = {ECHO!r}\n')
+    edit_settings(pair, 'ELASTIC_IP', f'PROBE_ADDRESS = {TARGET!r}\nELASTIC_IP')
     peer = pair.instances[pair.primary]['PrivateIpAddress']
 
     _, lines = pair.check(capfd)
@@ -680,21 +658,11 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         iam.create_instance_profile('NAT_Monitor', '/', [])
         with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
             job = file.read()
-        for name, instance in lab.instances.items():
+        for instance in lab.instances.values():
             lab.ec2.backend.associate_iam_instance_profile(instance.id, iam_instance_profile_name='NAT_Monitor')
             instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
-        lab.ec2.backend.create_tags([*lab.ec2.tables, allocation(lab)], {'nat_monitor': 'true'})
         yield lab
         iam.reset()  # moto keeps it in this process, where other tests make one of that name
-
-
-def record(lab: Lab, name: str) -> Any:
-    return lab.ec2.lives[name].record
-
-
-def allocation(lab: Lab) -> str:
-    return next(str(address.allocation_id) for address in lab.ec2.backend.addresses
-                if address.public_ip == ELASTIC_IP)
 
 
 def run_check(lab: Lab) -> Tuple[List[Line], str]:
@@ -719,37 +687,22 @@ def test_a_healthy_pair_in_the_lab_is_all_ok_beside_a_running_monitor(lab: Lab) 
     lab.primary.kill_monitor()
 
 
-@contextlib.contextmanager
-def undone(do: Callable[[], Any], undo: Callable[[], Any]) -> Iterator[None]:
-    do()
-    try:
-        yield
-    finally:
-        undo()
-
-
-FAULTS: List[Tuple[str, Callable[[Lab], ContextManager[Any]], str, str, Set[str]]] = [
-    # what is wrong, how it is made, the line that tells, its verdict, lines that this makes tell too
-    ('ping blocked', lambda lab: undone(lab.secondary.block_ping, lab.secondary.allow_ping), 'ping', 'FAIL',
-     {'forwards'}),  # a probe is one, too
-    ('peer does not forward', lambda lab: undone(
-        lambda: lab.secondary.forwarding(False), lambda: lab.secondary.forwarding(True)), 'forwards', 'FAIL', set()),
-    ('target of probes silent', lambda lab: undone(
-        lambda: lab.silence_echo(True), lambda: lab.silence_echo(False)), 'forwards', 'unknown', set()),
-    ('the way to the peer is another one', lambda lab: undone(
-        lambda: lab.primary.lead_pings_to('docker0'), lambda: lab.primary.mend_way('docker0')), 'ping', 'FAIL',
-     {'forwards', 'masquerading', 'forwarding'}),
-]
-
-
 @pytest.mark.lab
-@pytest.mark.parametrize('make, what, verdict, also', [
-    pytest.param(*fault[1:], id=fault[0], marks=[pytest.mark.core] * (fault[0] == 'peer does not forward'))
-    for fault in FAULTS])
-def test_each_fault_in_the_lab_is_told_by_its_own_line(lab: Lab, make: Callable[[Lab], ContextManager[Any]], what: str,
-                                                       verdict: str, also: Set[str]) -> None:
-    with make(lab):
-        lines, text = run_check(lab)
+@pytest.mark.parametrize('do, undo, what, verdict, also', [
+    pytest.param(lambda lab: lab.secondary.block_ping(), lambda lab: lab.secondary.allow_ping(),
+                 'ping', 'FAIL', {'forwards'}, id='ping blocked'),  # a probe is one, too
+    pytest.param(lambda lab: lab.secondary.forwarding(False), lambda lab: lab.secondary.forwarding(True),
+                 'forwards', 'FAIL', set(), id='peer does not forward', marks=pytest.mark.core),
+    pytest.param(lambda lab: lab.silence_echo(True), lambda lab: lab.silence_echo(False),
+                 'forwards', 'unknown', set(), id='target of probes silent'),
+    pytest.param(lambda lab: lab.primary.lead_pings_to('docker0'), lambda lab: lab.primary.mend_way('docker0'),
+                 'ping', 'FAIL', {'forwards', 'masquerading', 'forwarding'}, id='the way to the peer is another one')])
+def test_each_fault_in_the_lab_is_told_by_its_own_line(
+        lab: Lab, do: Callable[[Lab], None], undo: Callable[[Lab], None], what: str, verdict: str, also: Set[str]
+        ) -> None:
+    do(lab)
+    lines, text = run_check(lab)
+    undo(lab)
 
     told = {line.what: line for line in lines if line.verdict != 'ok' and line.what != 'monitor'}
     assert told[what].verdict == verdict, text
