@@ -210,7 +210,6 @@ subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <pri
 main table: aws ec2 associate-route-table --subnet-id {own[SubnetId]} --route-table-id <public one>
 default route: aws ec2 describe-route-tables --route-table-ids {about}
 Elastic IP: aws ec2 describe-addresses --public-ips {about}
-target: ping -c 20 {settings.probe_address}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
 --group-id {its[NetworkInterfaces][0][Groups][0][GroupId]} --cidr {own[PrivateIpAddress]}/32
 forwards: nat_monitor.py --check  # on {about}
@@ -2284,15 +2283,10 @@ class Monitor:
 # The check ----------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
-SYSCTL_FILES = [f'{directory}/sysctl.d/*.conf'  # the later one in place of one of the same name
-                for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
-NEEDLESS = ('can be stopped', 'masquerading')  # what these ask EC2 for, no failover needs
 REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
 CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
             r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
-CRON_TAKES = ('cron starts it only from a file of mode 644, without a dot in its name, by a line '
-              'that ends in LF, as root, and if it can be executed')
 BOOT_FILES = ('etc/rc*', 'etc/*.d/*', 'etc/*cron*', 'etc/cron.*/*', 'var/spool/cron/**',
               '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
 
@@ -2321,11 +2315,14 @@ def starts_monitor(path: str, line: str) -> Verdict:
     accepted = status.st_uid == 0 and not status.st_mode & 0o133 and re.fullmatch(r'[\w-]+', name)
     if right and accepted and end == '\n' and os.access(program, os.X_OK):
         return True, words
-    return False, f'{words} ({CRON_TAKES})'
+    return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
+                   'name, by a line that ends in LF, as root, and if it can be executed)')
 
 
 def remedy_for(error: Exception) -> str:
-    """Return the name of the remedy for what kept a check from going on."""
+    """Return the name of the remedy for what kept a check from going on, '' for that check's."""
+    if isinstance(error, requests.RequestException):
+        return ''
     if isinstance(error, OwnFault):
         return 'own fault'
     denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
@@ -2347,7 +2344,6 @@ class Check:
         self.settings: Any = None
         self.client: Any = None
         self.own_id = self.peer_id = self.peer_address = self.region = ''
-        self.allocation = self.tagged = ''
         self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
         self.things: Dict[str, Any] = {}   # instances as EC2 describes them, by id
         self.networks: List[Network] = []  # of the private subnets
@@ -2370,8 +2366,9 @@ class Check:
             remedy, skew = remedy_for(error), clock_skew(error)
             if abs(skew) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
-            sure = remedy != 'no answer' and what not in NEEDLESS
-            self.say(False if sure else None, what, about, in_words(error), remedy)
+            is_needless = what in ('can be stopped', 'masquerading')  # for a failover
+            self.say(None if is_needless or remedy == 'no answer' else False, what, about,
+                     in_words(error), remedy)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
             otherwise: str = FAIL, **more: Any) -> None:
@@ -2400,23 +2397,20 @@ class Check:
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
 
     def check_metadata(self) -> None:
-        items = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
-                             CALL_DEADLINE)
-        role, failed = found.pop(items[2]), failures_in(found)
-        self.say(not failed, 'metadata', '', failed or 'IMDSv2 answers')
-        if not failed:
-            self.own_id, self.region = found.values()
-            self.role = role if role and isinstance(role, str) else self.role
-            self.say(role == self.role, 'role', self.own_id, str(role))
+        self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))
+        self.say(True, 'metadata', '', 'IMDSv2 answers')
+        self.attempt('role', self.own_id, self.check_role)
+
+    def check_role(self) -> None:
+        self.role = self.metadata.get('iam/security-credentials/')
+        self.say(True, 'role', self.own_id, self.role)
 
     def check_nat(self) -> None:
         """Tell whether this host forwards and masquerades what comes from the private subnets.
 
         So it must with what the peer sends through it, where probes are asked for.
         """
-        probes = self.peer_address and self.settings.probe_address
-        peer = [Network(self.peer_address)] if probes else []
+        peer = [Network(one) for one in [self.peer_address] if one and self.settings.probe_address]
         networks: List[Any] = [*self.networks, *peer]
         host = Host(self.root, networks)
         networks = networks or [None]
@@ -2432,7 +2426,9 @@ class Check:
 
     def check_sysctl(self, interface: str) -> None:
         """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
-        files = {os.path.basename(path): path for path in self.files(*SYSCTL_FILES)}
+        files = {os.path.basename(path): path  # the later one in place of one of the same name
+                 for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')
+                 for path in self.files(f'{directory}/sysctl.d/*.conf')}
         names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
         setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
         paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
@@ -2506,14 +2502,15 @@ class Check:
         self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
                  f'{self.region}')
         self.client = self.connect(self.region)
-        self.tagged = ' '.join(settings.route_table_ids)
+        self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
         self.things = by_id(self.client.describe_instances, 'InstanceId', 'instance-id',
                             own, self.peer_id)
         self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
         for i in (own, self.peer_id):
             self.attempt('instance', i, self.check_instance, i)
         self.attempt('route table', '', self.check_tables)
-        self.attempt('masquerading', '', self.learn_networks)
+        self.attempt('masquerading', '', lambda: self.networks.extend(map(
+            Network, describe_networks(self.client, settings.route_table_ids))))
         if settings.elastic_ip:
             self.attempt('Elastic IP', settings.elastic_ip, self.check_address, settings.elastic_ip)
         self.rehearse()
@@ -2615,10 +2612,6 @@ class Check:
                 self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
                          'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
 
-    def learn_networks(self) -> None:
-        tables = self.settings.route_table_ids
-        self.networks = [*map(Network, describe_networks(self.client, tables))]
-
     def check_address(self, address: str) -> None:
         held = by_id(self.client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
         if not held:
@@ -2656,8 +2649,8 @@ class Check:
         sure = through.answered or probe(target).answered
         found = f'a packet through it {through}' + (
             '' if sure else f', nor did one to {target} by the own route')
-        self.say(through.answered if sure else None, 'forwards', self.peer_id, found,
-                 '' if sure else 'target')
+        about, remedy = (self.peer_id, '') if sure else (target, 'probe')
+        self.say(through.answered if sure else None, 'forwards', about, found, remedy)
 
 
 # The program --------------------------------------------------------------------------------------
