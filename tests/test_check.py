@@ -4,6 +4,7 @@ from __future__ import annotations
 import email.utils
 import functools
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -22,7 +23,6 @@ from tests.lab.lab import Lab
 from tests.lab.network import ECHO
 
 connect_once = functools.lru_cache(nat_monitor.connect)  # to make a client takes longer than most tests
-TAG = nat_monitor.MAINTENANCE
 
 
 @pytest.fixture
@@ -100,11 +100,6 @@ def make_spot(pair: Pair) -> None:
     pair.record(pair.primary).spot_instance_request_id = request
 
 
-def delete_table(pair: Pair) -> None:
-    pair.ec2.disassociate_route_table(AssociationId=pair.association)
-    pair.ec2.delete_route_table(RouteTableId=pair.table)
-
-
 def use_foreign_table(pair: Pair) -> None:
     vpc = pair.ec2.create_vpc(CidrBlock='10.9.0.0/16')['Vpc']['VpcId']
     table = pair.ec2.create_route_table(VpcId=vpc)['RouteTable']['RouteTableId']
@@ -159,8 +154,7 @@ def fail_to_ping(_: str) -> bool:
 
 
 def edit_settings(pair: Pair, this: str, that: str) -> None:
-    with open(pair.settings_file) as file:
-        pair.file('nat_config.py', file.read().replace(this, that))
+    pair.file('nat_config.py', pathlib.Path(pair.settings_file).read_text().replace(this, that))
 
 
 def masquerade(pair: Pair, rule: str) -> None:
@@ -175,14 +169,14 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: edit_settings(pair, pair.primary, 'i-0123456789abcdef0'),
      'FAIL', 'state', 'not found; run: nano {settings_file}  # launch another one instead of i-0123456789abcdef0'),
     (lambda pair: pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True}),
-     'FAIL', 'source/dest. check',
-     'on; run: aws ec2 modify-instance-attribute --instance-id {primary} --no-source-dest-check'),
+     'FAIL', 'source/dest. check', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
+     '--no-source-dest-check'),
     (add_interface, 'FAIL', 'network interface', 'aws ec2 detach-network-interface --attachment-id eni-attach-'),
     (take_public_address, 'warn', 'public address', '--associate-public-ip-address --network-interface-id eni-'),
     (give_it_an_elastic_ip, 'warn', 'public address', '198.51.100.9 does not come back after 198.51.100.7: '
      'release this Elastic IP; run: aws ec2 modify-network-interface-attribute --associate-public-ip'),
-    (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile '
-     'Name=NAT_Monitor --instance-id {primary}'),
+    (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor '
+     '--instance-id {primary}'),
     (change_profile, 'FAIL', 'instance profile', 'replace-iam-instance-profile-association --iam-instance-profile '
      'Name=NAT_Monitor --association-id $(aws ec2 '),
     (lambda pair: setattr(pair.record(pair.primary), 'disable_api_stop', 'true'),
@@ -194,10 +188,8 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.backend.create_tags([pair.primary], {'aws:autoscaling:groupName': 'nats'}),
      'FAIL', 'Auto Scaling group', 'aws autoscaling detach-instances --instance-ids {primary} '
      '--auto-scaling-group-name nats'),
-    (lambda pair: pair.ec2.create_tags(Resources=[pair.primary], Tags=[{'Key': TAG, 'Value': 'until noon'}]),
-     'warn', 'maintenance',
-     'aws ec2 delete-tags --resources {primary} --tags Key=nat_monitor_maintenance'),
-    (delete_table, 'FAIL', 'route table', 'not in the VPC; run: nano {settings_file}'),
+    (lambda pair: pair.backend.create_tags([pair.primary], {nat_monitor.MAINTENANCE: 'until noon'}),
+     'warn', 'maintenance', 'until noon; run: aws ec2 delete-tags --resources {primary} --tags '),
     (use_foreign_table, 'FAIL', 'route table', 'not in the VPC; run: nano {settings_file}'),
     (forget_a_table, 'warn', 'route table', 'leads 0.0.0.0/0 to {primary}, also after a failover: it is not in '
      'ROUTE_TABLE_IDS; run: nano '),
@@ -218,7 +210,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: setattr(pair, 'ping', fail_to_ping),
      'FAIL', 'ping', 'Network is unreachable; run: ip route get {peer}; ping -c 20 {peer}'),
     (lambda pair: pair.file('proc/sys/net/ipv4/ip_forward', '0\n'),
-     'FAIL', 'forwarding', 'sysctl'),
+     'FAIL', 'forwarding', 'net.ipv4.ip_forward is 0; run: echo net.ipv4.ip_forward=1 >> '),
     (lambda pair: pair.file('proc/sys/net/ipv4/conf/ens5/forwarding', '0\n'),
      'FAIL', 'forwarding', 'net.ipv4.conf.ens5.forwarding is 0; run: echo net.ipv4.conf.ens5.forwarding=1 >> '),
     (lambda pair: pair.firewall(NO_RULES),
@@ -340,8 +332,6 @@ USER = ('UnauthorizedOperation: You are not authorized to perform this operation
         'assumed-role/NAT_Monitor/i-0123456789abcdef0 is not authorized to perform: ec2:ReplaceRoute on resource: '
         'arn:aws:ec2:eu-west-1:123456789012:route-table/rtb-0123456789abcdef0 ')
 ENCODED = '. Encoded authorization failure message: ' + 'Zx8' * 200
-
-
 WHO_DENIES = {  # and the remedy
     'with an explicit deny in a service control policy': 'aws organizations list-policies --filter SERVICE_CONTROL',
     'with an explicit deny in a service control policy: arn:aws:organizations::210987654321:policy/o-0123456789/'
@@ -350,8 +340,7 @@ WHO_DENIES = {  # and the remedy
     'with an explicit deny in a permissions boundary': 'aws iam get-role --role-name NAT_Monitor --query '
                                                        'Role.PermissionsBoundary',
     'because no permissions boundary allows the ec2:ReplaceRoute action': 'aws iam get-role --role-name NAT_Monitor',
-    'because no VPC endpoint policy allows the ec2:ReplaceRoute action':
-        'aws ec2 describe-vpc-endpoints',
+    'because no VPC endpoint policy allows the ec2:ReplaceRoute action': 'aws ec2 describe-vpc-endpoints',
     'because no identity-based policy allows the ec2:ReplaceRoute action': 'aws iam put-role-policy',
 }
 
@@ -442,8 +431,7 @@ def above(host: Host, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip('only root can give files away')
     upper = os.path.join(host.root, 'opt')
     for name in ('nat_monitor.py', 'nat_config.py'):
-        with open(os.path.join(host.root, name)) as file:
-            host.file(f'opt/nat/{name}', file.read())
+        host.file(f'opt/nat/{name}', pathlib.Path(host.root, name).read_text())
     monkeypatch.setattr(nat_monitor, '__file__', f'{upper}/nat/nat_monitor.py')
     host.settings_file = f'{upper}/nat/nat_config.py'
     return upper
@@ -563,27 +551,19 @@ def test_a_job_of_cron_wins_over_what_is_not_clear(host: Host, capfd: Any) -> No
     assert cron_line(host, capfd, 'etc/cron.d/nat', JOB).verdict == 'ok'
 
 
-def test_each_private_network_has_its_line(pair: Pair, capfd: Any) -> None:
+def test_each_private_network_has_its_line_and_the_peer_where_it_probes(pair: Pair, capfd: Any) -> None:
     subnet = pair.ec2.create_subnet(VpcId=pair.vpc, CidrBlock='10.0.2.0/24')['Subnet']['SubnetId']
     pair.ec2.associate_route_table(RouteTableId=pair.table, SubnetId=subnet)
-    pair.firewall(MASQUERADE.replace('oifname', 'ip saddr 10.0.1.0/24 oifname'))
-
-    _, lines = pair.check(capfd)
-
-    assert [line[:3] for line in lines if line.what == 'masquerading'] == [
-        ('ok', 'masquerading', '10.0.1.0/24'), ('FAIL', 'masquerading', '10.0.2.0/24')]
-
-
-def test_where_the_peer_probes_its_packets_are_judged_too(pair: Pair, capfd: Any) -> None:
-    pair.firewall(MASQUERADE.replace('oifname', 'ip saddr 10.0.1.0/24 oifname'))
     edit_settings(pair, 'ELASTIC_IP', f'PROBE_ADDRESS = {TARGET!r}\nELASTIC_IP')
-    peer = pair.instances[pair.primary]['PrivateIpAddress']
+    masquerade(pair, 'ip saddr 10.0.1.0/24 masquerade')
+    peer = pair.instances[pair.primary]['PrivateIpAddress'] + '/32'
 
     _, lines = pair.check(capfd)
 
-    [line] = [line for line in lines if line.verdict == 'FAIL']
-    assert line[:3] == ('FAIL', 'masquerading', f'{peer}/32')
-    assert 'the peer, which probes through this host' in line.words and f'ip saddr {peer}/32 oif' in line.words
+    told = [line for line in lines if line.what == 'masquerading']
+    assert [line[:3] for line in told] == [('ok', 'masquerading', '10.0.1.0/24'), *(
+        ('FAIL', 'masquerading', whom) for whom in ('10.0.2.0/24', peer))]
+    assert 'the peer, which probes through this host' in told[2].words and f'ip saddr {peer} oif' in told[2].words
 
 
 def test_rules_that_cannot_be_listed_are_unknown(host: Host, capfd: Any) -> None:
@@ -636,8 +616,7 @@ def test_a_suspended_monitor_is_told(host: Host, capfd: Any) -> None:
         finally:
             process.kill()
     [line] = [line for line in lines if line.verdict == 'FAIL']
-    assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}')
-    assert code == 1
+    assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}') and code == 1
 
 
 # In the lab: the program as it is installed, asking EC2 over HTTP and pinging with real packets
@@ -656,8 +635,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         iam = iam_backends[ACCOUNT]['aws']
         iam.reset()
         iam.create_instance_profile('NAT_Monitor', '/', [])
-        with open(os.path.join(os.path.dirname(nat_monitor.SETTINGS_FILE), 'nat_monitor.cron')) as file:
-            job = file.read()
+        job = pathlib.Path(nat_monitor.SETTINGS_FILE).with_name('nat_monitor.cron').read_text()
         for instance in lab.instances.values():
             lab.ec2.backend.associate_iam_instance_profile(instance.id, iam_instance_profile_name='NAT_Monitor')
             instance.run('sh', '-c', INSTALL_JOB, input=job, check=True)
@@ -719,5 +697,4 @@ def test_ctrl_c_during_the_check_is_no_success(lab: Lab) -> None:
         terminal.type('\x03')
         lab.wait_until(lambda: terminal.exit_code is not None, 'it ends at once')
 
-    assert terminal.exit_code == 1
-    assert 'Traceback' not in terminal.output
+    assert terminal.exit_code == 1 and 'Traceback' not in terminal.output
