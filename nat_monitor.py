@@ -274,7 +274,7 @@ class Lasting:
         where = 'peer_id' if kind in ('watcher', 'no probe') else 'own_id'
         place = '' if remedy.startswith('aws') else f' on {self.names[where]}'  # any workstation
         line = f'{words}; run{place}: {remedy}'
-        if level < logging.ERROR and (at_once or now - since >= TROUBLE_LASTS):
+        if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
             self.log.error(line)
         elif words != told:
@@ -2476,7 +2476,7 @@ class Check:
             told = json.loads(text_of(os.path.join(self.root, STATUS_FILE[1:])))
             written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
             holders, age = set(told['holders'].values()), abs(time.time() - written)
-            wrong = {'time': age >= 3 * STATUS_INTERVAL, 'peer_answers': not told['peer_answers'],
+            wrong = {'time': age >= 3 * MINUTE, 'peer_answers': not told['peer_answers'],
                      'holders': holders not in ({told['own_id']}, {told['peer_id']}),
                      'troubles': told['troubles'], 'decision': told['decision']}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
