@@ -2456,7 +2456,7 @@ class Check:
         suspended = bool(pid) and is_suspended(pid)
         found = f'runs with pid {pid}' if pid else 'does not run'
         self.say(pid and not suspended, 'monitor', '', found + ', but is suspended' * suspended,
-                 *(('suspended', FAIL) if suspended else ('', WARN)), pid=pid)
+                 'suspended' * suspended, FAIL if suspended else WARN, pid=pid)
         return pid
 
     def lock_holder(self) -> str:
@@ -2604,10 +2604,11 @@ class Check:
             if i in chosen:
                 self.say_holder('default route', i, default_route(one))
                 served = sorted(name for name in links if links[name]['RouteTableId'] == i)
-                itself = mine['RouteTableId'] == i
-                self.say(served and not itself, 'subnets', i, (', '.join(served) or 'none') + (
-                    ", this instance's own: it would route to itself" * itself), '' if not itself
-                    else 'settings' if mine.get('SubnetId') else 'main table')
+                found, itself = ', '.join(served) or 'none', mine['RouteTableId'] == i
+                if itself:
+                    found += f': this instance, in {own["SubnetId"]}, would route to itself'
+                self.say(served and not itself, 'subnets', i, found, '' if not itself else
+                         'settings' if mine.get('SubnetId') else 'main table')
             elif led:
                 self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
                          'it is not in ROUTE_TABLE_IDS', otherwise=WARN)

@@ -196,9 +196,9 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.disassociate_route_table(AssociationId=pair.association),
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
-     'FAIL', 'subnets', "{public}, this instance's own: it would route to itself; run: nano {settings_file}"),
-    (use_main_table, 'FAIL', 'subnets', "those without a table of their own, this instance's own: it would route to "
-     'itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
+     'FAIL', 'subnets', '{public}: this instance, in {public}, would route to itself; run: nano {settings_file}'),
+    (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: this instance, in {public}, would route '
+     'to itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
                                          GatewayId=pair.gateway), 'warn', 'default route',
      'at {gateway}, outside the pair; run: aws ec2 describe-route-tables --route-table-ids {table}'),
