@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from typing import Any, Callable, Dict, Iterator, List, Set, Tuple
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -80,7 +81,8 @@ def stop_primary(pair: Pair) -> None:
 
 def add_interface(pair: Pair) -> None:
     interface = pair.ec2.create_network_interface(SubnetId=pair.public)['NetworkInterface']['NetworkInterfaceId']
-    pair.ec2.attach_network_interface(NetworkInterfaceId=interface, InstanceId=pair.primary, DeviceIndex=1)
+    vars(pair)['attachment'] = pair.ec2.attach_network_interface(
+        NetworkInterfaceId=interface, InstanceId=pair.primary, DeviceIndex=1)['AttachmentId']
 
 
 def take_public_address(pair: Pair) -> None:
@@ -149,10 +151,6 @@ def drop_cron_job(host: Host) -> None:
     os.remove(os.path.join(host.root, 'etc/cron.d/nat_monitor'))
 
 
-def fail_to_ping(_: str) -> bool:
-    raise nat_monitor.OwnFault('Network is unreachable')
-
-
 def edit_settings(pair: Pair, this: str, that: str) -> None:
     pair.file('nat_config.py', pathlib.Path(pair.settings_file).read_text().replace(this, that))
 
@@ -171,7 +169,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True}),
      'FAIL', 'source/dest. check', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
      '--no-source-dest-check'),
-    (add_interface, 'FAIL', 'network interface', 'aws ec2 detach-network-interface --attachment-id eni-attach-'),
+    (add_interface, 'FAIL', 'network interface', 'run: aws ec2 detach-network-interface --attachment-id {attachment}'),
     (take_public_address, 'warn', 'public address', '--associate-public-ip-address --network-interface-id eni-'),
     (give_it_an_elastic_ip, 'warn', 'public address', '198.51.100.9 does not come back after 198.51.100.7: '
      'release this Elastic IP; run: aws ec2 modify-network-interface-attribute --associate-public-ip'),
@@ -207,7 +205,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.deaf.add(pair.instances[pair.primary]['PrivateIpAddress']),
      'FAIL', 'ping', ' answers 0 of 3; run: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 '
      '--group-id sg-'),
-    (lambda pair: setattr(pair, 'ping', fail_to_ping),
+    (lambda pair: setattr(pair, 'ping', Mock(side_effect=nat_monitor.OwnFault('Network is unreachable'))),
      'FAIL', 'ping', 'Network is unreachable; run: ip route get {peer}; ping -c 20 {peer}'),
     (lambda pair: pair.file('proc/sys/net/ipv4/ip_forward', '0\n'),
      'FAIL', 'forwarding', 'net.ipv4.ip_forward is 0; run: echo net.ipv4.ip_forward=1 >> '),
@@ -459,6 +457,7 @@ def test_a_link_to_the_program_is_followed(host: Host, capfd: Any, above: str, m
     os.makedirs(f'{host.root}/sbin')
     os.symlink(f'{above}/nat/nat_monitor.py', f'{host.root}/sbin/nat_monitor.py')
     monkeypatch.setattr(nat_monitor, '__file__', f'{host.root}/sbin/nat_monitor.py')
+    host.settings_file = f'{host.root}/nat_config.py'
     for wrong in (above, f'{host.root}/sbin'):
         os.chmod(wrong, 0o777)
 
