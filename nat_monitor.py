@@ -237,8 +237,7 @@ permissions: the role of {own_id} does not allow {}: a failover would fail
 unknown: EC2 does not know {}
 host: {own_id} cannot NAT ({}): it claims nothing
 peer: {about} cannot NAT ({})
-watcher: the monitor on {peer_id} has sent no ping for {}, so it does not run, and nobody takes \
-over if {own_id} fails
+watcher: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
 ping: a ping to {peer_id} cannot leave {own_id} ({})
 probe: a packet through {peer_id} to {about} {}
 no probe: no packet has come through {peer_id} to {about} yet ({}): nothing is decided by that
