@@ -40,6 +40,7 @@ import logging
 import math
 import operator
 import os
+import pathlib
 import queue
 import random
 import re
@@ -153,81 +154,85 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
-# By name of a trouble or of a line of --check; what stands in braces is told beside it.
-REMEDIES: Dict[str, str] = dict(re.findall('(.+?): (.+)', '''
-setting: nano {settings_file}
-check: nat_monitor.py --check
+def table(text: str) -> Dict[str, str]:
+    """Return by name what lines of the form 'name, other name: words' say."""
+    return {name: words for names, words in re.findall('(.+?): (.+)', text)
+            for name in names.split(', ')}
+
+
+# What to run, by the name of a trouble or of a line of --check.  Braces: ids and settings, what
+# the line is about, and what EC2 describes of that (`its`) and of this instance (`own`).
+REMEDIES = table('''
+settings, unknown: nano {settings_file}  # and restart the monitor
+check, status: nat_monitor.py --check
 no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
-own fault: ip route get {about}
-own way: ip route get {peer_address}
-unknown: nano {settings_file}  # and restart the monitor
-no neighbour: ip neigh
+own fault, ping: ip route get {peer_address}; ping -c 20 {peer_address}
+probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
-metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --http-tokens required \
---instance-id <this instance>
+metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
 role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} \
 --instance-id {about}
 other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
 Name={role} --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
-Name=instance-id,Values={about} --output text \
---query "IamInstanceProfileAssociations[0].AssociationId")
-permission: aws iam put-role-policy --role-name {role} --policy-name {role} \
---policy-document file://iam_policy.json
-tag: aws ec2 create-tags --resources {about} --tags Key=nat_monitor,Value=true
+Name=instance-id,Values={about} --query "*[0].AssociationId" --output text)
+permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
+--policy-document file://policy.json && aws ec2 create-tags --resources {tagged} \
+--tags Key=nat_monitor,Value=${{tag:-true}}
 service control policy: aws organizations list-policies --filter SERVICE_CONTROL_POLICY
 permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
-VPC endpoint policy: aws ec2 describe-vpc-endpoints \
---filters Name=service-name,Values=com.amazonaws.{region}.ec2
+VPC endpoint policy: aws ec2 describe-vpc-endpoints  # that of EC2
 clock: systemctl enable --now chronyd || systemctl enable --now chrony; chronyc makestep
-state: aws ec2 start-instances --instance-ids {about}
-source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
-network interface: aws ec2 detach-network-interface --attachment-id {attachment}
+state: aws ec2 start-instances --instance-ids {about}  # a disk key of yours needs kms:CreateGrant
+gone: nano {settings_file}  # launch another one instead of {about}, and put its id in
+source/dest. check, peer: aws ec2 modify-instance-attribute --instance-id {about} \
+--no-source-dest-check
+network interface: aws ec2 detach-network-interface \
+--attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
---network-interface-id {card}
+--network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}
 Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
---auto-scaling-group-name {group} --should-decrement-desired-capacity
+--auto-scaling-group-name {found} --should-decrement-desired-capacity
 maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
-can be stopped: aws ec2 describe-instances --instance-ids {about}  # and launch another one
 protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
-subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet>
-own subnet: aws ec2 replace-route-table-association --association-id <that of {subnet}> \
---route-table-id <that of the internet gateway>  # associate-route-table where it has none
-default route: aws ec2 describe-route-tables --route-table-ids {about}  # {later}
-Elastic IP: aws ec2 describe-addresses --public-ips {about}  # {later}
-ping: ping -c 20 {address}
-security group: aws ec2 authorize-security-group-ingress --group-id {about} --ip-permissions \
-'IpProtocol=icmp,FromPort=8,ToPort=-1,UserIdGroupPairs=[{{GroupId={own_group}}}]'
-forwards: nat_monitor.py --check  # there
+subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet> \
+# where that has another table: replace-route-table-association
+main table: aws ec2 associate-route-table --subnet-id {own[SubnetId]} --route-table-id <public one>
+default route: aws ec2 describe-route-tables --route-table-ids {about}
+Elastic IP: aws ec2 describe-addresses --public-ips {about}
+security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
+--group-id {its[NetworkInterfaces][0][Groups][0][GroupId]} --cidr {own[PrivateIpAddress]}/32
+forwards: nat_monitor.py --check  # on {about}
+forwarding: echo {switch}=1 >> /etc/sysctl.d/90-nat.conf && sysctl --system
+forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
+masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
+{source}oifname != "lo" masquerade; }}; }}'
+rules: nft list ruleset; ip rule; ip route
 cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
 install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
-monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
-upgrade: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
-suspended: kill -CONT {about}
-status: nat_monitor.py --check
-'''))
+monitor, watcher: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+suspended: kill -CONT {pid}
+''')
 
-# What is said of a trouble, {} being what came back or is lacking; on which instance, if on any,
-# something is to be run once it has lasted, and by which of the remedies.
-TROUBLES = {
-    'metadata': ('the metadata service does not tell {}', '', 'metadata'),
-    'client': ('{own_id} cannot make an EC2 client ({})', '{own_id}', 'check'),
-    'EC2': ('EC2 does not answer {own_id} ({}): it decides nothing', '{own_id}', 'check'),
-    'clock': ('the clock of {own_id} is off by {}: EC2 refuses its calls', '{own_id}', 'clock'),
-    'questions': ('EC2 does not tell {own_id} {}', '{own_id}', 'check'),
-    'permissions': ('the role of {own_id} does not allow {}: a failover would fail',
-                    '{own_id}', 'check'),
-    'unknown': ('EC2 does not know {}', '{own_id}', 'unknown'),
-    'host': ('{own_id} cannot NAT ({}): it claims nothing', '{own_id}', 'check'),
-    'peer': ('{about} cannot NAT ({})', '', 'source/dest. check'),
-    'watcher': ('the monitor on {peer_id} has sent no ping for {}, so it does not run, and nobody '
-                'takes over if {own_id} fails', '{peer_id}', 'monitor'),
-    'ping': ('a ping to {peer_id} cannot leave {own_id} ({})', '{own_id}', 'own way'),
-    'probe': ('a packet through {peer_id} to {about} {}', '{own_id}', 'check'),
-    'claim': ('{about} is not moved to {own_id} yet ({})', '{own_id}', 'check'),
-    'restart': ('{about} could not be {}', '{own_id}', 'check'),
-    'turn': ('{own_id} met something unforeseen ({}) and goes on', '{own_id}', 'upgrade'),
-}
+# By kind, what is said of a trouble; the empty braces are what came back or is lacking.
+TROUBLES = table('''
+metadata: the metadata service does not tell {}
+client: {own_id} cannot make an EC2 client ({})
+EC2: EC2 does not answer {own_id} ({}): it decides nothing
+clock: the clock of {own_id} is off by {}: EC2 refuses its calls
+questions: EC2 does not tell {own_id} {}
+permissions: the role of {own_id} does not allow {}: a failover would fail
+unknown: EC2 does not know {}
+host: {own_id} cannot NAT ({}): it claims nothing
+peer: {about} cannot NAT ({})
+watcher: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
+ping: a ping to {peer_id} cannot leave {own_id} ({})
+probe: a packet through {peer_id} to {about} {}
+claim: {about} is not moved to {own_id} yet ({})
+restart: {about} could not be {}
+turn: {own_id} met something unforeseen ({}) and goes on
+''')
 
 
 class Lasting:
@@ -240,7 +245,7 @@ class Lasting:
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
         self.names = {'program': PROGRAM, 'settings_file': SETTINGS_FILE}  # and ids
-        # By kind and what it is about: since when, the level told, the words, and the remedy.
+        # By kind and what it is about: since when, the level told, the words, with the remedy.
         self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
 
     def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
@@ -251,22 +256,23 @@ class Lasting:
             if told:
                 self.log.log(level, f'over after {now - since:.0f} s: {told}')
             return False
-        words, where, remedy = (one.format(failure, about=about, **self.names) for one in (
-            *TROUBLES[kind][:2], REMEDIES[TROUBLES[kind][2]]))
-        remedy = f'run{" on " * bool(where)}{where}: {remedy}'
+        words, remedy = (one.format(failure, about=about, **self.names) for one in (
+            TROUBLES[kind], REMEDIES.get(kind, REMEDIES['check'])))
+        where = 'peer_id' if kind == 'watcher' else 'own_id'
+        place = '' if remedy.startswith('aws') else f' on {self.names[where]}'  # any workstation
+        line = f'{words}; run{place}: {remedy}'
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
-            self.log.error(f'{words}; {remedy}')
+            self.log.error(line)
         elif words != told:
             self.log.info(words)
-        self.troubles[kind, about] = since, level, words, remedy
+        self.troubles[kind, about] = since, level, words, line
         return True
 
     @property
     def errors(self) -> List[str]:
         """Return the troubles that a person must see to, each with its remedy."""
-        return [f'{words}; {remedy}' for _, level, words, remedy in self.troubles.values()
-                if level == logging.ERROR]
+        return [line for _, level, _, line in self.troubles.values() if level == logging.ERROR]
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -2129,49 +2135,12 @@ class Monitor:
 # The check ----------------------------------------------------------------------------------------
 
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
-PROFILE, TAG = 'NAT_Monitor', {'Key': 'nat_monitor', 'Value': 'true'}  # as in iam_policy.json
-OWN_WORK = 0.2           # s of an outage that neither waiting nor EC2 takes
-FRESH = 3 * MINUTE
-LIST_RULES = 'nft list ruleset; ip rule; ip route'
-MASQUERADE = ("nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; "
-              "{}oifname != \"lo\" masquerade; }}; }}'")
-SYSCTL_FILES = [f'{directory}/sysctl.d/*.conf'  # the later one in place of one of the same name
-                for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
-KEY_ERRORS = ('Client.InternalError', 'Client.InvalidKMSKey')  # a stopped instance's state reason
 DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
-HOLDERS = ('InstanceId', 'NatGatewayId', 'GatewayId', 'TransitGatewayId', 'NetworkInterfaceId',
-           'AssociationId')  # what a route, or an address, may be at
-CRON_DAEMONS = {'cron', 'crond', 'fcron'}
-CRON_FILES = ('etc/crontab', 'etc/cron.d/*', 'var/spool/cron/root', 'var/spool/cron/crontabs/root')
+REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
 CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
             r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
-CRON_TAKES = (' (cron starts it only from a file of mode 644, without a dot in its name, by a line '
-              'that ends in LF, as root, and if it can be executed)')
-BOOT_FILES = (  # what else may start something at boot
-    'etc/rc*', 'etc/rc.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
-    'var/lib/cloud/scripts/per-boot/*', '*/systemd/system/**', 'usr/*/systemd/system/**')
-
-
-def longest_outage(settings: Settings, pings: int, call: float) -> float:
-    """Return the seconds from a crash just after an answer to the new route.
-
-    One EC2 call takes `call` seconds.  EC2 is asked at the first miss, and again before the ping
-    that decides, which its answer must precede.
-    """
-    spare = (pings - 2) * settings.ping_timeout  # from the first question to that ping
-    held_up = call if spare >= CLAIM_RETRY else max(0.0, call - spare)
-    return (settings.wait_between_pings + pings * settings.ping_timeout + held_up + call
-            + OWN_WORK)
-
-
-def only_root_writes(path: str) -> bool:
-    return os.stat(path).st_uid == 0 and not os.stat(path).st_mode & 0o022
-
-
-def directories_above(path: str) -> List[str]:
-    """Return all directories on the way to a file, / first."""
-    above = os.path.dirname(path)
-    return [] if above == path else [*directories_above(above), above]
+BOOT_FILES = ('etc/rc*', 'etc/*.d/*', 'etc/*cron*', 'etc/cron.*/*', 'var/spool/cron/**',
+              '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
 
 
 def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
@@ -2179,30 +2148,37 @@ def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
 
     Higher up, a directory such as /tmp will do, where others may not rename what is root's.
     """
-    files = [resolve(path) for path in paths for resolve in (os.path.abspath, os.path.realpath)]
-    above = [directory for path in files for directory in directories_above(path)]
-    beside = {os.path.dirname(path) for path in files}
-    for path in filter(os.path.exists, dict.fromkeys([*above, *files])):
-        shared = os.stat(path).st_mode & 0o1000 and path not in beside
-        yield path, only_root_writes(path) or bool(shared) and os.stat(path).st_uid == 0
+    files = {resolve(path) for path in paths for resolve in (os.path.abspath, os.path.realpath)}
+    above = {str(directory) for path in files for directory in pathlib.Path(path).parents}
+    for path in filter(os.path.exists, sorted(files | above)):
+        status, is_beside = os.stat(path), path in map(os.path.dirname, files)
+        others = status.st_mode & 0o022 and (is_beside or not status.st_mode & 0o1000)
+        yield path, status.st_uid == 0 and not others
 
 
-def starts_monitor(path: str, line: str) -> str:
-    """Return FINE for a job that cron runs at boot, FAIL for one that it does not, else UNSURE."""
-    job = re.fullmatch(CRON_JOB, line)
-    if not job:
-        return UNSURE
-    accepted = (only_root_writes(path) and not os.stat(path).st_mode & 0o111
-                and re.fullmatch(r'[A-Za-z0-9_-]+', os.path.basename(path)))
-    right = job[1] == ('root' if '/etc/' in path else None) and job[3] == '\n'
-    return FINE if accepted and right and os.access(job[2], os.X_OK) else FAIL
+def starts_monitor(path: str, line: str) -> Verdict:
+    """Tell whether cron runs that line of a file at boot."""
+    job, words = re.fullmatch(CRON_JOB, line), f'{path}: {line.strip()}'
+    name, status, in_etc = os.path.basename(path), os.stat(path), '/etc/' in path
+    if not job or not in_etc and name != 'root':
+        return None, f'{words} (nobody can tell if this starts it at boot)'
+    user, program, end = job.groups()
+    right = user == ('root' if in_etc else None)
+    accepted = status.st_uid == 0 and not status.st_mode & 0o133 and re.fullmatch(r'[\w-]+', name)
+    if right and accepted and end == '\n' and os.access(program, os.X_OK):
+        return True, words
+    return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
+                   'name, by a line that ends in LF, as root, and if it can be executed)')
 
 
-def who_denies(error: Any) -> Tuple[str, str]:
-    """Return what a denied call needs, a key of REMEDIES, and EC2's words for what denies it."""
-    found = re.search(r'(?:with an explicit deny|because no) .*?(?=\.?$)', in_words(error))
-    words = f': {found[0]}' if found else ''
-    return next((one for one in DENIERS if one in words), 'permission'), words
+def remedy_for(error: Exception) -> str:
+    """Return the name of the remedy for what kept a check from going on, '' for that check's."""
+    if isinstance(error, requests.RequestException):
+        return ''
+    if isinstance(error, OwnFault):
+        return 'own fault'
+    denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
+    return denier if code_of(error) in DENIED else 'no answer'
 
 
 class Check:
@@ -2219,20 +2195,15 @@ class Check:
         self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
         self.client: Any = None
-        self.own_id = self.peer_id = self.region = ''
-        self.role, self.program, self.exit_code = PROFILE, os.path.realpath(__file__), 0
-        self.got: Dict[str, Any] = {}                # by EC2 call: what it returned or raised
-        self.things: Dict[str, Dict[str, Any]] = {}  # by id: what EC2 describes
+        self.own_id = self.peer_id = self.peer_address = self.region = ''
+        self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
+        self.things: Dict[str, Any] = {}   # instances as EC2 describes them, by id
         self.networks: List[Network] = []  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for what, check in {'settings': self.check_settings, 'file': self.check_files,
-                            'environment': self.check_environment,
-                            'metadata': self.check_metadata, 'EC2': self.check_ec2,
-                            'masquerading': self.check_nat, 'cron job': self.check_cron,
-                            'monitor': self.check_monitor}.items():
-            self.attempt(what, self.own_id, check)
+        for part in 'settings files metadata ec2 nat cron monitor'.split():
+            self.attempt(part, self.own_id, getattr(self, f'check_{part}'))
         return self.exit_code
 
     def attempt(self, what: str, about: str, check: Callable[..., Any], *arguments: Any) -> None:
@@ -2242,29 +2213,28 @@ class Check:
         except Refusal as refusal:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
-                self.say(False, what, about, fault, self.remedy('setting'))
+                self.say(False, what, about, fault, 'settings')
         except Exception as error:
-            needs = ('no neighbour' if isinstance(error, NoNeighbour) else
-                     'own fault' if isinstance(error, OwnFault) else
-                     who_denies(error)[0] if code_of(error) in DENIED else 'no answer')
-            self.say(False, what, about, in_words(error),
-                     self.remedy(needs, *map(str, arguments[:1])),
-                     FAIL if needs == 'own fault' else UNSURE)
+            remedy, skew = remedy_for(error), clock_skew(error)
+            if abs(skew) > CLOCK_TOLERANCE:
+                self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
+            is_needless = what in ('can be stopped', 'masquerading')  # for a failover
+            self.say(None if is_needless or remedy == 'no answer' else False, what, about,
+                     in_words(error), remedy)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
-            otherwise: str = FAIL, **ids: str) -> None:
+            otherwise: str = FAIL, **more: Any) -> None:
         """Write a line: the verdict, what was looked at, its id, what was found, and the remedy.
 
-        This is by default that of `what`, filled with the ids.
+        `fine` is None where nobody can tell.  The remedy is that of this name, else that of `what`.
         """
-        verdict = FINE if fine else otherwise
+        verdict = UNSURE if fine is None else FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
-        run = '' if fine else f'; run: {remedy or self.remedy(what, about, **ids)}'
-        log.info(f'{verdict:8}{what:22}{about:23}{found}{run}')
-
-    def remedy(self, name: str, about: str = '', **ids: str) -> str:
-        remedy = REMEDIES.get(name, REMEDIES['setting'])
-        return remedy.format_map({**vars(self), **ids, 'about': about})
+        its, own = (self.things.get(i, {}) for i in (about, self.own_id))
+        names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
+        run = REMEDIES.get(remedy or what, REMEDIES['settings'])
+        log.info(f'{verdict:8}{what:22}{about:23}{found}'
+                 + ('' if fine else f'; run: {run.format_map(names)}'))
 
     # This host
 
@@ -2278,82 +2248,67 @@ class Check:
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
 
-    def check_environment(self) -> None:
-        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
-        if found:
-            self.say(True, 'environment', '', on_one_line(' '.join(found)))
-
     def check_metadata(self) -> None:
-        items = ('instance-id', 'placement/region', 'iam/security-credentials/')
-        found = run_together({item: functools.partial(self.metadata.get, item) for item in items},
-                             CALL_DEADLINE)
-        role, failed = found.pop(items[2]), failures_in(found)
-        self.say(not failed, 'metadata', '', failed or 'IMDSv2 answers')
-        if not failed:
-            self.own_id, self.region = found.values()
-            self.role = role if role and isinstance(role, str) else PROFILE
-            self.say(role == self.role, 'role', self.own_id, str(role))
+        self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))
+        self.say(True, 'metadata', '', 'IMDSv2 answers')
+        self.attempt('role', self.own_id, self.check_role)
+
+    def check_role(self) -> None:
+        self.role = self.metadata.get('iam/security-credentials/')
+        self.say(True, 'role', self.own_id, self.role)
 
     def check_nat(self) -> None:
         """Tell whether this host forwards and masquerades what comes from the private subnets.
 
         So it must with what the peer sends through it, where probes are asked for.
         """
-        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
-        probes = [Network(peer)] if peer and self.settings.probe_address else []
-        networks: List[Any] = [*self.networks, *probes]
+        peer = [Network(one) for one in [self.peer_address] if one and self.settings.probe_address]
+        networks: List[Any] = [*self.networks, *peer]
         host = Host(self.root, networks)
         networks = networks or [None]
         sure, words = worst([host.forwarding(network) for network in networks])
-        on = f'echo {host.switch}=1 > /etc/sysctl.d/90-nat.conf && sysctl --system'
-        self.say(bool(sure), 'forwarding', '', words, LIST_RULES if host.forwards == '1' else on,
-                 FAIL if sure is False else UNSURE)
-        path, name, value = self.switched_at_boot(host.interface)
-        if value == '0':
-            self.say(False, 'forwarding at boot', '', f'{path} switches {name} off',
-                     f"sed -i 's|{name}.*|{name} = 1|' {path}", WARN)
+        self.say(sure, 'forwarding', '', words, 'rules' if host.forwards == '1' else '',
+                 switch=host.switch)
+        self.check_sysctl(host.interface)
         for network in networks:
             sure, words = host.masquerading(network)
-            words += ' (the peer, which probes through this host)' * (network in probes)
-            remedy = MASQUERADE.format(f'ip saddr {network} ' if network else '')
-            self.say(bool(sure), 'masquerading', str(network or ''), words,
-                     *((remedy, FAIL) if sure is False else (LIST_RULES, UNSURE)))
+            words += ' (the peer, which probes through this host)' * (network in peer)
+            self.say(sure, 'masquerading', str(network or ''), words, '' if sure is False else
+                     'rules', source=f'ip saddr {network} ' * bool(network))
 
-    def switched_at_boot(self, interface: str) -> Tuple[str, str, str]:
-        """Return what sysctl's files say last about forwarding: file, name, value; see sysctl.d."""
-        files = {os.path.basename(path): path for path in self.files(*SYSCTL_FILES)}
+    def check_sysctl(self, interface: str) -> None:
+        """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
+        files = {os.path.basename(path): path  # the later one in place of one of the same name
+                 for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')
+                 for path in self.files(f'{directory}/sysctl.d/*.conf')}
         names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
         setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
         paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
         found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
-        return found[-1] if found else ('', '', '')
+        for path, name, value in found[-1:]:
+            self.say(value != '0', 'forwarding at boot', '', f'{path} says {name} = {value}',
+                     otherwise=WARN, path=path, name=name)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, or for anything else that names it."""
-        told: Dict[str, str] = {}
-        crontabs = self.files(*CRON_FILES)
-        for path in [*crontabs, *self.files(*BOOT_FILES)]:
-            for line in self.read(path).splitlines(keepends=True):
-                if 'nat_monitor.py' in line and not line.lstrip().startswith('#'):
-                    verdict = starts_monitor(path, line) if path in crontabs else UNSURE
-                    told.setdefault(verdict, f'{path}: {line.strip()}')
-        verdict = next((one for one in (FINE, FAIL, UNSURE) if one in told), FAIL)
-        why = {FINE: '', FAIL: CRON_TAKES, UNSURE: ' (nobody can tell if this starts it at boot)'}
-        self.say(verdict == FINE, 'cron job', '', told[verdict] + why[verdict]
-                 if told else 'none starts the monitor', otherwise=verdict)
-        if verdict == FINE:
-            names = {self.read(path).strip() for path in self.files('proc/[0-9]*/comm')}
-            daemon = min(names & CRON_DAEMONS, default='')
+        told = [starts_monitor(path, line) for path in self.files(*BOOT_FILES)
+                for line in text_of(path).splitlines(keepends=True)
+                if re.match(r'(?!\s*#).*nat_monitor\.py', line)]
+        sure, words = min(told, key=lambda one: (True, False, None).index(one[0]),
+                          default=(False, 'none starts the monitor'))
+        self.say(sure, 'cron job', '', words)
+        names = {text_of(path).strip() for path in self.files('proc/[0-9]*/comm')}
+        daemon = min(names & {'cron', 'crond', 'fcron'}, default='')
+        if sure:
             self.say(daemon, 'cron daemon', '', f'{daemon or "none"} runs')
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
         pid = self.lock_holder()
-        if pid and is_suspended(pid):
-            self.say(False, 'monitor', '', f'pid {pid} is suspended', self.remedy('suspended', pid))
-        else:
-            found = f'runs with pid {pid}' if pid else 'does not run'
-            self.say(pid, 'monitor', '', found, otherwise=WARN)
+        suspended = bool(pid) and is_suspended(pid)
+        found = f'runs with pid {pid}' if pid else 'does not run'
+        self.say(pid and not suspended, 'monitor', '', found + ', but is suspended' * suspended,
+                 'suspended' * suspended, FAIL if suspended else WARN, pid=pid)
         return pid
 
     def lock_holder(self) -> str:
@@ -2361,8 +2316,8 @@ class Check:
         with contextlib.suppress(OSError, IndexError):
             lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
             device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-            held = f'FLOCK.* (\\d+) {device}:{lock.st_ino} '
-            return str(re.findall(held, self.read('proc/locks'))[0])
+            locks = text_of(os.path.join(self.root, 'proc/locks'))
+            return str(re.findall(rf'FLOCK.* (\d+) {device}:{lock.st_ino} ', locks)[0])
         return ''
 
     def status(self) -> int:
@@ -2370,26 +2325,23 @@ class Check:
         if not self.check_monitor():
             return 2
         try:
-            told = json.loads(self.read(STATUS_FILE[1:]))
+            told = json.loads(text_of(os.path.join(self.root, STATUS_FILE[1:])))
             written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
-            holders, age = set(told['holders'].values()), time.time() - written
-            wrong = {'time': abs(age) >= FRESH, 'peer_answers': not told['peer_answers'],
+            holders, age = set(told['holders'].values()), abs(time.time() - written)
+            wrong = {'time': age >= 3 * MINUTE, 'peer_answers': not told['peer_answers'],
                      'holders': holders not in ({told['own_id']}, {told['peer_id']}),
                      'troubles': told['troubles'], 'decision': told['decision']}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
         for name, value in told.items():
             found = value if isinstance(value, str) else json.dumps(value)
-            self.say(not wrong.get(name), name, '', found, self.remedy('status'),
+            self.say(not wrong.get(name), name, '', found, 'status',
                      WARN if name == 'decision' else FAIL)
         return self.exit_code
 
     def files(self, *patterns: str) -> List[str]:
         return [path for pattern in patterns
                 for path in glob.glob(os.path.join(self.root, pattern), recursive=True)]
-
-    def read(self, path: str) -> str:
-        return text_of(os.path.join(self.root, path))
 
     # EC2
 
@@ -2401,100 +2353,62 @@ class Check:
         primary, self.peer_id = place_in_pair(settings, own)
         self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
                  f'{self.region}')
-        pair, self.client = (own, self.peer_id), self.connect(self.region)
-        address, ec2 = settings.elastic_ip, self.client
-        tables = settings.route_table_ids
-        asked = {'DescribeInstances': ('InstanceId', 'instance-id', *pair),
-                 'DescribeRouteTables': ('RouteTableId', 'route-table-id', *tables),
-                 'DescribeAddresses': ('PublicIp', 'public-ip', address)}
-        calls: Dict[str, Any] = {
-            action: functools.partial(by_id, getattr(ec2, botocore.xform_name(action)), *what)
-            for action, what in asked.items() if what[-1]}
-        calls['DescribeInstanceStatus'] = functools.partial(describe_states, ec2, *pair)
-        self.got = run_together(calls, CALL_DEADLINE)
-        self.things = {i: thing for found in self.got.values() if isinstance(found, dict)
-                       for i, thing in found.items() if isinstance(thing, dict)}
-        allocation = self.things.get(address, {}).get('AllocationId', '')
-        calls = {name: functools.partial(call, ec2)
-                 for name, call in rehearsal(settings, *pair, allocation).items()}
-        self.got.update(run_together(calls, CALL_DEADLINE))
-        skew = max(map(clock_skew, self.got.values()), key=abs)
-        if skew:  # EC2 has told its time
-            self.say(abs(skew) < CLOCK_TOLERANCE, 'clock', own, f'{skew:.0f} s ahead of EC2')
-        for name in self.got:
-            self.attempt('permission', name.split()[0], self.check_permission, name)
-        for i in pair:
+        self.client = self.connect(self.region)
+        self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
+        self.things = by_id(self.client.describe_instances, 'InstanceId', 'instance-id',
+                            own, self.peer_id)
+        self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
+        for i in (own, self.peer_id):
             self.attempt('instance', i, self.check_instance, i)
         self.attempt('route table', '', self.check_tables)
-        self.attempt('masquerading', '', self.learn_networks, tables)
-        if address:
-            self.attempt('Elastic IP', address, lambda: self.say_holder(
-                'Elastic IP', address, self.find('DescribeAddresses', address)))
-        peer = self.things.get(self.peer_id, {}).get('PrivateIpAddress')
-        if peer:
-            self.attempt('ping', self.peer_id, self.check_ping, peer)
-        if peer and settings.probe_address:
-            self.attempt('forwards', self.peer_id, self.check_probe, peer, settings.probe_address)
-        self.attempt('longest outage', '', self.check_speed)
+        self.attempt('masquerading', '', lambda: self.networks.extend(map(
+            Network, describe_networks(self.client, settings.route_table_ids))))
+        if settings.elastic_ip:
+            self.attempt('Elastic IP', settings.elastic_ip, self.check_address, settings.elastic_ip)
+        self.rehearse()
+        if self.peer_address:
+            self.attempt('ping', self.peer_id, self.check_ping)
+        if self.peer_address and settings.probe_address:
+            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
 
-    def learn_networks(self, tables: Tuple[str, ...]) -> None:
-        self.networks = [Network(one) for one in describe_networks(self.client, tables)]
+    def rehearse(self) -> None:
+        """Tell of each call of a failover whether it is allowed."""
+        pair = self.own_id, self.peer_id
+        calls = rehearsal(self.settings, *pair, self.allocation)
+        calls['DescribeInstanceStatus on all'] = lambda client: describe_states(client, *pair)
+        results = run_together({name: functools.partial(call, self.client)
+                                for name, call in calls.items()}, CALL_DEADLINE)
+        for name, result in results.items():
+            self.attempt('permission', name.split()[0], self.check_permission, name, result)
 
-    def find(self, call: str, i: str) -> Any:
-        """Return what a call told of a thing; raise what it raised, or Refusal if it is unknown."""
-        if isinstance(self.got[call], Exception):
-            raise self.got[call]
-        if i not in self.got[call]:
-            raise Refusal(f'not found in {self.region}', exit_code=1)
-        return self.got[call][i]
-
-    def check_permission(self, name: str) -> None:
-        (action, on, about), result = name.partition(' on '), self.got[name]
-        if code_of(result) in DENIED:
-            needs, why = who_denies(result)
-            self.say(False, 'permission', action, f'not allowed{on}{about}{why}',
-                     self.permit(action, about) if needs == 'permission' else self.remedy(needs))
-        elif isinstance(result, Exception) and code_of(result) != 'DryRunOperation':
+    def check_permission(self, name: str, result: Any) -> None:
+        if isinstance(result, Exception) and code_of(result) != 'DryRunOperation':
             raise result
-        else:
-            self.say(True, 'permission', action, f'allowed{on}{about}')
-
-    def has_profile(self, instance: Dict[str, Any]) -> bool:
-        arn = str(instance.get('IamInstanceProfile', {}).get('Arn', ''))
-        return arn.endswith(f':instance-profile/{self.role}')
-
-    def permit(self, action: str, about: str) -> str:
-        """Return the command that gives the profile, the tags or the policy that a call lacks."""
-        allow, thing = self.remedy('permission'), self.things.get(about, {})
-        if action == 'AssociateAddress':  # EC2 does not tell whether the interface has the tag
-            cards = self.things.get(self.own_id, {}).get('NetworkInterfaces', [])
-            ids = [thing['AllocationId'], *(card['NetworkInterfaceId'] for card in cards)]
-            return f'{self.remedy("tag", " ".join(ids))} && {allow}'
-        if 'InstanceId' in thing and not self.has_profile(thing):
-            return self.remedy('other profile' if 'IamInstanceProfile' in thing else 'role', about)
-        tagged = TAG in thing.get('Tags', []) or 'RouteTableId' not in thing
-        return allow if tagged else self.remedy('tag', about)
+        action, _, about = name.partition(' on ')
+        self.say(True, 'permission', action, f'allowed on {about}')
 
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
-        one = self.find('DescribeInstances', i)
-        state, reason = one['State']['Name'], one.get('StateReason', {})
+        one = self.things.get(i, {'State': {'Name': 'not found'}})
+        state, reason = one['State']['Name'], one.get('StateReason', {}).get('Message', '')
         tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
-        cards = {card['NetworkInterfaceId']: card['Attachment']['AttachmentId']
-                 for card in one['NetworkInterfaces']}
-        if state == 'stopped' and str(reason.get('Code', '')).startswith(KEY_ERRORS):
-            state += (f' ({reason.get("Message") or reason["Code"]}): if its disk is encrypted '
-                      'with a key of yours, the role needs kms:CreateGrant: README.adoc says how')
-        self.say(state == 'running', 'state', i, state)
-        checked = one.get('SourceDestCheck', True)
+        gone = state in ('not found', 'shutting-down', 'terminated')
+        found = f'{state} ({reason})' if reason and state != 'running' else state
+        self.say(state == 'running', 'state', i, found, 'gone' * gone)
+        if gone:
+            return
+        checked, cards = one.get('SourceDestCheck', True), one['NetworkInterfaces']
+        cards.sort(key=lambda card: card['Attachment']['DeviceIndex'])
+        ids = ' '.join(card['NetworkInterfaceId'] for card in cards)
+        self.tagged += f' {ids}'
         self.say(not checked, 'source/dest. check', i, 'on' if checked else 'off')
-        self.say(len(cards) == 1, 'network interface', i, ', '.join(cards) or 'none',
-                 attachment=[*cards.values(), ''][len(cards) - 1])
+        self.say(len(cards) == 1, 'network interface', i, ids)
         self.check_public_address(i, one)
-        self.say(self.has_profile(one), 'instance profile', i,
-                 one.get('IamInstanceProfile', {}).get('Arn', 'none'), self.permit('', i))
+        arn = one.get('IamInstanceProfile', {}).get('Arn', 'none')
+        self.say(arn.endswith(f':instance-profile/{self.role}'), 'instance profile', i, arn,
+                 'role' if arn == 'none' else 'other profile')
         group = tags.get('aws:autoscaling:groupName', 'none')
-        self.say(group == 'none', 'Auto Scaling group', i, group, group=group)
+        self.say(group == 'none', 'Auto Scaling group', i, group)
         tag = tags.get(MAINTENANCE, 'no')
         self.say(MAINTENANCE not in tags, 'maintenance', i, tag or 'tagged', otherwise=WARN)
         self.attempt('can be stopped', i, self.check_stop, i, one)
@@ -2506,113 +2420,90 @@ class Check:
         of no other one.
         """
         public, egress = one.get('PublicIpAddress', ''), self.settings.elastic_ip
-        card: Dict[str, Any] = next(iter(one['NetworkInterfaces']), {})
-        owner = card.get('Association', {}).get('IpOwnerId')
+        owner = one['NetworkInterfaces'][0].get('Association', {}).get('IpOwnerId')
         lasts = public and (not egress or public == egress or owner == 'amazon')
         found = ('none, so the VPC needs an endpoint for EC2' if not public else public if lasts
                  else f'{public} does not come back after {egress}: release this Elastic IP')
-        self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL,
-                 card=card.get('NetworkInterfaceId', ''))
+        self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL)
 
     def check_stop(self, i: str, one: Dict[str, Any]) -> None:
-        """Tell whether EC2 would stop and start an instance.
-
-        Only this asks for what no failover needs.
-        """
+        """Tell whether EC2 would stop and start an instance."""
         spot = one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
             'SpotInstanceRequests'][0] if spot else {}
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
-        fault = ('no, its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'no, it is a one-time Spot instance' if request.get('Type') == 'one-time' else
-                 'no, it has stop protection' if protected else '')
-        self.say(not fault, 'can be stopped', i, fault or 'yes',
-                 self.remedy('protected' if 'protection' in fault else 'can be stopped', i))
+        fault = ('it has stop protection' if protected else
+                 'its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
+                 'it is a one-time Spot instance' if request.get('Type') == 'one-time' else '')
+        self.say(not fault, 'can be stopped', i, f'no, {fault}' if fault else 'yes',
+                 'protected' if protected else 'gone')
 
     def check_tables(self) -> None:
-        """Tell of each table, and of others in the VPC that lead to one of the pair."""
-        self.find('DescribeInstances', self.own_id)
-        pair = {i: self.things[i] for i in (self.own_id, self.peer_id) if i in self.things}
-        vpcs, own = ({one[key] for one in pair.values() if one.get(key)}
-                     for key in ('VpcId', 'SubnetId'))
-        found = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', *vpcs)
-        linked = {link.get('SubnetId') for one in found.values() for link in one['Associations']}
-        for i in self.settings.route_table_ids:
-            self.attempt('route table', i, self.check_table, i, vpcs, own, own - linked)
-        for i in found.keys() - set(self.settings.route_table_ids):
-            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}'
-                   for route in found[i]['Routes'] if route.get('InstanceId') in pair]
-            if led:
+        """Tell what claims would replace, whom they serve, and what other tables lead here."""
+        own, chosen = self.things[self.own_id], self.settings.route_table_ids
+        pages = self.client.get_paginator('describe_route_tables')  # a VPC may have hundreds
+        tables = by_id(lambda **asked: pages.paginate(**asked).build_full_result(),
+                       'RouteTableId', 'vpc-id', own['VpcId'])
+        links = {link.get('SubnetId', REST): link for one in tables.values()
+                 for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
+        mine = links.get(own['SubnetId'], links[REST])
+        for i in chosen:
+            self.say(i in tables, 'route table', i, 'not ' * (i not in tables) + 'in the VPC')
+        for i, one in tables.items():
+            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}' for route
+                   in one['Routes'] if route.get('InstanceId') in (self.own_id, self.peer_id)]
+            if i in chosen:
+                self.say_holder('default route', i, default_route(one))
+                served = sorted(name for name in links if links[name]['RouteTableId'] == i)
+                found, itself = ', '.join(served) or 'none', mine['RouteTableId'] == i
+                if itself:
+                    found += f': this instance, in {own["SubnetId"]}, would route to itself'
+                self.say(served and not itself, 'subnets', i, found, '' if not itself else
+                         'settings' if mine.get('SubnetId') else 'main table')
+            elif led:
                 self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
                          'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
 
-    def check_table(self, table_id: str, vpcs: Set[str], own: Set[str], unlinked: Set[str]) -> None:
-        """Tell of a table what a claim would replace, and whom it serves.
-
-        `own` are the subnets of the pair, `unlinked` those among them that the main table serves.
-        """
-        table = self.find('DescribeRouteTables', table_id)
-        self.say_holder('default route', table_id, default_route(table))
-        self.say(vpcs == {table['VpcId']}, 'route table', table_id,
-                 f'in {table["VpcId"]}, the pair in {" and ".join(vpcs)}')
-        subnets = {link['SubnetId'] for link in table['Associations'] if link.get('SubnetId')}
-        main = any(link.get('Main') for link in table['Associations'])
-        served = subnets | ({'those without a table of their own', *unlinked} if main else set())
-        mine = min(served & own, default='')
-        self.say(served and not mine, 'subnets', table_id,
-                 f"{mine} is the pair's own: it would route to itself" if mine
-                 else ', '.join(sorted(served)) or 'none',
-                 self.remedy('own subnet' if mine else 'subnets', table_id, subnet=mine))
+    def check_address(self, address: str) -> None:
+        held = by_id(self.client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
+        if not held:
+            raise Refusal(f'not found in {self.region}', exit_code=1)
+        self.allocation = held['AllocationId']
+        self.tagged += f' {self.allocation}'
+        self.say_holder('Elastic IP', address, held)
 
     def say_holder(self, what: str, about: str, held: Dict[str, Any]) -> None:
         """Tell who holds a table or the address.
 
         What is outside the pair is somebody's choice, or a mistake.
         """
-        unnamed = str(held) if 'Origin' in held else 'nobody'  # a route to another kind of thing
-        holder = next((held[key] for key in HOLDERS if held.get(key)), unnamed)
-        who = {self.own_id: 'this instance', self.peer_id: 'the peer',
-               'nobody': 'until the primary claims it'}.get(holder, 'outside the pair')
-        lost = ', a blackhole' if held.get('State') == 'blackhole' else ''
-        later = ('nobody replaces this', "the primary's monitor replaces this when it starts")
-        self.say(who != 'outside the pair' and not lost, what, about, f'at {holder}, {who}{lost}',
-                 otherwise=WARN, later=later[bool(self.settings.fail_back)])
+        targets = (held[key] for key in held
+                   if re.search('(Gateway|Interface|Connection)Id|Arn', key))
+        holder = held.get('InstanceId') or next(filter(None, targets), 'nobody')
+        outside = holder not in (self.own_id, self.peer_id, 'nobody')
+        self.say(not outside, what, about, f'at {holder}' + ', outside the pair' * outside,
+                 otherwise=WARN)
 
-    def check_ping(self, address: str) -> None:
+    def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
-        wanted, its = self.settings.num_pings, self.things[self.peer_id]
-        own = [one['PrivateIpAddress'] for card in self.things[self.own_id]['NetworkInterfaces']
-               for one in card['PrivateIpAddresses']]
+        wanted, address = self.settings.num_pings, self.peer_address
+        own = describe_pair(self.client, self.own_id, self.peer_id)[self.own_id].addresses
         ping = self.ping or functools.partial(Ping(self.settings.ping_timeout), own=own)
         answers = sum(map(ping, [address] * wanted))
-        found, remedy = f'{address} answers {answers} of {wanted}', ''
-        if not answers and its['State']['Name'] == 'running':
-            found += ', but EC2 calls it running: look at its security groups'
-            its_group, own_group = (
-                next(group['GroupId'] for card in self.things[i]['NetworkInterfaces']
-                     for group in card['Groups']) for i in (self.peer_id, self.own_id))
-            remedy = self.remedy('security group', its_group, own_group=own_group)
-        self.say(answers == wanted, 'ping', self.peer_id, found, remedy, address=address)
+        blocked = not answers and self.things[self.peer_id]['State']['Name'] == 'running'
+        found = f'{address} answers {answers} of {wanted}'
+        self.say(answers == wanted, 'ping', self.peer_id, found, 'security group' * blocked)
 
-    def check_probe(self, address: str, target: str) -> None:
+    def check_probe(self, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
         probe = self.probe or Probe(self.settings.ping_timeout)
-        through = probe(target, address)
+        through = probe(target, self.peer_address)
         sure = through.answered or probe(target).answered
-        self.say(through.answered, 'forwards', self.peer_id, f'a packet through it {through}' + (
-            '' if sure else f', nor did one to {target} by the own route'),
-            self.remedy('forwards' if sure else 'ping', address=target), FAIL if sure else UNSURE)
-
-    def check_speed(self) -> None:
-        self.find('DescribeInstanceStatus', self.own_id)  # a call that fails is not worth its time
-        started_at = time.monotonic()
-        describe_states(self.client, self.own_id)
-        call, n = time.monotonic() - started_at, self.settings.num_pings
-        primary, secondary = (longest_outage(self.settings, pings, call) for pings in (n, 2 * n))
-        self.say(call < self.settings.ping_timeout, 'longest outage', '', f'{primary:.1f} s when '
-                 f'the primary dies, {secondary:.1f} s when the secondary dies while it serves; '
-                 f'one EC2 call takes {call:.2f} s', otherwise=WARN)
+        found = f'a packet through it {through}' + (
+            '' if sure else f', nor did one to {target} by the own route')
+        about, remedy = (self.peer_id, '') if sure else (target, 'probe')
+        self.say(through.answered if sure else None, 'forwards', about, found, remedy)
 
 
 # The program --------------------------------------------------------------------------------------
