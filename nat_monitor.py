@@ -2202,7 +2202,7 @@ class Check:
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for part in 'settings files metadata ec2 nat cron monitor'.split():
+        for part in 'settings files environment metadata ec2 nat cron monitor'.split():
             self.attempt(part, self.own_id, getattr(self, f'check_{part}'))
         return self.exit_code
 
@@ -2247,6 +2247,11 @@ class Check:
         for path, fine in on_the_way_to(__file__, self.settings_file):
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
+
+    def check_environment(self) -> None:
+        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
+        if found:
+            self.say(True, 'environment', '', on_one_line(' '.join(found)))
 
     def check_metadata(self) -> None:
         self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))
@@ -2566,6 +2571,9 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
     try:
         process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
                                    start_new_session=True)
+        # It is not spared as the monitor is, when memory runs out.
+        with contextlib.suppress(OSError), open(f'/proc/{process.pid}/oom_score_adj', 'w') as file:
+            file.write('0')
         if process.wait(NOTIFY_TIMEOUT) == 0:
             return True
         failure = f'ended with exit code {process.returncode}'
@@ -2659,7 +2667,8 @@ def run(arguments: str) -> int:
     if arguments not in ('', '--check', '--status'):
         raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
     if IMPORT_ERROR:
-        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}')
+        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}; '
+                      'install them for it, or mend them')
     if arguments == '--status':
         return Check().status()
     if os.geteuid() != 0:

@@ -360,6 +360,17 @@ def test_a_command_that_cannot_be_run_is_told_how_much_it_missed(tmp_path: pathl
     assert log()[-1] == lost
 
 
+def test_a_command_is_not_spared_when_memory_runs_out_as_the_monitor_is(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'notify').write_text(f'#!/bin/sh\nsleep 0.3; cat /proc/self/oom_score_adj > {tmp_path}/told\n')
+    (tmp_path / 'notify').chmod(0o755)
+    code = f"import nat_monitor; assert nat_monitor.notify([{str(tmp_path / 'notify')!r}], 'WARNING', 'bad')"
+
+    subprocess.run(['sh', '-c', 'echo 500 > /proc/self/oom_score_adj; exec "$@"', 'sh', sys.executable, '-c', code],
+                   cwd=ROOT, check=True)
+
+    assert (tmp_path / 'told').read_text() == '0\n'
+
+
 def test_a_command_that_hangs_is_killed_with_its_children_before_the_next_one_runs(
         tmp_path: pathlib.Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nat_monitor, 'NOTIFY_TIMEOUT', 1.0)
