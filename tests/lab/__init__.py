@@ -13,12 +13,12 @@ job, pinging each other, asking a metadata service and EC2. Nothing leaves it, a
            +---------------------+                        lab.py       Lab and Instance: all of it together
            |       router        |
            | internet gateway:   |   public address <-> private address, 1:1, without any state
-           | route tables:       |   source address -> mark -> `ip rule` -> the instance that is the target
+           | route table:        |   the private host's packets -> mark -> `ip rule` -> the instance that is the target
            +---------------------+
                | 10.0.0.1       |
          ------+------- bridge  +---------------+
          |            |                         |
-        10.0.0.11   10.0.0.12               10.0.1.10, one more for each further route table
+        10.0.0.11   10.0.0.12               10.0.1.10, behind the first route table
         primary     secondary               private host: a datagram to the echo server
         NAT         NAT                     every 10 ms (traffic.py)
 
@@ -55,10 +55,7 @@ It needs Linux with network namespaces and nftables, and the commands unshare, n
 (iproute2), nft and killall (psmisc).
 """
 
-from .ec2 import Call, Ec2, Fault, Times
-from .lab import Event, Holding, Instance, Lab, Terminal
-from .network import ECHO, ELASTIC_IP, ENDPOINT, Network
-from .traffic import Packet, Traffic
+from .lab import Lab
+from .network import ELASTIC_IP, ENDPOINT
 
-__all__ = ['ECHO', 'ELASTIC_IP', 'ENDPOINT', 'Call', 'Ec2', 'Event', 'Fault', 'Holding', 'Instance', 'Lab', 'Network',
-           'Packet', 'Terminal', 'Times', 'Traffic']
+__all__ = ['ELASTIC_IP', 'ENDPOINT', 'Lab']

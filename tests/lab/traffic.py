@@ -158,7 +158,7 @@ if __name__ == '__main__':
     sys.exit()
 
 
-from .network import ECHO, Network, private_address  # noqa: E402 - not needed by the program
+from .network import ECHO, PRIVATE, Network  # noqa: E402 - not needed by the program
 
 
 def start(network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str]':
@@ -177,15 +177,14 @@ def end(process: 'subprocess.Popen[str]') -> None:
 
 
 class Traffic:
-    """The datagrams of the private host in the subnet of one route table, from when it is made until `close()`."""
+    """The datagrams of the private host, from when it is made until `close()`."""
 
-    def __init__(self, network: Network, table: int = 0, serve: bool = True) -> None:
-        """Start the probe and, with *serve*, the echo server (one is enough)."""
+    def __init__(self, network: Network) -> None:
+        """Start the echo server and the probe."""
         self._packets: List[Packet] = []
         self._told_at = 0.0  # the latest time of which the probe has told, however late it is read
-        self._processes = [start(network, 'internet', 'echo', ECHO)] if serve else []
-        probing = start(network, 'private', 'probe', private_address(table), ECHO)
-        self._processes.append(probing)
+        self._processes = [start(network, 'internet', 'echo', ECHO), start(network, 'private', 'probe', PRIVATE, ECHO)]
+        probing = self._processes[1]
         threading.Thread(target=self._read, args=(probing,), daemon=True, name='traffic').start()
 
     def _read(self, probing: 'subprocess.Popen[str]') -> None:
@@ -274,7 +273,7 @@ class Connections:
         self.stalls = [0.0] * count  # the longest time between two lines
         self.lost = [False] * count  # ended at either side
         pace = str(every / count if in_turn else 0.0), str(every)
-        client = private_address(0), ECHO, str(count)
+        client = PRIVATE, ECHO, str(count)
         self._processes = [start(network, 'internet', 'feed', ECHO, str(count), *pace)] if by_server else []
         self._processes.append(start(network, 'private', 'listen', *client) if by_server else
                                start(network, 'private', 'converse', *client, *pace))
