@@ -50,7 +50,7 @@ def read_lines(text: str) -> List[Line]:
 @contextlib.contextmanager
 def serving_metadata(items: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with contextlib.closing(Metadata(socket.create_server(('127.0.0.1', 0)), items)) as server:
-        monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+        monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_address[1]}')
         yield
 
 
