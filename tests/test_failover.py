@@ -188,21 +188,6 @@ def test_a_primary_that_was_only_frozen_is_not_stopped_and_claims_nothing(python
         assert called(lab, lab.primary, since) == []
 
 
-def test_an_instance_that_reboots_by_itself_is_not_stopped(python: str) -> None:
-    """EC2 knows nothing of it."""
-    with serving_pair(python) as lab:
-        lab.primary.crash()
-        serves(lab, lab.secondary)
-        lab.stays(lambda: nobody_was_stopped(lab), 15, 'nobody is stopped')
-
-        lab.primary.boot()
-        lab.primary.run_boot_job()
-
-        hears_again(lab, lab.secondary)
-        serves(lab, lab.primary)
-        assert nobody_was_stopped(lab)
-
-
 # EC2 fails, or tells of something else
 
 @pytest.mark.core

@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Collection, Dict, List, NamedTuple
+from typing import Any, Collection, Dict, List, Tuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
@@ -27,20 +27,16 @@ LONG = ('again', 'watch', 'connections', 'hiccup')
 WATCHED = ('default', 'quick', 'keepalived', 'keepalived quick')  # for longer than others
 
 
-class Task(NamedTuple):
-    """A measurement to make."""
-
-    what: str
-    arguments: Dict[str, Any]
-
-    @property
-    def limit(self) -> float:
-        """Return the seconds after which it hangs."""
-        return 60 + 4 * (EXPECTED[self.what] + 60 * float(self.arguments.get('minutes', 0)))
+Task = Tuple[str, Dict[str, Any]]  # a measurement to make, and its arguments
 
 
 def task(what: str, **arguments: Any) -> Task:
-    return Task(what, arguments)
+    return what, arguments
+
+
+def limit(what: str, arguments: Dict[str, Any]) -> float:
+    """Return the seconds after which a measurement hangs."""
+    return 60 + 4 * (EXPECTED[what] + 60 * float(arguments.get('minutes', 0)))
 
 
 def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
@@ -49,8 +45,8 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
     rivals = ['reference', 'keepalived', 'keepalived quick']
     lasting = lasting_full(minutes) if full else lasting_first_look(minutes)
     turns = 20 if full else 6
-    tasks = [one for one in lasting if one.what == 'again']
-    others = [one for one in lasting if one.what != 'again']
+    tasks = [one for one in lasting if one[0] == 'again']
+    others = [one for one in lasting if one[0] != 'again']
     for number in range(turns):
         turn = others[number::turns]
 
@@ -80,7 +76,7 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             crash('reference')
         chance.shuffle(turn)
         tasks += turn
-    return [one for one in tasks if one.arguments.get('who') not in absent]
+    return [one for one in tasks if one[1].get('who') not in absent]
 
 
 def lasting_full(minutes: float) -> List[Task]:
@@ -136,7 +132,7 @@ def measure(tasks: List[Task], jobs: int, file: Path) -> None:
     pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in (
         (True, 2 * jobs), (False, jobs))}
     try:
-        futures = [pools[one.what in LONG].submit(perform, one.what, one.arguments, one.limit) for one in tasks]
+        futures = [pools[one[0] in LONG].submit(perform, *one, limit(*one)) for one in tasks]
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
             for record in future.result():
                 with file.open('a') as results:

@@ -333,6 +333,8 @@ def where_it_goes(records: Sequence[Record]) -> List[str]:
 
 
 def settings(records: Sequence[Record]) -> List[str]:
+    cuts = pick(records, 'hiccup')
+    moved = sum(one['times'] - one['ridden'] for one in cuts)
     losses, rows = sorted({one['loss'] for one in pick(records, 'watch')}), []
     for who in OURS:
         some = crashes(records, who)
@@ -347,15 +349,9 @@ def settings(records: Sequence[Record]) -> List[str]:
                   *(f'{loss} % lost' for loss in losses)], rows) + [
         '', 'A hiccup is ridden out that is shorter than `NUM_PINGS` × `PING_TIMEOUT` where the primary serves, and '
         'than twice that where the secondary does'
-        + (f': cuts of nine tenths of it, {pick(records, "hiccup")[0]["times"]} of each, moved '
-           f'{moved(records) or "nothing"}.' if pick(records, 'hiccup') else '.'),
+        + (f': cuts of nine tenths of it, {cuts[0]["times"]} of each, moved '
+           f'{f"something in {moved} cases" if moved else "nothing"}.' if cuts else '.'),
         'A longer one moves the route and the address, but nobody is stopped whose checks pass.']
-
-
-def moved(records: Sequence[Record]) -> str:
-    """Return how many of the cuts that should have been ridden out were not; '' for none."""
-    count = sum(one['times'] - one['ridden'] for one in pick(records, 'hiccup'))
-    return f'something in {count} cases' if count else ''
 
 
 def chosen(who: str) -> str:

@@ -246,7 +246,7 @@ class Ec2:
         self.faults: List[Fault] = []
         self._note = note
         self._automatic = (f'198.51.100.{number}' for number in itertools.cycle(range(100, 250)))
-        self._callers: Dict[str, str] = {}
+        self.callers: Dict[str, str] = {}  # by public address: the name of the instance that calls from it
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.backend.reset()
         self._moto = Client(create_backend_app('ec2'))
@@ -339,7 +339,8 @@ class Ec2:
                 if route is not None:
                     route.__class__ = Route
             target = self.route_target()
-            self.network.target = target if target in self.lives else None
+            forwards = target in self.lives and not self.lives[target].record.source_dest_check
+            self.network.target = target if forwards else None
             self._update_addresses()
 
     def _update_addresses(self) -> None:
@@ -359,13 +360,9 @@ class Ec2:
                 self.note(f'{name} has the public address {public}')
             life.record.nics[0].public_ip = self.network.links[name].public = public
         # Older addresses stay, as a call sent from one may just be arriving; only the Elastic IP changes its user.
-        self._callers.update({link.public: name for name, link in self.network.links.items() if link.public})
+        self.callers.update({link.public: name for name, link in self.network.links.items() if link.public})
 
     # ---- answering
-
-    def caller(self, address: str) -> str:
-        """Return the name of the instance that calls from a public address; an unknown address is its own name."""
-        return self._callers.get(address, address)
 
     def answer(self, caller: str, headers: Dict[str, str], body: bytes) -> Optional[Tuple[int, bytes]]:
         """Answer one call: HTTP status and body, or None for no answer at all."""
@@ -530,7 +527,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.caller = self.server.ec2.caller(self.client_address[0])
+        self.caller = self.server.ec2.callers.get(self.client_address[0], self.client_address[0])
         self.server.ec2.connections.append(self.caller)
 
     def do_POST(self) -> None:

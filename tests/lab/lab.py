@@ -257,13 +257,8 @@ class Instance:
     def close(self) -> None:
         """End what `popen()` has started."""
         for process in self._popen:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            process.kill()
+            process.wait()
 
 
 class Terminal:
@@ -421,17 +416,11 @@ class Lab:
         read = dict.fromkeys(self.instances, 0)
         while not self._closing.wait(0.02):
             for name, instance in self.instances.items():
-                with contextlib.suppress(OSError):
-                    path = instance.node.root / LOG
-                    size = path.stat().st_size
-                    if size > read[name]:
-                        with path.open('rb') as log:
-                            log.seek(read[name])
-                            lines = log.read().rpartition(b'\n')[0]
-                        if lines:
-                            read[name] += len(lines) + 1
-                            for line in lines.decode(errors='replace').split('\n'):
-                                self.note(name, line)
+                lines = instance.log[read[name]:].rpartition('\n')[0]
+                if lines:
+                    read[name] += len(lines) + 1
+                    for line in lines.split('\n'):
+                        self.note(name, line)
 
     def timeline(self, first: int = 0) -> List[Event]:
         """Return what has happened, in order, from the event of that number on: logs, calls, EC2, the lab."""

@@ -5,6 +5,7 @@ private host reached the internet; over TCP it returns what it gets. All ends ar
 run as a program): what the lab does meanwhile does not delay them.
 """
 
+import bisect
 import contextlib
 import os
 import select
@@ -203,11 +204,8 @@ class Traffic:
     def packets(self, since: float = 0.0, until: float = float('inf')) -> List[Packet]:
         """Return the datagrams sent between two times; the last ones may still be on their way."""
         packets = self._packets
-        end = len(packets)
-        start = end
-        while start and packets[start - 1].sent_at >= since:
-            start -= 1
-        return [packet for packet in packets[start:end] if packet.sent_at <= until]
+        start = bisect.bisect_left(packets, since, key=lambda packet: packet.sent_at)
+        return [packet for packet in packets[start:] if packet.sent_at <= until]
 
     def outages(self, since: float = 0.0, until: float = float('inf')) -> List[Tuple[float, float]]:
         """Return when nothing was served: from the last datagram before to the first one after; the longest first.
@@ -284,16 +282,13 @@ class Connections:
         assert process.stdout
         with contextlib.suppress(ValueError):  # closed
             for line in process.stdout:
-                number, what = line.split()
-                self._note(int(number), what == 'lost', time.monotonic())
-
-    def _note(self, number: int, is_lost: bool, now: float) -> None:
-        if is_lost:
-            self.lost[number] = True
-            return
-        if self.heard_at[number] != NEVER:
-            self.stalls[number] = max(self.stalls[number], now - self.heard_at[number])
-        self.heard_at[number] = now
+                number, what, now = int(line.split()[0]), line.split()[1], time.monotonic()
+                if what == 'lost':
+                    self.lost[number] = True
+                    continue
+                if self.heard_at[number] != NEVER:
+                    self.stalls[number] = max(self.stalls[number], now - self.heard_at[number])
+                self.heard_at[number] = now
 
     def survivors(self, since: float) -> List[int]:
         """Return the numbers of those on which something has come since then, and that have not ended."""
