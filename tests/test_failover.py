@@ -9,7 +9,7 @@ import contextlib
 import re
 import signal
 import time
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import certifi
 import pytest
@@ -60,15 +60,6 @@ def has_rehearsed(lab: Lab, instance: Instance) -> None:
     """Wait until the monitor has rehearsed all its calls, which is the last thing that a start does."""
     lab.wait_until(lambda: lab.ec2.calls('StartInstances', instance.name, dry_run=True) and all(
         call.seconds for call in lab.ec2.calls(instance=instance.name, dry_run=None)), f'{instance.name} has rehearsed')
-
-
-@contextlib.contextmanager
-def during(begin: Callable[[], None], end: Callable[[], None]) -> Iterator[None]:
-    begin()
-    try:
-        yield
-    finally:
-        end()
 
 
 def called(lab: Lab, instance: Instance, since: float = 0.0, *, actions: Any = MUTATING) -> List[str]:
@@ -146,10 +137,11 @@ def test_a_crashed_secondary_is_restarted_and_the_network_is_not_touched(python:
 def test_ping_blocked_between_two_that_are_well_stops_nobody_and_moves_twice_at_most_and_is_told(python: str) -> None:
     with serving_pair(python) as lab:
         since = time.monotonic()
-        with during(lab.primary.block_ping, lab.primary.allow_ping):
-            for instance in lab.instances.values():  # also after more than a start may take
-                lab.wait_until(lambda: 'look at the security groups' in instance.log, 'the log says what to look at')
-            lab.stays(lambda: nobody_was_stopped(lab), 30, 'nobody is stopped')
+        lab.primary.block_ping()
+        for instance in lab.instances.values():  # also after more than a start may take
+            lab.wait_until(lambda: 'look at the security groups' in instance.log, 'the log says what to look at')
+        lab.stays(lambda: nobody_was_stopped(lab), 30, 'nobody is stopped')
+        lab.primary.allow_ping()
         for instance in lab.instances.values():
             hears_again(lab, instance)
 
@@ -161,8 +153,9 @@ def test_ping_blocked_between_two_that_are_well_stops_nobody_and_moves_twice_at_
 def test_a_secondary_that_was_cut_off_does_nothing_and_takes_over_later(python: str) -> None:
     with serving_pair(python) as lab:
         pid = lab.secondary.monitor_pid
-        with during(lab.secondary.cut_off, lab.secondary.reconnect):
-            lab.stays(lambda: lab.holds(lab.primary), 12, 'the primary serves')
+        lab.secondary.cut_off()
+        lab.stays(lambda: lab.holds(lab.primary), 12, 'the primary serves')
+        lab.secondary.reconnect()
         for instance in lab.instances.values():
             hears_again(lab, instance)
         lab.stays(lambda: lab.holds(lab.primary), 8, 'the primary still serves')
@@ -178,8 +171,9 @@ def test_a_primary_that_was_only_frozen_is_not_stopped_and_claims_nothing(python
     with serving_pair(python) as lab:
         since = time.monotonic()
 
-        with during(lab.primary.hang, lab.primary.thaw):
-            serves(lab, lab.secondary)
+        lab.primary.hang()
+        serves(lab, lab.secondary)
+        lab.primary.thaw()
 
         hears_again(lab, lab.secondary)
         for instance in lab.instances.values():

@@ -48,21 +48,6 @@ def test_a_holder_that_answers_pings_and_forwards_nothing_is_replaced_and_not_re
         assert lab.secondary.log.count('restarting nobody') == 1
 
 
-def test_a_target_that_falls_silent_moves_nothing(python: str) -> None:
-    with probed_pair(python) as lab:
-        since = time.monotonic()
-
-        lab.silence_echo(True)
-
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log, 'the secondary says so')
-        lab.stays(lambda: lab.holds(lab.primary), 8, 'nothing moves')
-        assert called(lab, lab.primary, since) + called(lab, lab.secondary, since) == []
-        assert lab.secondary.log.count('did not come back') == 1
-        lab.silence_echo(False)
-        lab.wait_until(lambda: 'did not come back' in lab.secondary.log.rpartition('INFO over after')[2],
-                       'the secondary says that it is over')
-
-
 def test_a_primary_that_boots_without_its_rules_leaves_the_secondary_serving(python: str) -> None:
     with probed_pair(python) as lab:
         with lab.ec2.lock:  # before anybody starts it

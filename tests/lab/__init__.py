@@ -41,14 +41,6 @@ trip of 1 ms each, which the server waits for, as few kernels can delay packets.
 made to do what moto's records say. `Life` gives moto's instances the states of a real one and the time that they take;
 a start boots the node's `Instance`: an empty /run, a fresh interface, then the @reboot job.
 
-    with Lab({'PING_TIMEOUT': 0.4}, latency=0.05) as lab:
-        lab.wait_until(lambda: ' answers' in lab.secondary.log, 'the secondary hears the primary')
-        lab.primary.crash()
-        lab.wait_until(lambda: lab.holds(lab.secondary), 'the secondary has taken over')
-        lab.wait_until(lambda: lab.holds(lab.primary), 'the primary is back')
-        assert lab.traffic.outage() < 5.0
-        assert len(lab.ec2.calls('StopInstances')) == 1
-
 When a with statement ends with an exception, the lab prints its time line: logs, calls, states, what the test did.
 
 It needs Linux with network namespaces and nftables, and the commands unshare, nsenter, setsid (util-linux), ip

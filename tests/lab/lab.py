@@ -8,8 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
@@ -192,8 +191,7 @@ class Instance:
         self._set_link(dead=True)
         self._kill_all('STOP')
         if seconds is not None:
-            steps = self.life._steps
-            self.lab.ec2.later(seconds, lambda: self.thaw() if self.life._steps == steps else None)
+            self.life.later(seconds, self.thaw)
 
     def thaw(self) -> None:
         """End a hang."""
@@ -381,8 +379,7 @@ class Lab:
             for instance in self.instances.values():
                 instance.start_monitor()
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception):
             print(self.report())
         self._opened.close()

@@ -110,9 +110,6 @@ class Node:
             with contextlib.suppress(ProcessLookupError):  # it has ended with the node around it
                 os.kill(self.pid, 9)  # the init process: the kernel ends all others with it
             self.holder.wait()
-        for stream in (self.holder.stdin, self.holder.stdout, self.holder.stderr):
-            if stream:
-                stream.close()
 
 
 def may_unshare() -> bool:

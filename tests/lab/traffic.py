@@ -170,13 +170,6 @@ def start(network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str
     return process
 
 
-def end(process: 'subprocess.Popen[str]') -> None:
-    process.kill()
-    process.wait()
-    if process.stdout:
-        process.stdout.close()
-
-
 class Traffic:
     """The datagrams of the private host, from when it is made until `close()`."""
 
@@ -252,9 +245,10 @@ class Traffic:
         return found
 
     def close(self) -> None:
-        """End the probe."""
+        """End echo server and probe."""
         for process in self._processes:
-            end(process)
+            process.kill()
+            process.wait()
 
 
 class Connections:
