@@ -61,8 +61,8 @@ def sample(instance: Instance) -> List[Sample]:
 
 def grown(what: str, samples: Sequence[Sample]) -> List[str]:
     """Print what the first and the last quarter took; return what has grown."""
-    n, found = len(samples) // 4, []
-    for of, most in MAY_GROW.items() if n else ():
+    n, found = len(samples) // 4, []  # of few, chance tells more
+    for of, most in MAY_GROW.items() if n > 2 else ():
         take: Callable[[List[int]], float] = statistics.median if of == 'resident' else min
         first, last = (take([getattr(one, of) for one in some]) for some in (samples[:n], samples[-n:]))
         print(f'{what:34}{of:12}{first:9.0f}{last:9.0f} (n = {n})')
