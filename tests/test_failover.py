@@ -62,13 +62,13 @@ def has_rehearsed(lab: Lab, instance: Instance) -> None:
         call.seconds for call in lab.ec2.calls(instance=instance.name, dry_run=None)), f'{instance.name} has rehearsed')
 
 
-def called(lab: Lab, instance: Instance, since: float = 0.0, *, actions: Any = MUTATING) -> List[str]:
+def called(lab: Lab, instance: Instance, since: float = 0.0) -> List[str]:
     """Return the changes that the instance asked EC2 for, in order."""
-    return [call.action for call in lab.ec2.calls(instance=instance.name, since=since) if call.action in actions]
+    return [call.action for call in lab.ec2.calls(instance=instance.name, since=since) if call.action in MUTATING]
 
 
-def nobody_was_stopped(lab: Lab, since: float = 0.0) -> bool:
-    return not lab.ec2.calls('StopInstances', since=since)
+def nobody_was_stopped(lab: Lab) -> bool:
+    return not lab.ec2.calls('StopInstances')
 
 
 def restarted(lab: Lab, instance: Instance) -> None:

@@ -112,19 +112,20 @@ class Instance:
         """Return a file of the running monitor in /proc, e.g. 'stat' or 'status'."""
         return (self.node.root / f'proc/{self.monitor_pid}/{item}').read_text()
 
+    def _read(self, path: str) -> str:
+        with contextlib.suppress(OSError):
+            return (self.node.root / path).read_text(errors='replace')
+        return ''
+
     @property
     def log(self) -> str:
         """All that the monitor has logged, also before a reboot."""
-        with contextlib.suppress(OSError):
-            return (self.node.root / LOG).read_text(errors='replace')
-        return ''
+        return self._read(LOG)
 
     @property
     def errors(self) -> str:
         """What the boot job wrote elsewhere than to the log."""
-        with contextlib.suppress(OSError):
-            return (self.node.root / ERRORS).read_text(errors='replace')
-        return ''
+        return self._read(ERRORS)
 
     def configure(self) -> None:
         """Write nat_config.py: the lab's settings."""

@@ -75,7 +75,8 @@ class Soak:
 
     def __init__(self, lab: Lab, minutes: float, every: float) -> None:
         self.lab, self.every = lab, every
-        self.begun_at, self.seconds = time.monotonic(), 60 * minutes
+        self.begun_at = time.monotonic()
+        self.half_at, self.ends_at = self.begun_at + 30 * minutes, self.begun_at + 60 * minutes
         self.samples: List[Sample] = []
         self.dying: Dict[bool, List[Sample]] = {True: [], False: []}  # as they crashed; while they took turns, or not
         self.outages: Dict[str, List[float]] = {what: [] for what in LONGEST}
@@ -89,10 +90,6 @@ class Soak:
                 self.samples += sample(instance)
             time.sleep(10.0)
 
-    @property
-    def half_at(self) -> float:
-        return self.begun_at + self.seconds / 2
-
     def hear(self, since: Dict[str, int]) -> bool:
         """Tell whether either has heard the other since its log was so long."""
         return all(f'{instance.peer.id} answers' in instance.log[since[name]:]
@@ -103,7 +100,7 @@ class Soak:
         self.lab.wait_until(lambda: self.hear(dict.fromkeys(self.lab.instances, 0)), 'both hear each other')
         self.lab.serves(self.lab.primary)
         due = time.monotonic() + 10.0
-        while due + BACK_WITHIN < self.begun_at + self.seconds:
+        while due + BACK_WITHIN < self.ends_at:
             quiet_since = time.monotonic()
             time.sleep(max(0.0, due - quiet_since))
             self.outages[MOVE].append(self.lab.traffic.outage(quiet_since, time.monotonic()))

@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 
+from .ec2 import ANYWHERE
 from .lab import REPOSITORY, Instance, Lab
 
 pytestmark = pytest.mark.lab
@@ -32,7 +33,6 @@ for line in sys.stdin:
     except BotoCoreError as error:
         print(json.dumps(type(error).__name__), flush=True)
 '''
-ROUTE: Dict[str, Any] = {'DestinationCidrBlock': '0.0.0.0/0'}
 
 
 class Asker:
@@ -68,7 +68,7 @@ def test_who_takes_the_address_loses_the_answer_and_who_loses_it_its_connections
 def test_dry_runs_change_nothing_and_states_forbid_what_ec2_forbids() -> None:
     with Lab(start=False, stop=0.4, pending=600.0) as lab:
         ask, primary = Asker(lab.secondary), {'InstanceIds': [lab.primary.id]}
-        route = {**ROUTE, 'RouteTableId': lab.ec2.tables[0], 'InstanceId': lab.secondary.id}
+        route = {'RouteTableId': lab.ec2.tables[0], 'DestinationCidrBlock': ANYWHERE, 'InstanceId': lab.secondary.id}
         for action, parameters in (('replace_route', route), ('create_route', route), ('stop_instances', primary)):
             assert ask(action, **parameters, DryRun=True) == 'DryRunOperation'
         assert lab.holds(lab.primary) and lab.primary.state == 'running' and lab.ec2.calls() == []
