@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.server
-import json
 import os
-import threading
+import socket
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import boto3
@@ -19,8 +17,11 @@ from botocore.exceptions import BotoCoreError
 from moto.ec2.models import ec2_backends
 
 import nat_monitor
+from tests.lab.ec2 import ACCOUNT, NetworkInterface
+from tests.lab.metadata import Metadata, credentials
 
-ACCOUNT, REGION = '123456789012', 'eu-west-1'
+__all__ = ['ACCOUNT', 'credentials']  # and what is defined here
+REGION = 'eu-west-1'
 os.environ['MOTO_EC2_LOAD_DEFAULT_AMIS'] = 'false'  # nobody asks for one of the 1,300
 AS_ROOT = os.geteuid() == 0
 ROUTES = """Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
@@ -46,41 +47,11 @@ def read_lines(text: str) -> List[Line]:
     return [Line(line[:8].strip(), line[8:30].strip(), line[30:53].strip(), line[53:]) for line in text.splitlines()]
 
 
-class Imds(http.server.BaseHTTPRequestHandler):
-    """A metadata service that gives the role's credentials."""
-
-    items: Dict[str, Any]
-
-    def do_PUT(self) -> None:
-        self.reply('token')
-
-    def do_GET(self) -> None:
-        self.reply(self.items.get(self.path.partition('/latest/meta-data/')[2], ''))
-
-    def reply(self, text: str) -> None:
-        self.send_response(200 if text else 404)
-        self.send_header('Content-Length', str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
-
-
 @contextlib.contextmanager
 def serving_metadata(items: Dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    handler = type('ImdsOfPair', (Imds,), {'items': items})
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    with contextlib.closing(Metadata(socket.create_server(('127.0.0.1', 0)), items)) as server:
+        monkeypatch.setenv('AWS_EC2_METADATA_SERVICE_ENDPOINT', f'http://127.0.0.1:{server.server_address[1]}')
         yield
-        server.shutdown()
-
-
-def credentials(key: str, secret: str, token: str = 'token') -> str:
-    """Return a role's credentials as the metadata service gives them."""
-    return json.dumps({'Code': 'Success', 'Type': 'AWS-HMAC', 'AccessKeyId': key, 'SecretAccessKey': secret,
-                       'Token': token, 'Expiration': '2099-01-01T00:00:00Z'})
 
 
 @functools.lru_cache(maxsize=None)  # to make one takes longer than all its calls
@@ -179,6 +150,7 @@ class Pair(Host):
             NetworkInterfaces=[interface])['Instances']}
         self.primary, self.secondary = self.instances
         for i in self.instances:
+            self.record(i).nics[0].__class__ = NetworkInterface
             self.ec2.modify_instance_attribute(InstanceId=i, SourceDestCheck={'Value': False})
         address = self.ec2.allocate_address(Domain='vpc', Address='198.51.100.7')  # moto's own ones are private
         self.address, self.allocation = address['PublicIp'], address['AllocationId']
@@ -209,18 +181,9 @@ class Pair(Host):
 
     def connect(self, region: str) -> Any:
         client = self.connect_really(region)
-        for event, handler in (('before-call.ec2', self.answer), ('after-call.ec2.DescribeInstances', self.name_owner)):
-            client.meta.events.unregister(event, unique_id=event)  # of the pair of another test
-            client.meta.events.register(event, handler, unique_id=event)
+        client.meta.events.unregister('before-call.ec2', unique_id='pair')  # of the pair of another test
+        client.meta.events.register('before-call.ec2', self.answer, unique_id='pair')
         return client
-
-    def name_owner(self, parsed: Dict[str, Any], **_: Any) -> None:
-        """Tell whose a public address is: Amazon's, unless it was allocated; moto calls each one the account's."""
-        elastic = {address.public_ip for address in self.backend.addresses}
-        for group in parsed.get('Reservations', []):
-            for card in (card for one in group['Instances'] for card in one['NetworkInterfaces']):
-                if card.get('Association', {}).get('PublicIp') not in (None, *elastic):
-                    card['Association']['IpOwnerId'] = 'amazon'
 
     def answer(self, model: Any, params: Dict[str, Any], **_: Any) -> Any:
         """Note the call; answer an injected error, or DryRun as EC2 does; leave all else to moto."""

@@ -131,7 +131,7 @@ exec setsid --fork sh -c "$(cat)" </dev/null >/dev/null 2>&1'''
 def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
     monkeypatch.setattr('moto.ec2.models.elastic_ip_addresses.random_ip', lambda: ELASTIC_IP)
     environment = packages_of_this_python() if not has_packages('/usr/bin/python3') else {}
-    with Lab(start=False, holder=None, environment=environment, impaired=10.0, **TIMES) as lab:
+    with Lab(start=False, holder=None, environment=environment, impaired=30.0, **TIMES) as lab:
         with Console(lab) as console:
             operator = Operator(lab, console, tmp_path)
             try:

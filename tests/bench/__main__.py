@@ -12,46 +12,31 @@ import platform
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Collection, Dict, List, NamedTuple
+from typing import Any, Collection, Dict, List, Tuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
-from .measure import CLIENTS, Record, perform, settings_of
+from .measure import CLIENTS, Record, perform
 
 RESULTS = Path(__file__).parent / 'results'
-EXPECTED = {'crash': 11.5, 'again': 140, 'connections': 65, 'begin': 3, 'imports': 1}  # s, of one measurement
-MORE = {'quick': -3, 'careful': 3, 'reference': 2, 'keepalived': 4, 'keepalived quick': 1}  # s, of a crash
+# By measurement: s that it takes at most, where watching takes as long as is asked for; one that takes longer than a
+# minute and four times that hangs. Those in LONG last minutes and mostly wait.
+EXPECTED = {'crash': 65, 'again': 440, 'connections': 65, 'hiccup': 70, 'begin': 10, 'imports': 1, 'watch': 60}
+LONG = ('again', 'watch', 'connections', 'hiccup')
 WATCHED = ('default', 'quick', 'keepalived', 'keepalived quick')  # for longer than others
 
 
-class Task(NamedTuple):
-    """A measurement to make, and about how many seconds it takes."""
-
-    what: str
-    arguments: Dict[str, Any]
-    seconds: float
-    long: bool = False  # it lasts minutes and mostly waits
+Task = Tuple[str, Dict[str, Any]]  # a measurement to make, and its arguments
 
 
 def task(what: str, **arguments: Any) -> Task:
-    who = CONTENDERS.get(arguments.get('who', ''), CONTENDERS['default'])
-    seconds = float(EXPECTED.get(what, 0))
-    if what == 'crash':
-        seconds += MORE.get(who.name, 0) + 2.5 * (arguments.get('latency', 0.15) - 0.15)
-        seconds += arguments.get('tables', 1) * (1.0 if who.script else 0.1)
-    if what == 'begin' and who.elects:
-        seconds += 4
-    if what == 'again':
-        seconds = 440 if who.script else seconds + arguments.get('lag', 60.0)
-    if what == 'watch':
-        seconds = 60 * arguments['minutes'] + 30
-    if what == 'hiccup':
-        settings = settings_of(who)
-        misses = settings['NUM_PINGS'] * settings['PING_TIMEOUT'] * (2 if arguments.get('watcher') == 'primary' else 1)
-        seconds = 15 + 4 * (misses + 1)
-    return Task(what, arguments, seconds, what in ('again', 'watch', 'connections', 'hiccup'))
+    return what, arguments
+
+
+def limit(what: str, arguments: Dict[str, Any]) -> float:
+    """Return the seconds after which a measurement hangs."""
+    return 60 + 4 * (EXPECTED[what] + 60 * float(arguments.get('minutes', 0)))
 
 
 def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
@@ -60,8 +45,8 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
     rivals = ['reference', 'keepalived', 'keepalived quick']
     lasting = lasting_full(minutes) if full else lasting_first_look(minutes)
     turns = 20 if full else 6
-    tasks = [one for one in lasting if one.what == 'again']
-    others = [one for one in lasting if one.what != 'again']
+    tasks = [one for one in lasting if one[0] == 'again']
+    others = [one for one in lasting if one[0] != 'again']
     for number in range(turns):
         turn = others[number::turns]
 
@@ -91,7 +76,7 @@ def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List
             crash('reference')
         chance.shuffle(turn)
         tasks += turn
-    return [one for one in tasks if one.arguments.get('who') not in absent]
+    return [one for one in tasks if one[1].get('who') not in absent]
 
 
 def lasting_full(minutes: float) -> List[Task]:
@@ -138,34 +123,21 @@ def about(full: bool, minutes: float, jobs: int, seed: int, absent: Collection[s
             'aws': version('aws', '--version').partition(' ')[0], 'keepalived': version('keepalived', '--version')}
 
 
-def measure(tasks: Dict[int, Task], jobs: int, file: Path) -> None:
+def measure(tasks: List[Task], jobs: int, file: Path) -> None:
     """Make these measurements: `jobs` at a time, and beside them twice as many that last longer and mostly wait.
 
     Each record is added to the file as soon as it is there.
     """
-    started_at = time.monotonic()
     context = multiprocessing.get_context('spawn')  # moto and the lab have threads
-    workers = {True: 2 * jobs, False: jobs}
-    pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in workers.items()}
-
-    def seconds(numbers: Collection[int]) -> float:
-        return max(sum(tasks[number].seconds for number in numbers if tasks[number].long is long) / count
-                   for long, count in workers.items())
-
-    left = set(tasks)
-    print(f'{len(tasks)} measurements, about {seconds(left) / 60 + 0.5:.0f} min', flush=True)
+    pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in (
+        (True, 2 * jobs), (False, jobs))}
     try:
-        futures = {pools[one.long].submit(perform, one.what, one.arguments, 60 + 4 * one.seconds): number
-                   for number, one in tasks.items()}
-        for future in concurrent.futures.as_completed(futures):
-            number = futures[future]
-            left.remove(number)
-            with file.open('a') as results:
-                results.writelines(json.dumps({**record, 'task': number}) + '\n' for record in future.result())
-            passed = time.monotonic() - started_at
+        futures = [pools[one[0] in LONG].submit(perform, *one, limit(*one)) for one in tasks]
+        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
             for record in future.result():
-                print(f'{len(tasks) - len(left):4}/{len(tasks)} {passed / 60:4.1f} min: {report.in_short(record)}; '
-                      f'{seconds(left) / 60:.1f} min left', flush=True)
+                with file.open('a') as results:
+                    results.write(json.dumps(record) + '\n')
+                print(f'{number:4}/{len(tasks)} {report.in_short(record)}', flush=True)
     finally:
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)
@@ -178,7 +150,6 @@ def main() -> int:
     parser.add_argument('--minutes', type=float, help='of each count of false failovers (default: 5, first look: 1)')
     parser.add_argument('--jobs', type=int, default=2, help='labs side by side (default: 2)')
     parser.add_argument('--seed', type=int, default=random.randrange(10**6), help='of the moments of the crashes')
-    parser.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
     parser.add_argument('--report', action='store_true',
                         help='draw the picture and write what README.adoc shows and the page beside it anew, from the '
                              'stored results')
@@ -186,22 +157,16 @@ def main() -> int:
     stored = RESULTS / ('full.jsonl' if arguments.full or arguments.report else 'first_look.jsonl')
     if not arguments.report:
         part = stored.with_suffix('.part')  # until all is there
-        if not (arguments.resume and part.exists()):
-            absent = [name for name, one in CONTENDERS.items() if one.missing]
-            head = about(arguments.full, arguments.minutes or (5 if arguments.full else 1), arguments.jobs,
-                         arguments.seed, absent)
-            RESULTS.mkdir(exist_ok=True)
-            part.write_text(json.dumps(head) + '\n')
-        head, *records = report.read(part)
-        for name in head['absent']:
+        absent = [name for name, one in CONTENDERS.items() if one.missing]
+        for name in absent:
             print(f'{name} is left out: {CONTENDERS[name].missing} is not installed')
-        tasks = dict(enumerate(plan(head['full'], head['minutes'], head['seed'], head['absent'])))
-        for record in records:
-            tasks.pop(record['task'], None)
+        minutes = arguments.minutes or (5 if arguments.full else 1)
+        RESULTS.mkdir(exist_ok=True)
+        part.write_text(json.dumps(about(arguments.full, minutes, arguments.jobs, arguments.seed, absent)) + '\n')
         try:
-            measure(tasks, head['jobs'], part)
+            measure(plan(arguments.full, minutes, arguments.seed, absent), arguments.jobs, part)
         except (KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
-            print(f'interrupted; no lab is left behind, and what has been measured is in {part}: --resume goes on')
+            print(f'interrupted; no lab is left behind, and what has been measured is in {part}')
             return 130
         part.replace(stored)
     records = report.read(stored)

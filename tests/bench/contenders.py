@@ -74,7 +74,7 @@ def pair(contender: Contender, **how: Any) -> Iterator[Lab]:
 
 def install_rival(lab: Lab, instance: Instance, contender: Contender) -> None:
     sbin = instance.node.root / SBIN
-    peer = other(instance)
+    peer = instance.peer
     # The primary holds all tables from the beginning, and each further claim of an AWS CLI costs a second.
     tables = lab.ec2.tables[:1] if instance is lab.primary else lab.ec2.tables
     (sbin / 'rival.conf').write_text(f'''
@@ -114,11 +114,7 @@ def watches(instance: Instance, contender: Contender, times: int = 1) -> bool:
     words = contender.ready
     if contender.elects and instance.name == 'primary':
         words = 'Entering MASTER STATE'
-    return instance.log.count(words.format(peer=other(instance).id)) >= times
-
-
-def other(instance: Instance) -> Instance:
-    return next(one for one in instance.lab.instances.values() if one is not instance)
+    return instance.log.count(words.format(peer=instance.peer.id)) >= times
 
 
 def answered(lab: Lab, name: Optional[str] = None) -> List[str]:

@@ -72,7 +72,7 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
         time.sleep(0.3 + random.Random(seed).uniform(0, contender.cycle))
         memory, cpu = megabytes(lab.secondary), cpu_seconds(lab.secondary)
         crashed_at = lab.primary.crash()
-        serves(lab, lab.secondary)
+        lab.serves(lab.secondary)
         lab.wait_until(lambda: all(call.seconds for call in lab.ec2.calls('ReplaceRoute', 'secondary')),
                        'all claims are answered')
         time.sleep(0.3)
@@ -100,12 +100,6 @@ def crash(who: str, seed: int, latency: float = 0.15, tables: int = 1) -> Record
 
 def settings_of(contender: Contender) -> Dict[str, Any]:
     return {**DEFAULTS, **contender.settings}
-
-
-def serves(lab: Lab, instance: Instance) -> None:
-    """Wait until it holds everything, and the private host has its egress address."""
-    lab.wait_until(lambda: lab.holds(instance), f'the {instance.name} has taken over')
-    lab.wait_until(lambda: lab.traffic.egress() == ELASTIC_IP, 'the egress address is back')
 
 
 def strip(lab: Lab, lost_at: float) -> List[Tuple[float, float, str]]:
@@ -168,7 +162,7 @@ def survive(lab: Lab, heir: Instance, move: Callable[[], object], count: int) ->
                 for way in ('client', 'server')}
         lab.wait_until(lambda: all(some.alive(0.0) == count for some in both.values()), 'all are alive')
         move()
-        serves(lab, heir)
+        lab.serves(heir)
         served_at = time.monotonic()
         # As long again as the outage, or longer, until TCP sends once more.
         with contextlib.suppress(AssertionError):
@@ -194,7 +188,7 @@ def hand_over(lab: Lab, contender: Contender) -> None:
         return
     lab.ec2.tag('primary', nat_monitor.MAINTENANCE)
     for instance in (lab.secondary, lab.primary):
-        instance.kill_monitor(signal.SIGHUP)
+        instance.look()
 
 
 def hiccup(who: str, watcher: str = 'secondary', times: int = 3) -> Record:

@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from .contenders import CONTENDERS
 from .measure import settings_of
@@ -72,26 +72,8 @@ def median(records: Sequence[Record], key: str, form: str = '.2f') -> str:
 
 def in_short(record: Record) -> str:
     """Say on a line what was measured."""
-    if record['what'] == 'failure':
-        return f'FAILED {record["of"]} {record.get("who")}: {record["why"]}'
-    if record['what'] == 'crash':
-        tables = f', {record["tables"]} tables' if record['tables'] > 1 else ''
-        limit = f', floor {floor(record):.2f}' if 'silence' in record else ''
-        return (f'{record["who"]}, call {record["latency"]:g} s{tables}: outage {record["outage"]:.2f} s{limit}, '
-                f'address {record["egress"]:.2f} s')
-    if record['what'] == 'watch':
-        return (f'{record["who"]}, {record["loss"]} % lost: {record["failovers"]} false failovers in '
-                f'{record["seconds"] / 60:.1f} min')
-    if record['what'] == 'connections':
-        return f'{record["who"]}, connections: ' + ', '.join(
-            f'{words}: ' + ' and '.join(f'{record[move][way][0]} of {record["count"]}' for way in WAYS_TO_SEND)
-            for move, words in MOVES.items() if move in record)
-    if record['what'] == 'hiccup':
-        return (f'{record["who"]}, {record["watcher"]}: {record["ridden"]} of {record["times"]} cuts of '
-                f'{record["cut"]:.1f} s ridden out, over after {record["seconds"]:.2f} s')
-    if record['what'] == 'again':
-        return f'{record["who"]}, again redundant, {variant(record)}: {record["seconds"]:.0f} s'
-    return f'{record["who"]}, {record["what"]}: {record["seconds"]:.2f} s'
+    return ' '.join(f'{key}={round(value, 2) if isinstance(value, float) else value}' for key, value in record.items()
+                    if key not in ('strip', 'cpu', 'told'))
 
 
 def variant(record: Record) -> str:
@@ -111,85 +93,71 @@ def rate(records: Sequence[Record]) -> float:
 
 def targets(records: Sequence[Record]) -> int:
     """Print what the monitor must reach and whether it does; return the exit code."""
-    rows: List[Tuple[str, str, str, str]] = []
-
-    def row(what: str, target: str, measured: float, reached: bool, unit: str = 's') -> None:
-        rows.append(('reached' if reached else 'MISSED', what, target, f'{measured:.3g} {unit}'))
-
-    outage_targets(records, row)
-    other_targets(records, row)
-    failures = pick(records, 'failure', attempt=2)
-    row('measurements that failed twice', 'none', len(failures), not failures, '')
-    for verdict, what, target, measured in rows:
-        print(f'{verdict:8}{what:60}{measured:>11}   {target}')
+    missed = False
+    for what, measured, limit, unit in goals(records):
+        missed |= measured > limit
+        print(f'{"MISSED" if measured > limit else "reached":8}{what:66}{measured:8.3g} {unit:2} at most {limit:.3g}')
     for who in ('quick', *ALL):
         some = crashes(records, who)
         print(f'{CONTENDERS[who].label:33} outage {" / ".join(spread([o["outage"] for o in some]))} s '
               f'(median / 95 % / max, n = {len(some)}), address back {median(some, "egress")} s')
     print('\n'.join(where_it_goes(records)))
-    return 1 if any(verdict == 'MISSED' for verdict, *_ in rows) else 0
+    return int(missed)
 
 
-def outage_targets(records: Sequence[Record], row: Callable[..., None]) -> None:
-    default, quick, many = (crashes(records, 'default'), crashes(records, 'quick'),
-                            crashes(records, 'default', tables=50))
+def goals(records: Sequence[Record]) -> Iterator[Tuple[str, float, float, str]]:
+    """Yield what is measured, its value, what that may be at most, and the unit."""
+    default, quick = crashes(records, 'default'), crashes(records, 'quick')
+    middle = statistics.median
+
+    def share(ours: Sequence[Record], theirs: Sequence[Record], key: str = 'outage') -> float:
+        return float(middle(one[key] for one in ours) / middle(one['outage'] for one in theirs))
+
     if default:
-        over = max(one['outage'] - floor(one, calls=1) for one in default)
-        row('outage beyond rest of wait + 3 × 1 s + one call, worst', 'at most 0.2 s', over, over <= 0.2)
-        middle = statistics.median(one['outage'] for one in default)
-        row('outage as shipped, median', 'at most 3.3 s', middle, middle <= 3.3)
-        later = statistics.median(one['egress'] - one['outage'] for one in default)
-        row('address back after the route, median', 'at the same moment, at most 0.05 s', later, later <= 0.05)
+        yield ('outage beyond rest of wait + 3 × 1 s + one call, worst',
+               max(one['outage'] - floor(one, calls=1) for one in default), 0.2, 's')
+        yield 'outage as shipped, median', middle(one['outage'] for one in default), 3.3, 's'
+        later = middle(one['egress'] - one['outage'] for one in default)
+        yield 'address back after the route, median', later, 0.05, 's'
     for latency in sorted({one['latency'] for one in pick(records, 'crash', who='default')}):
-        some = crashes(records, 'default', latency)
-        share = 100 * (statistics.median(one['outage'] / floor(one) for one in some) - 1)
-        row(f'outage beyond the floor, call {latency:g} s, median', 'at most 5 %', share, share <= 5, '%')
+        beyond = middle(one['outage'] / floor(one) - 1 for one in crashes(records, 'default', latency))
+        yield f'outage beyond the floor, call {latency:g} s, median', 100 * beyond, 5, '%'
     for our_name, their_name, latency, limit in (('default', 'keepalived', 0.15, 0.9),
                                                  ('default', 'keepalived', 0.5, 0.9),
                                                  ('quick', 'keepalived quick', 0.15, 1.0)):
         ours, theirs = (crashes(records, who, latency) for who in (our_name, their_name))
         if ours and theirs:
-            share = float(ratio([one['outage'] for one in ours], [one['outage'] for one in theirs]))
-            row(f"outage, {our_name}, as a share of {their_name}'s, call {latency:g} s", f'at most {limit:g}', share,
-                share <= limit, '')
+            yield (f"outage, {our_name}, as a share of {their_name}'s, call {latency:g} s", share(ours, theirs), limit,
+                   '')
     if quick:
-        middle = statistics.median(one['outage'] for one in quick)
-        row('outage with 0.2 s / 0.2 s, median', 'at most 0.9 s', middle, middle <= 0.9)
+        yield 'outage with 0.2 s / 0.2 s, median', middle(one['outage'] for one in quick), 0.9, 's'
+    many = crashes(records, 'default', tables=50)
     if default and many:
-        share = float(ratio([one['last'] for one in many], [one['outage'] for one in default]))
-        row('outage of the last of 50 tables, in times of one', 'at most 1.5', share, share <= 1.5, '')
-
-
-def other_targets(records: Sequence[Record], row: Callable[..., None]) -> None:
+        yield 'outage of the last of 50 tables, in times of one', share(many, default, 'last'), 1.5, ''
     for lag, most in REDUNDANT.items():
         some = pick(records, 'again', who='default', lag=lag, os_shutdown=0.0)
         if some:
-            middle = statistics.median(one['seconds'] for one in some)
-            row(f'redundant again, {variant(some[0])}, median', f'at most {most:g} s', middle, middle <= most)
+            yield f'redundant again, {variant(some[0])}, median', middle(one['seconds'] for one in some), most, 's'
     for loss, before in BEFORE.items():
-        ours, theirs = (pick(records, 'watch', who=who, loss=loss) for who in ('default', 'keepalived'))
-        if ours:
-            limit = min(before, rate(theirs)) if theirs else before
-            row(f'false failovers in 5 min at {loss} % loss', f"keepalived's and before: at most {limit:.3g}",
-                rate(ours), rate(ours) <= limit, '')
+        mine, others = (pick(records, 'watch', who=who, loss=loss) for who in ('default', 'keepalived'))
+        if mine:
+            yield (f"false failovers in 5 min at {loss} % loss: keepalived's and before", rate(mine),
+                   min(before, rate(others)) if others else before, '')
     for one in pick(records, 'hiccup'):
-        row(f'cuts of {one["cut"]:.2g} s ridden out, {one["who"]}, {one["watcher"]}', f'all {one["times"]}',
-            one['ridden'], one['ridden'] == one['times'], '')
+        yield (f'cuts of {one["cut"]:.2g} s that move something, {one["who"]}, {one["watcher"]}',
+               one['times'] - one['ridden'], 0, '')
     costs = pick(records, 'imports', who='boto3')
     for one in pick(records, 'watch', who='default', loss=0):
         looks = 8 * math.ceil(one['seconds'] / 120)  # four calls of two monitors
-        row(f'EC2 calls in {one["seconds"]:.0f} s while well', f'at most {looks}', one['calls'], one['calls'] <= looks,
-            '')
-        row('CPU while well', 'below 0.15 % of a core', 100 * statistics.mean(one['cpu']),
-            statistics.mean(one['cpu']) < 0.0015, '%')
+        yield f'EC2 calls in {one["seconds"]:.0f} s while well', one['calls'], looks, ''
+        yield 'CPU while well, of a core', 100 * statistics.mean(one['cpu']), 0.15, '%'
         if costs:
-            limit = statistics.median(cost['memory'] for cost in costs) + 8
-            row('resident memory', f'import boto3, requests and a client + 8 MB: {limit:.1f} MB', one['memory'],
-                one['memory'] <= limit, 'MB')
-    start = pick(records, 'begin', who='default')
-    if start:
-        middle = statistics.median(one['seconds'] for one in start)
-        row('start to first claim, median', 'below 1.5 s', middle, middle < 1.5)
+            yield ('resident memory: import boto3, requests and a client + 8 MB', one['memory'],
+                   middle(cost['memory'] for cost in costs) + 8, 'MB')
+    begun = pick(records, 'begin', who='default')
+    if begun:
+        yield 'start to first claim, median', middle(one['seconds'] for one in begun), 1.5, 's'
+    yield 'measurements that failed twice', len(pick(records, 'failure', attempt=2)), 0, ''
 
 
 # The texts ------------------------------------------------------------------------------------------------------------
@@ -365,6 +333,8 @@ def where_it_goes(records: Sequence[Record]) -> List[str]:
 
 
 def settings(records: Sequence[Record]) -> List[str]:
+    cuts = pick(records, 'hiccup')
+    moved = sum(one['times'] - one['ridden'] for one in cuts)
     losses, rows = sorted({one['loss'] for one in pick(records, 'watch')}), []
     for who in OURS:
         some = crashes(records, who)
@@ -379,15 +349,9 @@ def settings(records: Sequence[Record]) -> List[str]:
                   *(f'{loss} % lost' for loss in losses)], rows) + [
         '', 'A hiccup is ridden out that is shorter than `NUM_PINGS` × `PING_TIMEOUT` where the primary serves, and '
         'than twice that where the secondary does'
-        + (f': cuts of nine tenths of it, {pick(records, "hiccup")[0]["times"]} of each, moved '
-           f'{moved(records) or "nothing"}.' if pick(records, 'hiccup') else '.'),
+        + (f': cuts of nine tenths of it, {cuts[0]["times"]} of each, moved '
+           f'{f"something in {moved} cases" if moved else "nothing"}.' if cuts else '.'),
         'A longer one moves the route and the address, but nobody is stopped whose checks pass.']
-
-
-def moved(records: Sequence[Record]) -> str:
-    """Return how many of the cuts that should have been ridden out were not; '' for none."""
-    count = sum(one['times'] - one['ridden'] for one in pick(records, 'hiccup'))
-    return f'something in {count} cases' if count else ''
 
 
 def chosen(who: str) -> str:

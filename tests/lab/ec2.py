@@ -14,15 +14,12 @@ import ssl
 import threading
 import time
 import urllib.parse
-import uuid
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Protocol, Tuple
-from xml.sax.saxutils import escape
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import trustme
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import ec2_backends
-from moto.ec2.models.elastic_ip_addresses import ElasticAddress as MotoAddress
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface as MotoInterface
 from moto.ec2.models.instances import Instance as MotoInstance
 from moto.ec2.models.instances import InstanceState
@@ -30,27 +27,16 @@ from moto.ec2.models.route_tables import Route as MotoRoute
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.test import Client
 
-from .network import ELASTIC_IP, ENDPOINT, ENDPOINT_NAME, INSTANCE_ADDRESSES, Network, private_address
+from .network import ELASTIC_IP, ENDPOINT, ENDPOINT_NAME, INSTANCE_ADDRESSES, Network
+
+if TYPE_CHECKING:
+    from .lab import Instance as Machine
 
 ACCOUNT = '123456789012'
 REGION = 'us-east-1'
 ANYWHERE = '0.0.0.0/0'
-STATES = {'pending': 0, 'running': 16, 'shutting-down': 32, 'terminated': 48, 'stopping': 64, 'stopped': 80}
-HTTP_STATUS = {'UnauthorizedOperation': 403, 'DryRunOperation': 412, 'RequestLimitExceeded': 503, 'Unavailable': 503}
-SECONDARY_ADDRESS = '10.0.0.21'  # of an instance: a private address that is not its primary one
+STATES = {'pending': 0, 'running': 16, 'stopping': 64, 'stopped': 80}
 LONGEST_SILENCE = 120.0  # s, for which a call without an answer keeps its connection
-
-
-class Machine(Protocol):
-    """What the life of an instance needs of the thing that lives: an operating system, or what is left of it."""
-
-    name: str
-    unreachable_at: Optional[float]  # monotonic; None: it answers
-
-    def boot(self) -> None: ...
-    def run_boot_job(self) -> None: ...
-    def shut_down(self) -> None: ...
-    def power_off(self) -> None: ...
 
 
 @dataclass
@@ -66,7 +52,7 @@ class Times:
     os_shutdown: float = 0.0  # more of that, where a graceful stop without SkipOsShutdown waits for a dead kernel
     checks: float = 5.0  # from `running` until the status checks say `ok`
     impaired: float = 60.0  # from the loss of an instance until the status checks say so
-    new_public_address: Optional[float] = 1.0  # until who lost the Elastic IP has another address; None: never
+    new_public_address: float = 1.0  # until who lost the Elastic IP has another address
 
 
 @dataclass
@@ -95,7 +81,6 @@ class Fault:
     action: str = '*'
     instance: Optional[str] = None
     times: float = float('inf')
-    extra: float = 0.0
 
     def hits(self, call: Call) -> bool:
         """Tell whether *call* is one of those, and count it."""
@@ -111,7 +96,7 @@ class Fault:
 
 
 class Route(MotoRoute):
-    """A route of moto's that knows of its target's state, and the instance behind an interface.
+    """A route of moto's that knows of its target's state.
 
     As moto finds the parts of an answer by the class's name, this one and the next have the same names as moto's.
     """
@@ -119,40 +104,16 @@ class Route(MotoRoute):
     @property
     def state(self) -> str:
         """EC2 calls a route whose target cannot take packets a blackhole; a `stopping` one still can."""
-        target = self.instance or (self.interface.instance if self.interface else None)
-        return 'blackhole' if target and target.state in ('stopped', 'terminated') else 'active'
-
-    @property
-    def instance_id(self) -> Optional[str]:
-        target = self.instance or (self.interface.instance if self.interface else None)
-        return target.id if target else None
-
-    @property
-    def network_interface_id(self) -> Optional[str]:
-        interface = self.interface or (self.instance.nics[0] if self.instance else None)
-        return interface.id if interface else None
+        return 'blackhole' if self.instance and self.instance.state == 'stopped' else 'active'
 
 
 class NetworkInterface(MotoInterface):
-    """An interface that tells whose its public address is: the account's if it was allocated, else Amazon's.
-
-    Moto looks up by the name of the class how to write one.
-    """
+    """An interface that tells whose its public address is: the account's if it was allocated, else Amazon's."""
 
     @property
     def association(self) -> Dict[str, Any]:
         found = super().association
         return found if not found or 'allocationId' in found else {**found, 'ipOwnerId': 'amazon'}
-
-
-class ElasticAddress(MotoAddress):
-    """An Elastic IP that may be at a secondary private address of its instance, with which no traffic leaves."""
-
-    is_beside = False
-
-    @property
-    def private_ip_address(self) -> Optional[str]:
-        return SECONDARY_ADDRESS if self.is_beside else super().private_ip_address
 
 
 class Instance(MotoInstance):
@@ -174,9 +135,8 @@ class Instance(MotoInstance):
 class Life:
     """The states of one instance. All methods are called with the lock of EC2 held."""
 
-    def __init__(self, ec2: 'Ec2', record: Any, machine: Machine) -> None:
+    def __init__(self, ec2: 'Ec2', record: Any, machine: 'Machine') -> None:
         self.ec2, self.record, self.machine = ec2, record, machine
-        self.ignores_stop = False  # a graceful stop has no effect, as with a crashed kernel: it has to be forced
         self.crashed = False  # its kernel is dead
         self.force = False  # a parameter of the StopInstances call under way
         self.skip_os_shutdown = False  # another one
@@ -201,7 +161,7 @@ class Life:
         self.ec2.note(f'{self.machine.name} {self.record.id} is {state}')
         if state == 'running':
             self.running_at = time.monotonic()
-        if state in ('stopped', 'terminated'):
+        if state == 'stopped':
             self.automatic = None
         self.ec2.sync()
         return before
@@ -217,12 +177,14 @@ class Life:
 
         self.ec2.later(delay, run)
 
+    def _must_be(self, *states: str) -> None:
+        if self.state not in states:
+            raise EC2ClientError('IncorrectInstanceState', f"'{self.record.id}' is {self.state}.")
+
     def start(self) -> InstanceState:
         if self.state in ('pending', 'running'):
             return self.before()
-        if self.state != 'stopped':
-            raise EC2ClientError('IncorrectInstanceState', f"The instance '{self.record.id}' is not in a state from "
-                                 'which it can be started.')
+        self._must_be('stopped')
         before = self.enter('pending')
         self.later(self.ec2.times.pending, self._run)
         return before
@@ -243,29 +205,16 @@ class Life:
         skip, self.skip_os_shutdown = self.skip_os_shutdown, False
         if self.state == 'stopped' or self.state == 'stopping' and not force:
             return self.before()
-        if self.state not in ('running', 'stopping'):
-            raise EC2ClientError('IncorrectInstanceState', f"The instance '{self.record.id}' is not in a state from "
-                                 'which it can be stopped.')
+        self._must_be('running', 'stopping')
         before = self.enter('stopping')
         if force:
             self.machine.power_off()
-        elif self.ignores_stop:
-            return before
         else:
             self.machine.shut_down()
             self.later(self.ec2.times.stop / 2, self.machine.power_off)
         waits = self.crashed and not (force or skip)
         self.later(self.ec2.times.stop + (self.ec2.times.os_shutdown if waits else 0.0), lambda: self.enter('stopped'))
         return before
-
-    def terminate(self) -> None:
-        """Terminate the instance: it never comes back, and its Elastic IP is free."""
-        self.enter('shutting-down')
-        self.machine.power_off()
-        for address in self.ec2.backend.addresses:
-            if address.instance is self.record:
-                self.ec2.backend.disassociate_address(address=address.public_ip)
-        self.later(self.ec2.times.stop, lambda: self.enter('terminated'))
 
     def checks(self) -> Dict[str, Any]:
         """Return the status checks as EC2 words them; they lag behind what they tell of."""
@@ -286,8 +235,8 @@ class Life:
 class Ec2:
     """The API, its records, and the outside world that changes them without a call of the instances."""
 
-    def __init__(self, network: Network, times: Times, machines: List[Machine], *, tables: int, elastic_ip: bool,
-                 tls: bool, note: Callable[[str, str], None]) -> None:
+    def __init__(self, network: Network, times: Times, machines: List['Machine'], tables: int,
+                 note: Callable[[str, str], None]) -> None:
         """Create a VPC with the instances, route tables without a default route, and a free Elastic IP."""
         self.network, self.times = network, times
         self.lock = threading.RLock()
@@ -297,17 +246,16 @@ class Ec2:
         self.faults: List[Fault] = []
         self._note = note
         self._automatic = (f'198.51.100.{number}' for number in itertools.cycle(range(100, 250)))
-        self._callers: Dict[str, str] = {}
+        self.callers: Dict[str, str] = {}  # by public address: the name of the instance that calls from it
         self.backend: Any = ec2_backends[ACCOUNT][REGION]
         self.backend.reset()
         self._moto = Client(create_backend_app('ec2'))
         self.lives: Dict[str, Life] = {}
-        self._build(machines, tables, elastic_ip)
-        listening = network.nodes['internet'].socket(socket.SOCK_STREAM, ENDPOINT, 443 if tls else 80)
-        self._server = Server(listening, self, server_side(authority()) if tls else None)
+        self._build(machines, tables)
+        self._server = Server(network.nodes['internet'].socket(socket.SOCK_STREAM, ENDPOINT, 443), self)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name='EC2').start()
 
-    def _build(self, machines: List[Machine], tables: int, elastic_ip: bool) -> None:
+    def _build(self, machines: List['Machine'], tables: int) -> None:
         backend = self.backend
         vpc = backend.create_vpc('10.0.0.0/16')
         gateway = backend.create_internet_gateway()
@@ -324,21 +272,14 @@ class Ec2:
             record.life = self.lives[machine.name] = Life(self, record, machine)
         self.tables: List[str] = []
         for table in range(tables):
-            private = backend.create_subnet(vpc.id, private_address(table)[:-2] + '0/24',
-                                            availability_zone=f'{REGION}a')
+            private = backend.create_subnet(vpc.id, f'10.0.{table + 1}.0/24', availability_zone=f'{REGION}a')
             record = backend.create_route_table(vpc.id)
             backend.associate_route_table(record.id, subnet_id=private.id)
             self.tables.append(record.id)
-        if elastic_ip:
-            backend.allocate_address('vpc', address=ELASTIC_IP).__class__ = ElasticAddress
+        backend.allocate_address('vpc', address=ELASTIC_IP)
         self.sync()
 
     # ---- effects
-
-    def check_source(self, name: str, on: bool) -> None:
-        """Turn the source/destination check of an instance on or off: while it is on, nothing is forwarded there."""
-        self.lives[name].record.source_dest_check = on
-        self.sync()
 
     def note(self, text: str) -> None:
         self._note('EC2', text)
@@ -346,12 +287,12 @@ class Ec2:
     def later(self, delay: float, step: Callable[[], object]) -> None:
         """Do *step* in a thread of its own after *delay* seconds, unless the lab is closed by then."""
         def run() -> None:
-            if not self.closing.is_set():
-                try:
+            try:
+                if not self.closing.is_set():
                     step()
-                except Exception:
-                    if not self.closing.is_set():
-                        raise
+            except Exception:
+                if not self.closing.is_set():
+                    raise
 
         timer = threading.Timer(delay, run)
         timer.daemon = True
@@ -375,15 +316,9 @@ class Ec2:
     def address_owner(self) -> Optional[str]:
         """Return the name of the instance whose traffic leaves with the Elastic IP, or None."""
         for address in self.backend.addresses:
-            if address.public_ip == ELASTIC_IP and not getattr(address, 'is_beside', False):
+            if address.public_ip == ELASTIC_IP:
                 return self.name(address.instance_id)
         return None
-
-    def _place_address(self, beside: bool) -> None:
-        """Note whether the Elastic IP is at a secondary private address."""
-        for address in self.backend.addresses:
-            if address.public_ip == ELASTIC_IP:
-                address.is_beside = beside
 
     def route_target(self, table: int = 0) -> Optional[str]:
         """Return the name of the instance that a table's default route leads to, another target's id, or None."""
@@ -403,9 +338,9 @@ class Ec2:
                 route = self.default_route(table)
                 if route is not None:
                     route.__class__ = Route
-                target = self.route_target(table)
-                forwards = target in self.lives and not self.lives[target].record.source_dest_check
-                self.network.routes.targets[table] = target if forwards else None
+            target = self.route_target()
+            forwards = target in self.lives and not self.lives[target].record.source_dest_check
+            self.network.target = target if forwards else None
             self._update_addresses()
 
     def _update_addresses(self) -> None:
@@ -416,24 +351,18 @@ class Ec2:
                 life.automatic, life.no_public_before = None, 0.0
             elif life.state == 'running' and life.automatic is None:
                 if self.network.links[name].public == ELASTIC_IP:  # it has just lost that
-                    wait = self.times.new_public_address
-                    life.no_public_before = float('inf') if wait is None else now + wait
+                    life.no_public_before = now + self.times.new_public_address
+                    self.later(self.times.new_public_address, self.sync)
                 if life.no_public_before <= now:
                     life.automatic = next(self._automatic)
-                elif life.no_public_before != float('inf'):
-                    self.later(life.no_public_before - now, self.sync)
             public = ELASTIC_IP if name == owner else life.automatic
             if public != self.network.links[name].public:
                 self.note(f'{name} has the public address {public}')
             life.record.nics[0].public_ip = self.network.links[name].public = public
         # Older addresses stay, as a call sent from one may just be arriving; only the Elastic IP changes its user.
-        self._callers.update({link.public: name for name, link in self.network.links.items() if link.public})
+        self.callers.update({link.public: name for name, link in self.network.links.items() if link.public})
 
     # ---- answering
-
-    def caller(self, address: str) -> str:
-        """Return the name of the instance that calls from a public address; an unknown address is its own name."""
-        return self._callers.get(address, address)
 
     def answer(self, caller: str, headers: Dict[str, str], body: bytes) -> Optional[Tuple[int, bytes]]:
         """Answer one call: HTTP status and body, or None for no answer at all."""
@@ -445,15 +374,11 @@ class Ec2:
         call = Call(now, caller, action, parameters, dry_run)
         self.log.append(call)
         with self.lock:
-            faults = [fault for fault in list(self.faults) if fault.hits(call)]
-        latency = self.times.round_trip + self.times.latency + sum(fault.extra for fault in faults)
-        kinds = [fault.kind for fault in faults]
+            kinds = {fault.kind for fault in self.faults if fault.hits(call)}
+        latency = self.times.round_trip + self.times.latency
         self.closing.wait(latency / 2)
-        if 'silent' in kinds:
-            result: Tuple[int, bytes] = (0, b'')
-        else:
-            result = self._perform(call, headers, [kind for kind in kinds if kind not in ('slow', 'lost')])
-        if 'silent' in kinds or 'lost' in kinds:
+        result = (0, b'') if 'silent' in kinds else self._perform(call, headers)
+        if kinds:
             call.result, call.seconds = 'no answer', time.monotonic() - now
             self._note('call', str(call))
             self.closing.wait(LONGEST_SILENCE)
@@ -463,9 +388,9 @@ class Ec2:
         self._note('call', f'{call} ({call.seconds:.2f} s)')
         return result
 
-    def _perform(self, call: Call, headers: Dict[str, str], errors: List[str]) -> Tuple[int, bytes]:
+    def _perform(self, call: Call, headers: Dict[str, str]) -> Tuple[int, bytes]:
         with self.lock:
-            refusal = self._refuse(call, errors)
+            refusal = self._refuse(call)
             if refusal:
                 call.result = refusal[0]
                 return error(*refusal)
@@ -476,8 +401,6 @@ class Ec2:
             status, text = self._ask_moto({'Action': call.action, **call.parameters},
                                           headers.get('Authorization', ''))
             call.result = 'ok' if status == 200 else error_code(text)
-            if call.action == 'AssociateAddress' and status == 200:
-                self._place_address(False)
             self._update()
         self.network.apply()  # without the lock: calls that come together take effect together
         return status, text
@@ -488,11 +411,8 @@ class Ec2:
                                    headers={'Authorization': authorization} if authorization else {})
         return response.status_code, response.get_data()
 
-    def _refuse(self, call: Call, errors: List[str]) -> Optional[Tuple[str, str]]:
+    def _refuse(self, call: Call) -> Optional[Tuple[str, str]]:
         """Return the error that EC2 would answer with where moto would not."""
-        if errors:
-            return errors[0], {'UnauthorizedOperation': 'You are not authorized to perform this operation.',
-                               'RequestLimitExceeded': 'Request limit exceeded.'}.get(errors[0], 'Try again later.')
         if call.dry_run:
             return 'DryRunOperation', 'Request would have succeeded, but DryRun flag is set.'
         if call.action == 'AssociateAddress':
@@ -503,39 +423,26 @@ class Ec2:
 
     # ---- what goes wrong
 
-    def inject(self, kind: str, action: str = '*', instance: Optional[str] = None, *, times: float = float('inf'),
-               extra: float = 0.0) -> Fault:
+    def inject(self, kind: str, action: str = '*', instance: Optional[str] = None,
+               times: float = float('inf')) -> Fault:
         """Let calls go wrong: those of *action* (a pattern) by *instance* (a name), *times* times.
 
-        *kind* is an error code ('RequestLimitExceeded', 'UnauthorizedOperation', 'Unavailable': HTTP 503, …),
-        'silent' (no effect, no answer), 'lost' (the effect, but no answer) or 'slow' (*extra*
-        seconds more, half of them before the effect).
+        *kind* is 'silent' (no effect, no answer) or 'lost' (the effect, but no answer).
         """
-        fault = Fault(kind, action, instance, times, extra)
+        fault = Fault(kind, action, instance, times)
         with self.lock:
             self.faults.append(fault)
         self._note('lab', f'EC2 from now on: {kind} for {action} of {instance or "everybody"}')
         return fault
 
     @contextlib.contextmanager
-    def injected(self, kind: str, action: str = '*', instance: Optional[str] = None, **how: float) -> Iterator[Fault]:
+    def injected(self, kind: str, action: str = '*', instance: Optional[str] = None) -> Iterator[Fault]:
         """Let calls go wrong, as `inject()` does, within a with statement."""
-        fault = self.inject(kind, action, instance, **how)
+        fault = self.inject(kind, action, instance)
         try:
             yield fault
         finally:
             fault.remove()
-
-    @contextlib.contextmanager
-    def untrusted(self) -> Iterator[None]:
-        """Show new connections the certificate of an authority that nobody knows, within a with statement."""
-        trusted, self._server.tls = self._server.tls, server_side(trustme.CA())
-        self._note('lab', 'EC2 shows a certificate that cannot be verified')
-        try:
-            yield
-        finally:
-            self._server.tls = trusted
-            self._note('lab', 'EC2 shows its certificate')
 
     def calls(self, action: str = '*', instance: Optional[str] = None, *, since: float = 0.0,
               dry_run: Optional[bool] = False) -> List[Call]:
@@ -562,14 +469,10 @@ class Ec2:
             if target is not None:
                 backend.create_route(self.tables[table], ANYWHERE, instance_id=self.lives[target].record.id)
 
-    def set_address(self, owner: Optional[str], beside: bool = False) -> None:
-        """Associate the Elastic IP with an instance, by name, or with none; or with a secondary address of it."""
+    def set_address(self, owner: str) -> None:
+        """Associate the Elastic IP with an instance, by name."""
         with self._by_hand(f'{ELASTIC_IP} to {owner}') as backend:
-            self._place_address(beside)
-            if owner is None:
-                backend.disassociate_address(address=ELASTIC_IP)
-            else:
-                backend.associate_address(instance=self.lives[owner].record, address=ELASTIC_IP, reassociate=True)
+            backend.associate_address(instance=self.lives[owner].record, address=ELASTIC_IP, reassociate=True)
 
     def tag(self, name: str, key: str, value: str = '') -> None:
         """Set a tag on an instance, by name."""
@@ -591,11 +494,6 @@ class Ec2:
         with self._by_hand(f'stops {name}'):
             self.lives[name].stop()
 
-    def terminate(self, name: str) -> None:
-        """Terminate an instance, as an operator does."""
-        with self._by_hand(f'terminates {name}'):
-            self.lives[name].terminate()
-
     def close(self) -> None:
         """End the server and everything that is still due."""
         self.closing.set()
@@ -609,18 +507,10 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-def server_side(issuer: trustme.CA) -> ssl.SSLContext:
-    """Return what EC2 needs for TLS, with a certificate of that authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    issuer.issue_cert(ENDPOINT, ENDPOINT_NAME).configure_cert(context)
-    return context
-
-
 def error(code: str, message: str) -> Tuple[int, bytes]:
     """Return an error as EC2 answers it."""
-    text = (f'<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>'
-            f'{escape(message)}</Message></Error></Errors><RequestID>{uuid.uuid4()}</RequestID></Response>')
-    return HTTP_STATUS.get(code, 400), text.encode()
+    return 400, (f'<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}'
+                 '</Message></Error></Errors><RequestID>lab</RequestID></Response>').encode()
 
 
 def error_code(answer: bytes) -> str:
@@ -637,7 +527,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.caller = self.server.ec2.caller(self.client_address[0])
+        self.caller = self.server.ec2.callers.get(self.client_address[0], self.client_address[0])
         self.server.ec2.connections.append(self.caller)
 
     def do_POST(self) -> None:
@@ -661,18 +551,17 @@ class Server(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, listening: socket.socket, ec2: Ec2, tls: Optional[ssl.SSLContext]) -> None:
+    def __init__(self, listening: socket.socket, ec2: Ec2) -> None:
         super().__init__(listening.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
-        self.ec2, self.tls = ec2, tls
+        self.ec2, self.tls = ec2, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority().issue_cert(ENDPOINT, ENDPOINT_NAME).configure_cert(self.tls)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, in a thread of its own."""
         with contextlib.ExitStack() as connection:
             connection.enter_context(contextlib.suppress(OSError))  # whoever asked is gone
-            time.sleep(self.ec2.times.round_trip)
-            if self.tls:
-                time.sleep(self.ec2.times.round_trip)
-                request = connection.enter_context(self.tls.wrap_socket(request, server_side=True))
+            time.sleep(2 * self.ec2.times.round_trip)  # connection and handshake
+            request = connection.enter_context(self.tls.wrap_socket(request, server_side=True))
             super().finish_request(request, client_address)

@@ -3,17 +3,16 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Type
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from . import network as net
 from .ec2 import REGION, Ec2, Life, Times, authority
-from .metadata import Metadata
+from .metadata import CREDENTIALS, ROLE, Metadata, credentials
 from .network import Network
 from .traffic import Traffic
 
@@ -33,14 +32,6 @@ class Event(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Holding:
-    """Who has the default route of each table (an instance's name, another target's id, None), and the address."""
-
-    routes: List[Optional[str]]
-    address: Optional[str]
-
-
 class Instance:
     """A NAT instance: its machine, what can happen to it, and its life in EC2."""
 
@@ -56,6 +47,10 @@ class Instance:
         self.runs_boot_job = True
         self._rules = ''
         self._popen: List['subprocess.Popen[Any]'] = []
+
+    @property
+    def peer(self) -> 'Instance':
+        return next(one for one in self.lab.instances.values() if one is not self)
 
     @property
     def id(self) -> str:
@@ -102,6 +97,13 @@ class Instance:
                     return int(directory.name)
         return None
 
+    def look(self) -> None:
+        """Let its monitor ask EC2 now, and wait until it has been answered."""
+        since = time.monotonic()
+        self.kill_monitor(signal.SIGHUP)
+        self.lab.wait_until(lambda: any(call.result for call in self.lab.ec2.calls(
+            'DescribeRouteTables', self.name, since=since)), f'{self.name} looks')
+
     def kill_monitor(self, number: int = signal.SIGKILL) -> None:
         """Send the monitor a signal."""
         self.run('kill', f'-{int(number)}', str(self.monitor_pid), check=True)
@@ -110,30 +112,30 @@ class Instance:
         """Return a file of the running monitor in /proc, e.g. 'stat' or 'status'."""
         return (self.node.root / f'proc/{self.monitor_pid}/{item}').read_text()
 
+    def _read(self, path: str) -> str:
+        with contextlib.suppress(OSError):
+            return (self.node.root / path).read_text(errors='replace')
+        return ''
+
     @property
     def log(self) -> str:
         """All that the monitor has logged, also before a reboot."""
-        with contextlib.suppress(OSError):
-            return (self.node.root / LOG).read_text(errors='replace')
-        return ''
+        return self._read(LOG)
 
     @property
     def errors(self) -> str:
         """What the boot job wrote elsewhere than to the log."""
-        with contextlib.suppress(OSError):
-            return (self.node.root / ERRORS).read_text(errors='replace')
-        return ''
+        return self._read(ERRORS)
 
-    def configure(self, text: Optional[str] = None, **settings: Any) -> None:
-        """Write nat_config.py: the lab's settings changed by *settings*, or else *text* as it is."""
-        lines = {**self.lab.settings, **settings}
-        text = ''.join(f'{name} = {value!r}\n' for name, value in lines.items()) if text is None else text
-        (self.node.root / SBIN / 'nat_config.py').write_text(text)
+    def configure(self) -> None:
+        """Write nat_config.py: the lab's settings."""
+        (self.node.root / SBIN / 'nat_config.py').write_text(
+            ''.join(f'{name} = {value!r}\n' for name, value in self.lab.settings.items()))
 
     def install(self) -> None:
         """Copy the monitor to /usr/local/sbin, unmodified, and write its settings and whom it is to trust."""
         program = self.node.root / SBIN / 'nat_monitor.py'
-        program.write_bytes(self.lab.monitor.read_bytes())
+        program.write_bytes((REPOSITORY / 'nat_monitor.py').read_bytes())
         program.chmod(0o755)
         (self.node.root / AUTHORITY).write_bytes(self.lab.bundle + authority().cert_pem.bytes())
         self.configure()
@@ -178,12 +180,9 @@ class Instance:
         unreachable = self.link.dead or self.link.cut_off
         self.unreachable_at = (self.unreachable_at or time.monotonic()) if unreachable else None
 
-    def crash(self, ignores_stop: bool = False) -> float:
-        """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that.
-
-        With *ignores_stop*, only a forced stop has an effect from now on.
-        """
-        self.life.ignores_stop, self.life.crashed = ignores_stop, True
+    def crash(self) -> float:
+        """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that."""
+        self.life.crashed = True
         at = time.monotonic()
         self.power_off()
         return at
@@ -193,8 +192,7 @@ class Instance:
         self._set_link(dead=True)
         self._kill_all('STOP')
         if seconds is not None:
-            steps = self.life._steps
-            self.lab.ec2.later(seconds, lambda: self.thaw() if self.life._steps == steps else None)
+            self.life.later(seconds, self.thaw)
 
     def thaw(self) -> None:
         """End a hang."""
@@ -222,21 +220,13 @@ class Instance:
         self.lab.note('lab', f'{self.name}: {interface} is gone')
         self.node.run('ip', 'link', 'del', interface)
 
-    def block_ping(self, *ways: str) -> None:
-        """Drop echo requests to it ('in'), from it ('out'), or both (default)."""
-        self._set_link(blocked_pings=ways or ('in', 'out'))
+    def block_ping(self) -> None:
+        """Drop echo requests to it and from it."""
+        self._set_link(blocks_pings=True)
 
     def allow_ping(self) -> None:
         """End `block_ping()`."""
-        self._set_link(blocked_pings=())
-
-    def lose_requests(self, count: int) -> None:
-        """Lose the next echo requests to it, *count* of them: six are a ping that is answered by nothing."""
-        self._set_link(lost_requests=count)
-
-    def lose_packets(self, percent: int) -> None:
-        """Lose that share of its ICMP packets, at random, each way; 0 ends it."""
-        self._set_link(ping_loss=percent)
+        self._set_link(blocks_pings=False)
 
     def forwarding(self, on: bool) -> None:
         """Switch net.ipv4.ip_forward, now and at the next boot."""
@@ -266,13 +256,8 @@ class Instance:
     def close(self) -> None:
         """End what `popen()` has started."""
         for process in self._popen:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            process.kill()
+            process.wait()
 
 
 class Terminal:
@@ -312,31 +297,27 @@ class Lab:
 
     _open = threading.Lock()  # moto keeps its records in the process, so there is one lab at a time
 
-    def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1, elastic_ip: bool = True,
+    def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
-                 monitor: Path = REPOSITORY / 'nat_monitor.py', boot_job: Optional[str] = None,
-                 by_name: bool = False, tls: bool = True, bundle: bytes = b'', subnets: int = 1,
+                 boot_job: Optional[str] = None, by_name: bool = False, bundle: bytes = b'',
                  environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; without *tls*, it speaks plain HTTP; *bundle* are further
-        authorities (PEM) that the instances trust, as AWS clients load a hundred and more at each handshake; with two
-        *subnets*, no frame to the other's MAC reaches it; *environment* is added to that of all programs in the
-        instances; *times* are those of `Times`.
+        with *by_name*, EC2 has a name instead of an address; *bundle* are further authorities (PEM) that the instances
+        trust, as AWS clients load a hundred and more at each handshake; *environment* is added to that of all programs
+        in the instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
-        self._tls, self.bundle, self._subnets = tls, bundle, subnets
-        self._settings, self._tables, self._elastic_ip = settings or {}, tables, elastic_ip
-        self._holder, self._start = holder, start
-        self.python, self.monitor = python, monitor
+        self.bundle, self._settings, self._tables = bundle, settings or {}, tables
+        self._holder, self._start, self.python = holder, start, python
         self.boot_job = boot_job or self._cron_command()
         self.environment = {
             'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
             'HOME': '/run',  # no AWS settings of whoever runs the lab
-            'AWS_ENDPOINT_URL_EC2': f'http{"s" * tls}://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
+            'AWS_ENDPOINT_URL_EC2': f'https://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
             'AWS_CA_BUNDLE': f'/{AUTHORITY}', **(environment or {})}
         self.settings: Dict[str, Any] = {}
         self._events: List[Event] = []
@@ -363,31 +344,31 @@ class Lab:
 
     def _build(self) -> None:
         self.opened_at = time.monotonic()
-        self.network = Network(self._tables, self._subnets)
+        self.network = Network()
         self._opened.callback(self.network.close)
         self.instances = {name: Instance(self, name) for name in net.INSTANCE_ADDRESSES}
         self.primary, self.secondary = self.instances['primary'], self.instances['secondary']
-        self.ec2 = Ec2(self.network, self.times, list(self.instances.values()), tables=self._tables,
-                       elastic_ip=self._elastic_ip, tls=self._tls, note=self.note)
+        self.ec2 = Ec2(self.network, self.times, list(self.instances.values()), self._tables, self.note)
         self._opened.callback(self.ec2.close)
         self.metadata: Dict[str, Metadata] = {}
         self.settings = {
             'PRIMARY_INSTANCE_ID': self.ec2.lives['primary'].record.id,
             'SECONDARY_INSTANCE_ID': self.ec2.lives['secondary'].record.id,
             'ROUTE_TABLE_IDS': list(self.ec2.tables),
-            'ELASTIC_IP': net.ELASTIC_IP if self._elastic_ip else None, **self._settings}
+            'ELASTIC_IP': net.ELASTIC_IP, **self._settings}
         for name, instance in self.instances.items():
             instance.life = self.ec2.lives[name]
             self._opened.callback(instance.close)
-            self.metadata[name] = Metadata(instance.node, instance.id, REGION)
+            self.metadata[name] = Metadata(instance.node.socket(socket.SOCK_STREAM, net.METADATA, 80), {
+                'instance-id': instance.id, 'placement/region': REGION, CREDENTIALS: ROLE,
+                CREDENTIALS + ROLE: credentials('ASIAEXAMPLE', 'secret')})
             self._opened.callback(self.metadata[name].close)
             instance.install()
             instance.boot()
         if self._holder:
             for table in range(self._tables):
                 self.ec2.set_route(self._holder, table)
-            if self._elastic_ip:
-                self.ec2.set_address(self._holder)
+            self.ec2.set_address(self._holder)
         self.traffic = Traffic(self.network)
         self._opened.callback(self.traffic.close)
         self._opened.callback(self.network.close)  # first of all: it ends the processes for which the others wait
@@ -399,8 +380,7 @@ class Lab:
             for instance in self.instances.values():
                 instance.start_monitor()
 
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(self, kind: Any, *_: object) -> None:
         if kind is not None and issubclass(kind, Exception):
             print(self.report())
         self._opened.close()
@@ -434,32 +414,31 @@ class Lab:
         read = dict.fromkeys(self.instances, 0)
         while not self._closing.wait(0.02):
             for name, instance in self.instances.items():
-                with contextlib.suppress(OSError):
-                    path = instance.node.root / LOG
-                    size = path.stat().st_size
-                    if size > read[name]:
-                        with path.open('rb') as log:
-                            log.seek(read[name])
-                            lines = log.read().rpartition(b'\n')[0]
-                        if lines:
-                            read[name] += len(lines) + 1
-                            for line in lines.decode(errors='replace').split('\n'):
-                                self.note(name, line)
+                lines = instance.log[read[name]:].rpartition('\n')[0]
+                if lines:
+                    read[name] += len(lines) + 1
+                    for line in lines.split('\n'):
+                        self.note(name, line)
 
     def timeline(self, first: int = 0) -> List[Event]:
         """Return what has happened, in order, from the event of that number on: logs, calls, EC2, the lab."""
         return self._events[first:]
 
-    def holder(self) -> Holding:
-        """Return who holds the routes and the address, as EC2 has it."""
+    def holder(self) -> List[Optional[str]]:
+        """Return who holds each table and the address, as EC2 has it: an instance's name, another target's id, None."""
         with self.ec2.lock:
-            return Holding([self.ec2.route_target(table) for table in range(self._tables)], self.ec2.address_owner())
+            return [*(self.ec2.route_target(table) for table in range(self._tables)), self.ec2.address_owner()]
 
     def holds(self, instance: Instance) -> bool:
-        """Tell whether that instance has all the routes, and the address if there is one."""
-        holding = self.holder()
-        return set(holding.routes) == {instance.name} and holding.address == (instance.name if self._elastic_ip
-                                                                              else None)
+        """Tell whether that instance has all the tables and the address."""
+        return set(self.holder()) == {instance.name}
+
+    def serves(self, instance: Instance) -> None:
+        """Wait until it holds all, and the internet sees the private host through it."""
+        self.wait_until(lambda: self.holds(instance), f'the {instance.name} holds tables and address')
+        since = time.monotonic() + 0.1  # until then packets may go the way of before
+        self.wait_until(lambda: any(packet.egress == net.ELASTIC_IP for packet in self.traffic.packets(since)),
+                        'the private host has its egress address')
 
     def wait_until(self, condition: Callable[[], object], what: str, timeout: float = GUARD) -> None:
         """Wait until *condition* is true; after *timeout* seconds fail, telling all that has happened."""

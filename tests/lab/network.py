@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 ENDPOINT = '203.0.113.10'  # EC2
 ECHO = '203.0.113.20'  # the echo server of traffic.py
@@ -17,10 +17,9 @@ NAME_SERVER = '203.0.113.53'  # exists nowhere: a question to it gets no answer,
 ENDPOINT_NAME = 'ec2.lab.example'
 ELASTIC_IP = '198.51.100.7'
 GATEWAY = '10.0.0.1'
+PRIVATE = '10.0.1.10'  # the private host
 INSTANCE_ADDRESSES = {'primary': '10.0.0.11', 'secondary': '10.0.0.12'}
 MARKS = {'primary': 11, 'secondary': 12}  # of a packet and of the routing table that it selects
-MAX_TABLES = 100
-
 METADATA = '169.254.169.254'
 
 # Who is not root often has no sbin in the path.
@@ -111,9 +110,6 @@ class Node:
             with contextlib.suppress(ProcessLookupError):  # it has ended with the node around it
                 os.kill(self.pid, 9)  # the init process: the kernel ends all others with it
             self.holder.wait()
-        for stream in (self.holder.stdin, self.holder.stdout, self.holder.stderr):
-            if stream:
-                stream.close()
 
 
 def may_unshare() -> bool:
@@ -127,22 +123,8 @@ class Link:
 
     dead: bool = False  # stopped, crashed or frozen: nothing passes, no error comes back
     cut_off: bool = False  # the same, but by the network's fault
-    blocked_pings: Sequence[str] = ()  # 'in': echo requests to the instance are dropped; 'out': those from it
-    lost_requests: int = 0  # of the next echo requests to the instance, that many are lost
-    ping_loss: int = 0  # percent of the ICMP packets that are lost, each way
+    blocks_pings: bool = False  # echo requests to it and from it are dropped
     public: Optional[str] = None
-
-
-@dataclass
-class Routes:
-    """The private route tables: for each the name of the instance that is its default route's target."""
-
-    targets: List[Optional[str]] = field(default_factory=list)
-
-
-def private_address(table: int) -> str:
-    """Return the private host's address in the subnet of the table of that number."""
-    return f'10.0.{table + 1}.10'
 
 
 def mac(address: str) -> str:
@@ -154,16 +136,13 @@ class Network:
     """Five nodes and four links; the router is the node in which the others are nested.
 
     The public subnet is a bridge in the router. As in a VPC, which answers for its hosts, neighbours keep the MAC of
-    one that is dead. All that changes later (routes, public addresses, faults) is kept in attributes, above all `links`
-    and `routes`, and takes effect in one step with `apply()`.
+    one that is dead. All that changes later (the route, public addresses, faults) is kept in attributes, and takes
+    effect in one step with `apply()`.
     """
 
-    def __init__(self, tables: int, subnets: int = 1) -> None:
-        """Make them; with two *subnets*, the instances are no neighbours: they reach each other by the router."""
-        assert 1 <= tables <= MAX_TABLES and subnets in (1, 2)
-        self._one_subnet = subnets == 1
+    def __init__(self) -> None:
         self.links = {name: Link() for name in INSTANCE_ADDRESSES}
-        self.routes = Routes([None] * tables)
+        self.target: Optional[str] = None  # the instance to which the private host's default route leads
         self.loss_between = 0  # percent of all packets between the two instances that are lost, each way
         self.echo_silent = False  # the echo host answers no pings, only datagrams
         self._applied = ''
@@ -175,16 +154,16 @@ class Network:
             sysctl ip_forward 1
             mount -t tmpfs -o mode=0755 tmpfs /run''')
         try:
-            self._connect(tables)
+            self._connect()
         except BaseException:
             self.router.end()
             raise
 
-    def _connect(self, tables: int) -> None:
+    def _connect(self) -> None:
         self.nodes: Dict[str, Node] = {}
         self.router.run('sh', '-ec', f'''ip link add public address {mac(GATEWAY)} type bridge
             ip address add {GATEWAY}/24 dev public; ip link set public up''')
-        self._add('private', [private_address(table) for table in range(tables)])
+        self._add('private', [PRIVATE])
         self._add('internet', [ENDPOINT, ECHO])
         for name, address in INSTANCE_ADDRESSES.items():
             self._add(name, [address], MACHINE)
@@ -213,19 +192,18 @@ class Network:
                        check=True, env=ENVIRONMENT)
         if name in self.links:
             attach = [f'ip link set {name} up master public',
-                      f'ip link set {name} type bridge_slave isolated {"off" if self._one_subnet else "on"}',
                       f'ip neigh add {addresses[0]} lladdr {mac(addresses[0])} dev public']
         else:
             attach = [f'ip address add {GATEWAY}/32 dev {name}', f'ip link set {name} up',
                       *(f'ip route add {address} dev {name}' for address in addresses)]
-        length = 24 if name in self.links and self._one_subnet else 32
+        length = 24 if name in self.links else 32
         self.router.run('sh', '-ec', '\n'.join(attach))
         node.run('sh', '-ec', '\n'.join(f'ip address add {address}/{length} dev eth0' for address in addresses))
         self.bring_up(name)
 
     def bring_up(self, name: str) -> None:
         """Bring the interface of a node up, as its boot does; what connection tracking knew is forgotten."""
-        others = [address for other, address in INSTANCE_ADDRESSES.items() if other != name and self._one_subnet]
+        others = [address for other, address in INSTANCE_ADDRESSES.items() if other != name]
         neighbours = [GATEWAY, *others] if name in self.links else []
         self.nodes[name].run('sh', '-ec', '\n'.join([
             'ip link set eth0 down; ip link set eth0 up',
@@ -233,7 +211,7 @@ class Network:
             *(f'ip neigh replace {address} lladdr {mac(address)} dev eth0' for address in neighbours)]))
 
     def apply(self) -> None:
-        """Make the router do what `links` and `routes` say, in one transaction."""
+        """Make the router do what the attributes say, in one transaction."""
         with self._lock:
             rules = self._rules()
             if rules != self._applied and not self._closed:
@@ -243,34 +221,24 @@ class Network:
                     raise NodeFailed(f'router: nft: {result.stderr}\n{rules}')
                 self._applied = rules
 
-    def lost_requests(self) -> int:
-        """Return how many echo requests were lost because of `Link.lost_requests`, since the last change."""
-        listed = self.router.run('nft', 'list', 'counter', 'bridge', 'vpc', 'lost_requests').stdout
-        return int(listed.partition('packets ')[2].split()[0])
-
     def _rules(self) -> str:
         """Return the router's rules. They keep no state: who loses an address loses its connections at once."""
         public = {INSTANCE_ADDRESSES[name]: link.public for name, link in self.links.items() if link.public}
-        routes = {private_address(table): MARKS[target]
-                  for table, target in enumerate(self.routes.targets) if target}
+        route = f'meta mark set {MARKS[self.target]}' if self.target else ''
         drops: Dict[str, List[str]] = {'in': [], 'out': []}  # of frames to an instance and from one
         for name, link in self.links.items():
-            for way, port in (('in', f'oifname {name}'), ('out', f'iifname {name}')):
-                faults = {
-                    '': link.dead or link.cut_off,
-                    f'icmp type echo-request limit rate 1/day burst {link.lost_requests} packets '
-                    'counter name lost_requests': way == 'in' and link.lost_requests,
-                    'icmp type echo-request': way in link.blocked_pings,
-                    f'ip protocol icmp {chance(link.ping_loss)}': link.ping_loss}
-                drops[way] += [f'{port} {match} drop' for match, fault in faults.items() if fault]
+            match = '' if link.dead or link.cut_off else 'icmp type echo-request' if link.blocks_pings else None
+            if match is not None:
+                drops['in'].append(f'oifname {name} {match} drop')
+                drops['out'].append(f'iifname {name} {match} drop')
         if self.loss_between:
             pair = f'{{ {", ".join(INSTANCE_ADDRESSES.values())} }}'
-            drops['out'].append(f'ip saddr {pair} ip daddr {pair} {chance(self.loss_between)} drop')
+            chance = f'numgen random mod 100 < {self.loss_between}' if self.loss_between < 100 else ''
+            drops['out'].append(f'ip saddr {pair} ip daddr {pair} {chance} drop')
         return f'''
             table bridge vpc
             delete table bridge vpc
             table bridge vpc {{
-                counter lost_requests {{ }}
                 chain prerouting {{
                     type filter hook prerouting priority 0
                     {"; ".join(drops['out'])}
@@ -283,12 +251,11 @@ class Network:
             table ip vpc
             delete table ip vpc
             table ip vpc {{
-                map routes {{ type ipv4_addr : mark; {elements(routes)} }}
                 map public {{ type ipv4_addr : ipv4_addr; {elements(public)} }}
                 map private {{ type ipv4_addr : ipv4_addr; {elements({b: a for a, b in public.items()})} }}
                 chain prerouting {{
                     type filter hook prerouting priority raw
-                    iifname private ip daddr != 10.0.0.0/16 meta mark set ip saddr map @routes
+                    iifname private ip daddr != 10.0.0.0/16 {route}
                     iifname internet ip daddr set ip daddr map @private
                 }}
                 chain forward {{
@@ -314,11 +281,6 @@ class Network:
         self.router.end()
         for node in self.nodes.values():
             node.end()
-
-
-def chance(percent: int) -> str:
-    """Return a match for that share of the packets, at random."""
-    return f'numgen random mod 100 < {percent}' if percent < 100 else ''
 
 
 def elements(mapping: Dict[str, Any]) -> str:

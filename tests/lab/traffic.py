@@ -5,6 +5,7 @@ private host reached the internet; over TCP it returns what it gets. All ends ar
 run as a program): what the lab does meanwhile does not delay them.
 """
 
+import bisect
 import contextlib
 import os
 import select
@@ -158,7 +159,7 @@ if __name__ == '__main__':
     sys.exit()
 
 
-from .network import ECHO, Network, private_address  # noqa: E402 - not needed by the program
+from .network import ECHO, PRIVATE, Network  # noqa: E402 - not needed by the program
 
 
 def start(network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str]':
@@ -169,23 +170,15 @@ def start(network: Network, node: str, *arguments: str) -> 'subprocess.Popen[str
     return process
 
 
-def end(process: 'subprocess.Popen[str]') -> None:
-    process.kill()
-    process.wait()
-    if process.stdout:
-        process.stdout.close()
-
-
 class Traffic:
-    """The datagrams of the private host in the subnet of one route table, from when it is made until `close()`."""
+    """The datagrams of the private host, from when it is made until `close()`."""
 
-    def __init__(self, network: Network, table: int = 0, serve: bool = True) -> None:
-        """Start the probe and, with *serve*, the echo server (one is enough)."""
+    def __init__(self, network: Network) -> None:
+        """Start the echo server and the probe."""
         self._packets: List[Packet] = []
         self._told_at = 0.0  # the latest time of which the probe has told, however late it is read
-        self._processes = [start(network, 'internet', 'echo', ECHO)] if serve else []
-        probing = start(network, 'private', 'probe', private_address(table), ECHO)
-        self._processes.append(probing)
+        self._processes = [start(network, 'internet', 'echo', ECHO), start(network, 'private', 'probe', PRIVATE, ECHO)]
+        probing = self._processes[1]
         threading.Thread(target=self._read, args=(probing,), daemon=True, name='traffic').start()
 
     def _read(self, probing: 'subprocess.Popen[str]') -> None:
@@ -204,11 +197,8 @@ class Traffic:
     def packets(self, since: float = 0.0, until: float = float('inf')) -> List[Packet]:
         """Return the datagrams sent between two times; the last ones may still be on their way."""
         packets = self._packets
-        end = len(packets)
-        start = end
-        while start and packets[start - 1].sent_at >= since:
-            start -= 1
-        return [packet for packet in packets[start:end] if packet.sent_at <= until]
+        start = bisect.bisect_left(packets, since, key=lambda packet: packet.sent_at)
+        return [packet for packet in packets[start:] if packet.sent_at <= until]
 
     def outages(self, since: float = 0.0, until: float = float('inf')) -> List[Tuple[float, float]]:
         """Return when nothing was served: from the last datagram before to the first one after; the longest first.
@@ -255,9 +245,10 @@ class Traffic:
         return found
 
     def close(self) -> None:
-        """End the probe."""
+        """End echo server and probe."""
         for process in self._processes:
-            end(process)
+            process.kill()
+            process.wait()
 
 
 class Connections:
@@ -274,7 +265,7 @@ class Connections:
         self.stalls = [0.0] * count  # the longest time between two lines
         self.lost = [False] * count  # ended at either side
         pace = str(every / count if in_turn else 0.0), str(every)
-        client = private_address(0), ECHO, str(count)
+        client = PRIVATE, ECHO, str(count)
         self._processes = [start(network, 'internet', 'feed', ECHO, str(count), *pace)] if by_server else []
         self._processes.append(start(network, 'private', 'listen', *client) if by_server else
                                start(network, 'private', 'converse', *client, *pace))
@@ -285,16 +276,13 @@ class Connections:
         assert process.stdout
         with contextlib.suppress(ValueError):  # closed
             for line in process.stdout:
-                number, what = line.split()
-                self._note(int(number), what == 'lost', time.monotonic())
-
-    def _note(self, number: int, is_lost: bool, now: float) -> None:
-        if is_lost:
-            self.lost[number] = True
-            return
-        if self.heard_at[number] != NEVER:
-            self.stalls[number] = max(self.stalls[number], now - self.heard_at[number])
-        self.heard_at[number] = now
+                number, what, now = int(line.split()[0]), line.split()[1], time.monotonic()
+                if what == 'lost':
+                    self.lost[number] = True
+                    continue
+                if self.heard_at[number] != NEVER:
+                    self.stalls[number] = max(self.stalls[number], now - self.heard_at[number])
+                self.heard_at[number] = now
 
     def survivors(self, since: float) -> List[int]:
         """Return the numbers of those on which something has come since then, and that have not ended."""
