@@ -10,6 +10,7 @@ from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConne
 
 from nat_monitor import CONNECT_TIMEOUT, MAINTENANCE, READ_TIMEOUT
 
+from .faults import Conditions
 from .hub import Hub, Process
 
 ENDPOINT = 'https://ec2.eu-central-1.amazonaws.com'
@@ -18,23 +19,6 @@ EVERYWHERE = '0.0.0.0/0'
 BUCKET, REFILL = 40.0, 4.0        # calls of one kind at once, and a second, before EC2 throttles
 PATIENCE = 300.0                  # s that EC2 leaves a guest which lives, but ignores a graceful stop
 FORGOTTEN_AFTER = 120.0           # s after which EC2 does not know a terminated instance any more
-
-
-class Conditions(NamedTuple):
-    """How long things take in one run, in seconds; what the monitor has to live with."""
-
-    tables: int = 1
-    address: bool = True
-    latency: float = 0.1          # of a call, there and back
-    read_lag: int = 0             # a read may show what was true so long ago
-    effect_lag: int = 0           # a write may take effect so late
-    check_lag: int = 60           # from a failure to 'impaired'
-    recovery_lag: int = 60        # from a repair to 'ok'
-    stop_takes: int = 10
-    boot_takes: int = 20          # from 'running' until the instance answers pings
-    monitor_starts: int = 5       # after that
-    public_back: int = 0          # who loses the address reaches EC2 again after so long
-    frames: int = 0               # to a neighbour, for what lies beyond: 0 are carried, 1 lost, 2 has no neighbour
 
 
 class Instance:
@@ -56,6 +40,7 @@ class Instance:
         self.public_at = 0.0          # it reaches EC2 from then on
         self.metadata_at = self.credentials_at = 0.0
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
+        self.stopping_at = -1e9
         self.terminated_at = float('inf')
         self.process: Optional[Process] = None
         self.monitor: Any = None
@@ -187,7 +172,7 @@ class Cloud:
 
     def stop(self, one: Instance, force: bool, by: Optional[Instance]) -> None:
         if one.state == 'running':
-            one.state, one.stopped_by = 'stopping', by
+            one.state, one.stopped_by, one.stopping_at = 'stopping', by, self.hub.now
             one.life += 1
             one.health += 1
             one.checks = 'not-applicable'

@@ -16,7 +16,6 @@ class Process:
         self.alive = True
         self.suspended = 0
         self.frozen: List[Tuple[Thread, int, Any]] = []  # what would have woken a thread meanwhile
-        self.nap: Optional[Tuple[float, Thread, int]] = None  # asleep between two pings that are both answered
 
 
 class Thread(greenlet.greenlet):  # type: ignore[misc]
@@ -37,7 +36,6 @@ class Hub:
         self.count = 0
         self.main = greenlet.getcurrent()
         self.processes: List[Process] = []
-        self.skip: Callable[[float], None] = lambda horizon: None
         self.changed: Callable[[], None] = lambda: None
 
     def at(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
@@ -47,25 +45,15 @@ class Hub:
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Let things happen until then, or until `done`, which is asked after each event; tell whether it was."""
-        while True:
-            first, nap = self.queue[0][0] if self.queue else until, None
-            if any(process.nap for process in self.processes):
-                self.skip(min(first, until))
-                nap = min((p for p in self.processes if p.nap), key=lambda p: p.nap[0] if p.nap else until)
-            if min(nap.nap[0] if nap and nap.nap else until, first) >= until:
-                self.now = until
-                return False
-            if nap and nap.nap and nap.nap[0] < first:
-                self.now, thread, ticket = nap.nap
-                nap.nap = None
-                self.resume(thread, ticket)
-                continue
+        while self.queue and self.queue[0][0] < until:
             self.now, _, function, arguments = heapq.heappop(self.queue)
             function(*arguments)
             if function != self.resume:
                 self.changed()
             if done():
                 return True
+        self.now = until
+        return False
 
     def resume(self, thread: Thread, ticket: int, value: Any = None) -> None:
         """Let a thread go on that still waits with this ticket; one of a suspended process has to wait."""
@@ -138,7 +126,6 @@ class Hub:
         """End a process at whatever point it is, as SIGKILL does; what it has sent is under way all the same."""
         if process.alive:
             process.alive = False
-            process.nap = None
             self.processes.remove(process)
             for thread in list(process.threads):
                 if greenlet.getcurrent() is not thread:
@@ -146,10 +133,6 @@ class Hub:
 
     def suspend(self, process: Process, seconds: float) -> None:
         process.suspended += 1
-        if process.nap:
-            due, thread, ticket = process.nap
-            process.nap = None
-            self.at(due - self.now, self.resume, thread, ticket)
         self.at(seconds, self.go_on, process)
 
     def go_on(self, process: Process) -> None:

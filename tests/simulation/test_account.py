@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from .account import AFTER, BACK, LAGS, PAIRS, TARGET, Account
+from .account import AFTER, BACK, BEFORE, LAGS, PAIRS, TARGET, Account
 
 
 @pytest.mark.parametrize('lag', LAGS)
@@ -13,7 +13,7 @@ def test_pairs_of_one_account_that_fail_together_are_served_nearly_as_soon_as_it
     assert len(result.outages) == 40 and result.best[-1] > 60.0
     assert all(result.at(percent)[2] <= TARGET for percent in (50, 95, 100)), result.outages
     assert result.back <= BACK
-    assert result.mean(AFTER - 300, AFTER) < 1.3 * result.calm
+    assert result.mean(AFTER - 300, AFTER) < 1.3 * result.mean(-BEFORE, 0)
 
 
 def test_a_call_without_a_token_is_refused_and_takes_none() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 import nat_monitor
 
-from .pair import Broken, Fault, Schedule, World
-from .search import KINDS, singles
+from .faults import KINDS, Fault, Schedule, singles
+from .pair import World
+from .search import broke
 
 BEFORE = '63d8013'                # the commit of the program of before
 HICCUPS = [Schedule(tuple(Fault(100 + 30 * n, 'cut peer', lasts=lasts) for n in range(4)), phase=phase)
@@ -36,20 +37,13 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return module
 
 
-def broke(schedule: Schedule, *modules: Any) -> str:
-    try:
-        World(schedule, modules).run()
-    except Broken as error:
-        return str(error).split(':')[0]
-    return ''
-
-
 @pytest.mark.parametrize('who', ['primary', 'secondary'])
 def test_a_mixed_pair_does_nothing_worse_than_the_pair_of_before(before: Any, who: str) -> None:
     modules = (nat_monitor, before) if who == 'primary' else (before, nat_monitor)
     some = itertools.islice(itertools.chain.from_iterable(map(singles, KINDS)), 0, None, 29)
     worse = []
     for schedule in [*HICCUPS, *(one for one in some if isinstance(one.fail_back, bool))]:
-        if broke(schedule, *modules) and not broke(schedule, before, before):
-            worse.append(f'{broke(schedule, *modules)}: {schedule}')
+        what = broke(World(schedule, modules))
+        if what and not broke(World(schedule, (before, before))):
+            worse.append(f'{what}: {schedule}')
     assert not worse, '\n'.join(worse)
