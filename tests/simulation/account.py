@@ -3,8 +3,8 @@
 Each pair has instances, a route table and an Elastic IP of its own; all share one clock and the request buckets of one
 account in one Region.  These are the ones that EC2 publishes, one for each action, in "Request throttling for the
 Amazon EC2 API" (https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html).  What that page leaves open
-is assumed: tokens come evenly; a call with DryRun takes a token like any other, but none of those that count instances; a
-refused call takes none; ids alone are no filter, and calls without one have a bucket apart from the larger one.
+is assumed: tokens come evenly; a call with DryRun takes a token like any other, but none of those that count
+instances; a refused call takes none; ids are no filter, and calls without one have a bucket of their own.
 
 What is measured: the time from the death of a primary until route and address are both at its secondary, beside the
 earliest time that silence and buckets allow; the calls a second in the minutes that follow, in which each secondary

@@ -41,7 +41,7 @@ class Instance:
         self.metadata_at = self.credentials_at = 0.0
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
         self.stopping_at = -1e9
-        self.terminated_at = float('inf')
+        self.forgotten_at = float('inf')  # by EC2
         self.process: Optional[Process] = None
         self.monitor: Any = None
 
@@ -50,14 +50,8 @@ class Past(NamedTuple):
     """What was true at a time."""
 
     states: Dict[str, Tuple[str, str]]  # state and checks by id
-    routes: Dict[str, Optional[str]]
-    owner: Optional[str]                # of the address
+    owners: Dict[str, Optional[str]]    # by part
     tagged: FrozenSet[str]
-
-    @property
-    def owners(self) -> Dict[str, Optional[str]]:
-        """Return by part which instance has it."""
-        return {**self.routes, ADDRESS: self.owner}
 
 
 def refusal(code: str, message: str = '') -> ClientError:
@@ -75,7 +69,7 @@ class Cloud:
         self.owner: Optional[str] = instances[0].id
         self.astray: Optional[str] = None  # where nobody has it: who has it at a private address that no traffic uses
         self.released = False             # there is no such address any more
-        self.tagged: FrozenSet[str] = frozenset()  # ids of the instances under maintenance
+        self.tagged: FrozenSet[str] = frozenset()  # those under maintenance
         self.buckets: Dict[str, Tuple[float, float]] = {}
         self.fault: Callable[..., Any] = lambda kind, one=None: None  # that one which lasts now
         self.times: List[float] = []
@@ -90,9 +84,10 @@ class Cloud:
 
     def keep(self) -> None:
         """Keep what is true now for reads that lag."""
+        self.tagged = frozenset(one.id for one in self.instances.values() if self.fault('maintenance', one))
         self.times.append(self.hub.now)
-        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.routes),
-                               self.owner, self.tagged))
+        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, self.owners(),
+                               self.tagged))
 
     def seen(self, lag: float) -> Past:
         return self.pasts[max(0, bisect.bisect_right(self.times, self.hub.now - lag) - 1)]
@@ -104,14 +99,10 @@ class Cloud:
         self.buckets[action] = (max(0.0, tokens - 1.0), self.hub.now)
         return tokens < 1.0
 
-    def forgotten(self, one: Instance) -> bool:
-        return self.hub.now > one.terminated_at + FORGOTTEN_AFTER
-
     def known(self, *ids: str) -> List[Instance]:
         found = [self.instances[i] for i in ids]
-        for one in found:
-            if self.forgotten(one):
-                raise refusal('InvalidInstanceID.NotFound', f'The instance ID {one.id} does not exist')
+        if any(one.forgotten_at < self.hub.now for one in found):
+            raise refusal('InvalidInstanceID.NotFound')
         return found
 
     # The life of an instance
@@ -147,36 +138,31 @@ class Cloud:
         self.change_health(one, True)
         self.booted(one)
 
+    def go_down(self, one: Instance) -> None:
+        one.up = False
+        self.went_down(one)
+
     def crash(self, one: Instance) -> None:
         one.life += 1
         one.dead = True
         self.go_down(one)
         if one.state in ('stopping', 'shutting-down'):
             self.later(self.conditions.stop_takes, one, self.end)
-        elif one.state == 'pending':
-            self.later(self.conditions.boot_takes, one, self.call_running)
         else:
             self.change_health(one, False)
-
-    def go_down(self, one: Instance) -> None:
-        one.up = False
-        self.went_down(one)
 
     def call_running(self, one: Instance) -> None:
-        one.state, one.checks = 'running', 'initializing'
+        one.state = 'running'
         self.keep()
-        if one.dead:
-            self.change_health(one, False)
-        else:
-            self.boot(one)
+        self.boot(one)
 
-    def stop(self, one: Instance, force: bool, by: Optional[Instance]) -> None:
-        if one.state == 'running':
-            one.state, one.stopped_by, one.stopping_at = 'stopping', by, self.hub.now
+    def stop(self, one: Instance, force: bool = False, by: Optional[Instance] = None, state: str = 'stopping') -> None:
+        """Stop an instance, or terminate it, which is the same for the guest."""
+        if one.state == 'running' or state == 'shutting-down':
+            one.state, one.checks, one.stopped_by, one.stopping_at = state, 'not-applicable', by, self.hub.now
             one.life += 1
             one.health += 1
-            one.checks = 'not-applicable'
-            if not one.stubborn or force:
+            if not one.stubborn or force or state == 'shutting-down':
                 self.later(3.0, one, self.go_down)
                 self.later(3.0 if force else self.conditions.stop_takes, one, self.end)
             elif not one.dead:
@@ -191,7 +177,7 @@ class Cloud:
         one.dead, one.stubborn, one.checks = False, False, 'not-applicable'
         self.go_down(one)
         if one.state == 'terminated':
-            one.terminated_at = self.hub.now
+            one.forgotten_at = self.hub.now + FORGOTTEN_AFTER
             if self.owner == one.id:
                 self.owner = None
         self.keep()
@@ -202,14 +188,6 @@ class Cloud:
             one.life += 1
             self.later(self.conditions.boot_takes / 2, one, self.call_running)
             self.keep()
-
-    def terminate(self, one: Instance) -> None:
-        one.state, one.checks = 'shutting-down', 'not-applicable'
-        one.life += 1
-        one.health += 1
-        self.later(3.0, one, self.go_down)
-        self.later(self.conditions.stop_takes, one, self.end)
-        self.keep()
 
     def give_address(self, taker: Optional[Instance]) -> None:
         """Give the address away: both sides' connections break, and the loser is cut off from EC2 for a while."""
@@ -243,18 +221,18 @@ class Cloud:
             'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
             **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
             for one in map(self.instances.__getitem__, Filters[0]['Values'])
-            if not self.forgotten(one) and not getattr(self.fault('left out', one), 'how', 0) % 2]}
+            if one.forgotten_at >= self.hub.now and not getattr(self.fault('left out', one), 'how', 0) % 2]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
-        states, routes, *_ = self.seen(lag)
+        states, owners, _ = self.seen(lag)
         return {'RouteTables': [
             {'RouteTableId': table, 'Routes': [{'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local'}] + (
                 [{'DestinationCidrBlock': EVERYWHERE, 'InstanceId': target, 'State': 'blackhole' if states.get(
                     target, ('',))[0] in ('stopped', 'terminated') else 'active'}] if target else [])}
-            for table, target in routes.items()]}
+            for table, target in owners.items() if table != ADDRESS]}
 
     def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
-        owner = self.seen(lag).owner or self.astray
+        owner = self.seen(lag).owners[ADDRESS] or self.astray
         return {'Addresses': [] if self.released else [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
             {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {}), **(
             {'PrivateIpAddress': '10.0.0.99'} if owner and owner == self.astray else {})}]}

@@ -1,13 +1,13 @@
-"""What must hold in every run: a function for each promise, which says it in a sentence that a user would sign."""
+"""What must hold in every run: a method for each promise, which says it in a sentence that a user would sign."""
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from nat_monitor import AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LOOK_AFTER_CHANGE, LOOK_INTERVAL, MINUTE, PROBE_INTERVAL
 
 from .cloud import ADDRESS, PATIENCE
-from .faults import LATEST_READ, LOST
+from .faults import LATEST_READ, LOST, Conditions
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -19,338 +19,312 @@ CALLS_A_MINUTE = 60               # of one monitor, in any state, and further:
 CALLS_A_MINUTE_OF_A_PART = 50     # for each table and the address
 EVENTS_A_SECOND = 30              # of a run: more is a busy loop
 CHANGES = 12                      # of a part's holder by monitors in three hours, whatever happens in these
+NEVER = -1e9
 
 
 class Broken(BaseException):
     """A promise does not hold; no monitor may catch it."""
 
 
-class Watch:
-    """What the promises remember of a run."""
+class Promises:
+    """What must hold in one run, and what has to be remembered for that."""
 
-    def __init__(self) -> None:
-        self.seen: Dict[str, float] = {}           # the worst values
+    def __init__(self, world: World, conditions: Conditions) -> None:
+        self.world, self.cloud, self.conditions, self.settings = world, world.cloud, conditions, world.settings
+        self.records, self.instances, self.peer = world.records, world.instances, world.peer
+        self.worst: Dict[str, float] = {}          # the worst values seen
         self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
-        self.apart_at = -1e9                       # the latest time at which not all was at one that runs
+        self.apart_at = self.moved_at = NEVER      # the latest time at which not all was at one that runs; a move
         self.ready: List[str] = []                 # who was able when it was last served, and heard the holder
         self.is_lit, self.counted_at, self.dark = True, 0.0, 0.0  # seconds not served, in all
         self.stops = 0                             # of one that ran, by a monitor
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
-        self.moved_at = -1e9                       # the latest time at which a monitor or somebody moved a part
 
-    def lasts(self, what: str, holds: bool, now: float) -> float:
+    def at_every_change(self) -> None:
+        self.never_both_stopped()
+        self.is_served()
+        for one in self.instances:
+            if one.name in self.records:
+                self.who_cannot_serve_is_relieved(one)
+                self.is_restarted(one)
+                self.says_so_where_nothing_helps(one)
+
+    def at_every_call(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
+        self.calls_are_few(one, name)
+        part = how.get('RouteTableId', ADDRESS) if name in CLAIMS else ''
+        if how.get('DryRun') or name.startswith('describe') or self.cloud.owners().get(part) == one.id:
+            return  # nothing moves
+        self.decides_only_with_ec2(one, name)
+        self.who_is_worked_on_is_left_alone(one, name)
+        if part:
+            self.who_cannot_nat_takes_nothing(one, name)
+            self.takes_nothing_from_one_that_answers(one, part)
+            self.records[one.name].claim_at = self.now
+        else:
+            self.only_the_failed_are_stopped(one, name, how)
+            self.records[one.name].stepped_at = self.now
+
+    def at_every_effect(self, one: Instance, name: str, state: str, owners: Dict[str, Optional[str]]) -> None:
+        """Look at what a call has changed: the peer's state before, who had what before."""
+        record = self.records[one.name]
+        if name == 'start_instances' and state == 'stopped':
+            record.start_at = self.now
+        if name == 'stop_instances' and state == 'running' and one.process:
+            self.stops_are_spaced(one)
+        for part, owner in self.cloud.owners().items():
+            if owner != owners[part]:
+                self.leaves_what_somebody_moved(one, part, owners[part])
+                self.changes_hands_seldom(part)
+                record.owed.discard(part)
+                record.has_relieved |= owners[part] == self.peer(one).id and not record.misses
+                self.note_move(self.peer(one))
+
+    # For the sentences
+
+    @property
+    def now(self) -> float:
+        return self.world.hub.now
+
+    @property
+    def lifetime(self) -> float:
+        """Return for how long a decision may rest on what EC2 and the host have told."""
+        return float(CALL_DEADLINE + 2 * self.settings.ping_timeout)
+
+    def is_silent(self, one: Instance) -> bool:
+        """Tell whether one has missed as many pings in a row as make its peer silent."""
+        return bool(self.records[one.name].misses >= self.settings.num_pings * (2 if one is self.instances[0] else 1))
+
+    def note_move(self, *losers: Instance) -> None:
+        """A monitor or somebody has moved a part; the losers need not fail back any more."""
+        self.moved_at = self.now
+        for one in losers:
+            if one.name in self.records:
+                self.records[one.name].has_lost = True
+
+    def lasts(self, what: str, holds: bool) -> float:
         """Return for how long a condition has held."""
         if not holds:
             self.begun.pop(what, None)
             return 0.0
-        return now - self.begun.setdefault(what, now)
+        return self.now - self.begun.setdefault(what, self.now)
 
-    def worst(self, what: str, value: float) -> None:
-        self.seen[what] = max(value, self.seen.get(what, 0.0))
-
-
-def at_every_change(world: World) -> None:
-    never_both_stopped(world)
-    is_served(world)
-    for one in world.instances:
-        if one.name in world.records:
-            who_cannot_serve_is_relieved(world, one)
-            is_restarted(world, one)
-            says_so_where_nothing_helps(world, one)
-
-
-def at_every_call(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
-    calls_are_few(world, one, name)
-    part = how.get('RouteTableId', ADDRESS) if name in CLAIMS else ''
-    if how.get('DryRun') or name.startswith('describe') or world.cloud.owners().get(part) == one.id:
-        return  # nothing moves
-    decides_only_with_ec2(world, one, name)
-    who_is_worked_on_is_left_alone(world, one, name)
-    if part:
-        who_cannot_nat_takes_nothing(world, one, name)
-        takes_nothing_from_one_that_answers(world, one, part)
-        world.records[one.name].claim_at = world.hub.now
-    else:
-        only_the_failed_are_stopped(world, one, name, how)
-        world.records[one.name].stepped_at = world.hub.now
-
-
-def at_every_effect(world: World, one: Instance, name: str, state: str, owners: Dict[str, Optional[str]]) -> None:
-    """Look at what a call has changed; `state` was the peer's before."""
-    record = world.records[one.name]
-    if name == 'start_instances' and state == 'stopped':
-        record.start_at = world.hub.now
-    if name == 'stop_instances' and state == 'running' and one.process:
-        stops_are_spaced(world, one)
-    for part, owner in world.cloud.owners().items():
-        if owner != owners[part]:
-            leaves_what_somebody_moved(world, one, part, owners[part])
-            changes_hands_seldom(world, part)
-            record.owed.discard(part)
-            record.has_relieved |= owners[part] == world.peer(one).id and not record.misses
-            note_move(world, [world.peer(one)])
-
-
-def lifetime(world: World) -> float:
-    """Return for how long a decision may rest on what EC2 and the host have told."""
-    return float(CALL_DEADLINE + 2 * world.settings.ping_timeout)
-
-
-def is_silent(world: World, one: Instance) -> bool:
-    """Tell whether one has missed as many pings in a row as make its peer silent."""
-    return bool(world.records[one.name].misses >= world.settings.num_pings * (2 if one is world.instances[0] else 1))
-
-
-def note_move(world: World, losers: Sequence[Instance]) -> None:
-    """A monitor or somebody has moved a part; the losers need not fail back any more."""
-    world.watch.moved_at = world.hub.now
-    for one in losers:
-        if one.name in world.records:
-            world.records[one.name].has_lost = True
-
-
-def is_due(world: World, one: Instance, what: str, holds: bool, bound: float) -> None:
-    """What one is to do is done in time; the worst time is noted."""
-    lasted = world.watch.lasts(f'{one.name} {what}', holds, world.hub.now)
-    if lasted:
-        world.watch.worst(f'seconds until it {what}', lasted)
+    def is_in_time(self, what: str, lasted: float, bound: float) -> None:
+        """What is wrong does not last longer than that."""
+        self.worst[what] = max(lasted, self.worst.get(what, 0.0))
         if lasted > bound:
-            raise Broken(f'{what}: {one.name} does not within {lasted:.1f} s')
+            raise Broken(f'{what}: for {lasted:.1f} s (bound: {bound:.1f} s)')
 
+    # Who is stopped, and started
 
-# Who is stopped, and started
+    def never_both_stopped(self) -> None:
+        """Never are both instances stopping or stopped through the monitors' doing."""
+        if all(one.state in ('stopping', 'stopped') and one.stopped_by for one in self.instances):
+            raise Broken('both stopped: by the monitors')
 
-def never_both_stopped(world: World) -> None:
-    """Never are both instances stopping or stopped through the monitors' doing."""
-    if all(one.state in ('stopping', 'stopped') and one.stopped_by for one in world.instances):
-        raise Broken('both stopped: by the monitors')
+    def only_the_failed_are_stopped(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
+        """Nobody stops one that runs, unless EC2's checks had failed that one, and not the stopper; or forces it early.
 
+        They had for half a minute of answers within this silence, none more than a minute apart.
+        """
+        record, waited = self.records[one.name], self.now - self.peer(one).stopping_at
+        if how.get('Force') and waited < self.settings.wait_for_instance_stop:
+            raise Broken(f'stopped: {one.name} forces its peer {waited:.1f} s after that began to stop')
+        if name != 'stop_instances' or how.get('Force'):
+            return
+        run: List[float] = []
+        for told in reversed([told for told in record.told if told.peer[0]]):  # an error neither counts nor breaks
+            is_old = told.sent_at <= record.silent_at or run and run[-1] - told.sent_at > MINUTE
+            if is_old or told.peer != ('running', 'impaired') or told.own[1] == 'impaired':
+                break
+            run.append(told.sent_at)
+        if not run or run[0] - run[-1] < 30.0 - 0.01 or record.told_at.get('describe_instances', 0.0) < run[0] - 0.01:
+            raise Broken(f'stopped: {one.name} stops its peer, which EC2 has called failed, or told of tags, at {run}')
 
-def only_the_failed_are_stopped(world: World, one: Instance, name: str, how: Dict[str, Any]) -> None:
-    """Nobody stops one that runs, unless EC2's checks had failed that one, and not the stopper; or forces it early.
+    def stops_are_spaced(self, one: Instance) -> None:
+        """A peer is stopped only when it has had its time to start, and stops come later and later."""
+        record, wait = self.records[one.name], self.settings.wait_for_instance_start
+        stops = [at for at in record.stops if self.now - at < 4 * AN_HOUR]
+        spacing = min(AN_HOUR, wait * 2.0 ** (len(stops) - 1)) - LATEST_EFFECT
+        if stops and self.now - stops[-1] < spacing or self.now - record.start_at < wait:
+            raise Broken(f'spaced: {one.name} stops its peer after stops at {stops} and a start at {record.start_at}')
+        record.stops = [*stops, self.now]
+        self.stops += 1
 
-    They had for half a minute of answers within this silence, none more than a minute apart.
-    """
-    record, waited = world.records[one.name], world.hub.now - world.peer(one).stopping_at
-    if how.get('Force') and waited < world.settings.wait_for_instance_stop:
-        raise Broken(f'stopped: {one.name} forces its peer {waited:.1f} s after that began to stop')
-    if name != 'stop_instances' or how.get('Force'):
-        return
-    run: List[float] = []
-    for told in reversed([told for told in record.told if told.peer[0]]):  # an error neither counts nor breaks
-        if told.peer != ('running', 'impaired') or told.own[1] == 'impaired' or told.sent_at <= record.silent_at or (
-                run and run[-1] - told.sent_at > MINUTE):
-            break
-        run.append(told.sent_at)
-    if not run or run[0] - run[-1] < 30.0 - 0.01 or record.told_at.get('describe_instances', 0.0) < run[0] - 0.01:
-        raise Broken(f'stopped: {one.name} stops its peer, which EC2 has called failed, or told of tags, at {run}')
+    def is_restarted(self, one: Instance) -> None:
+        """A peer that is stopped is started; a dead one whose checks fail is restarted, also if no claim is allowed."""
+        peer, record = self.peer(one), self.records[one.name]
+        dead = peer.dead and (peer.state, peer.checks) == ('running', 'impaired') and one.checks != 'impaired'
+        due = (peer.state == 'stopped' or dead) and self.world.may_restart(one) and (
+            not self.world.fault('no data') and self.now - record.stepped_at >= AN_HOUR)
+        what, start = f'{one.name} leaves its peer as it is', self.settings.wait_for_instance_start * dead
+        self.is_in_time(what, self.lasts(what, due), 2 * MINUTE + LOOK_AFTER_CHANGE + start)
 
+    def says_so_where_nothing_helps(self, one: Instance) -> None:
+        """A peer that runs and stays silent for WAIT_FOR_INSTANCE_START is restarted, or an ERROR tells."""
+        record = self.records[one.name]
+        lasted = self.lasts(f'{one.name} hears nothing', self.is_silent(one) and self.world.may_restart(one)
+                            and record.told[-1].peer[0] in ('running', '') and not any(record.tagged))
+        if min(lasted, self.now - record.stepped_at) > self.settings.wait_for_instance_start + MINUTE and (
+                self.now - record.error_at > lasted):
+            raise Broken(f'not said: {one.name} hears nothing for {lasted:.0f} s, restarts nobody, and tells no ERROR')
 
-def stops_are_spaced(world: World, one: Instance) -> None:
-    """A peer is stopped only when it has had its time to start, and stops come later and later."""
-    record, now, wait = world.records[one.name], world.hub.now, world.settings.wait_for_instance_start
-    stops = [at for at in record.stops if now - at < 4 * AN_HOUR]
-    spacing = min(AN_HOUR, wait * 2.0 ** (len(stops) - 1)) - LATEST_EFFECT
-    if stops and now - stops[-1] < spacing or now - record.start_at < wait:
-        raise Broken(f'spaced: {one.name} stops its peer after stops at {stops} and a start at {record.start_at}')
-    record.stops = [*stops, now]
-    world.watch.stops += 1
+    # Who takes what
 
+    def decides_only_with_ec2(self, one: Instance, name: str) -> None:
+        """Who has no fresh answer of EC2, or does not run in its eyes, begins nothing; nor a step if the peer answers."""
+        record, is_claim = self.records[one.name], name in CLAIMS
+        own, age = record.told[-1].own[0], self.now - record.status_at
+        is_fresh = age <= self.lifetime + CALL_DEADLINE * is_claim  # the address may come after the tables
+        may = own == 'running' and self.is_silent(one) or is_claim and own in ('running', '')
+        if not (may and is_fresh):
+            raise Broken(f'alone: {one.name} calls {name}, {age:.1f} s after EC2 called it {own}')
 
-def is_restarted(world: World, one: Instance) -> None:
-    """A peer that is stopped is started; a dead one whose checks fail is restarted, also if no claim is allowed."""
-    peer, record = world.peer(one), world.records[one.name]
-    stopped = peer.state == 'stopped'
-    dead = peer.dead and (peer.state, peer.checks) == ('running', 'impaired') and one.checks != 'impaired'
-    is_due(world, one, 'restarts its peer', (stopped or dead) and world.may_restart(one) and not world.fault('no data')
-           and world.hub.now - record.stepped_at >= AN_HOUR,
-           2 * MINUTE + LOOK_AFTER_CHANGE + world.settings.wait_for_instance_start * dead)
+    def takes_nothing_from_one_that_answers(self, one: Instance, part: str) -> None:
+        """Nobody takes from a peer that answers, or that was never heard and passes its checks.
 
+        But for what the primary's start is owed and what lies apart, and to relieve one that cannot NAT or is tagged.
+        """
+        record, peer = self.records[one.name], self.peer(one)
+        held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners()[part] == peer.id
+        if not held or peer.state != 'running' or self.now - self.apart_at < 30.0 or record.tagged == [False, True]:
+            return
+        if record.answered_at < record.started_at and record.told[-1].peer == ('running', 'ok'):
+            raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
+        relieves = record.forwarded_at > record.started_at and self.now - record.lame_at < MINUTE
+        if not self.is_silent(one) and not (
+                part in record.owed or record.source_checks[1] or relieves or self.now - record.claim_at < 30.0):
+            raise Broken(f'taken: {one.name} claims {part} after {record.misses} misses')
 
-def says_so_where_nothing_helps(world: World, one: Instance) -> None:
-    """A peer that runs and stays silent for WAIT_FOR_INSTANCE_START without a step is restarted, or an ERROR tells."""
-    now, record = world.hub.now, world.records[one.name]
-    lasted = world.watch.lasts(f'{one.name} hears nothing', is_silent(world, one) and world.may_restart(one)
-                               and record.told[-1].peer[0] in ('running', '') and not any(record.tagged), now)
-    if min(lasted, now - record.stepped_at) > world.settings.wait_for_instance_start + MINUTE and (
-            now - record.error_at > lasted):
-        raise Broken(f'not said: {one.name} hears nothing for {lasted:.0f} s, and neither restarts its peer nor tells')
+    def who_cannot_nat_takes_nothing(self, one: Instance, name: str) -> None:
+        """Who knows that it does not forward takes nothing: a route to it serves nobody."""
+        fault = self.world.fault('forwarding lost', one)
+        knows = fault and self.world.knows_fault(one) and self.now - fault.at > self.lifetime
+        if not one.forwarding or knows or self.records[one.name].source_checks[0]:
+            raise Broken(f'cannot NAT: {one.name} calls {name} and does not forward')
 
+    def who_is_worked_on_is_left_alone(self, one: Instance, name: str) -> None:
+        """Nobody stops, starts or forces one that EC2 calls tagged; a tagged one claims only from a dead peer."""
+        (own, peer), is_claim = self.records[one.name].tagged, name in CLAIMS
+        may_serve = peer or not self.is_silent(one) and self.peer(one).state == 'running'
+        if peer and not is_claim or own and is_claim and may_serve:
+            raise Broken(f'tag: {one.name} calls {name}, where EC2 tells tags of {own, peer}')
 
-# Who takes what
+    def leaves_what_somebody_moved(self, one: Instance, part: str, before: Optional[str]) -> None:
+        """What somebody gave to something outside is left there, and what is lost moves nothing else; a start aside."""
+        record, peer = self.records[one.name], self.peer(one)
+        told_at = record.told_at.get('describe_addresses' if part == ADDRESS else 'describe_route_tables', 0.0)
+        seen = self.cloud.seen(LATEST_READ + max(self.lifetime, self.now - told_at)).owners.get(part)
+        outside = before == seen not in (None, *self.cloud.instances)
+        lost = before == peer.id and all(fault.kind in LOST for fault in self.world.schedule.faults)
+        if part not in record.owed and (outside or lost and self.world.works(peer)):
+            raise Broken(f'left: {one.name} takes {part} from {before}')
 
-def decides_only_with_ec2(world: World, one: Instance, name: str) -> None:
-    """Who has no fresh answer of EC2, or does not run in its eyes, begins nothing; nor a step while its peer answers."""
-    record, age = world.records[one.name], world.hub.now - world.records[one.name].status_at
-    own = record.told[-1].own[0]
-    if own != 'running' and not (name in CLAIMS and own == ''):
-        raise Broken(f'alone: {one.name} calls {name}, and EC2 calls it {own}')
-    if age > lifetime(world) + CALL_DEADLINE * (name in CLAIMS):  # the address may come after the tables
-        raise Broken(f'alone: {one.name} calls {name} {age:.1f} s after EC2 told the states')
-    if name not in CLAIMS and not is_silent(world, one):
-        raise Broken(f'alone: {one.name} calls {name} after {record.misses} misses')
+    def changes_hands_seldom(self, part: str) -> None:
+        """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most.
 
+        The latter alone holds for faults that last for long, and for lost packets.
+        """
+        changes = self.changes.setdefault(part, [])
+        changes.append(self.now)
+        begun = [fault for fault in self.world.schedule.faults if fault.at <= self.now]
+        lasting = any(fault.kind == 'loss' or fault.lasts > AN_HOUR / 2 for fault in begun)
+        bound = CHANGES if lasting else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
+        if sum(self.now - at < 3 * AN_HOUR for at in changes) > bound:
+            raise Broken(f'changes: {part} changes hands {len(changes)} times')
 
-def takes_nothing_from_one_that_answers(world: World, one: Instance, part: str) -> None:
-    """Nobody takes from a peer that answers, or that was never heard and passes its checks.
+    # Who serves
 
-    But for what the primary's start is owed and what lies apart, and to relieve one that cannot NAT or is tagged.
-    """
-    record, peer, now, cloud = world.records[one.name], world.peer(one), world.hub.now, world.cloud
-    held = cloud.seen(LATEST_READ + lifetime(world)).owners.get(part) == cloud.owners()[part] == peer.id
-    if not held or peer.state != 'running' or now - world.watch.apart_at < 30.0 or record.tagged == [False, True]:
-        return
-    if record.answered_at < record.started_at and record.told[-1].peer == ('running', 'ok'):
-        raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
-    relieves = record.forwarded_at > record.started_at and now - record.lame_at < MINUTE
-    if not is_silent(world, one) and not (
-            part in record.owed or record.source_checks[1] or relieves or now - record.claim_at < 30.0):
-        raise Broken(f'taken: {one.name} claims {part} after {record.misses} misses')
+    def is_served(self) -> None:
+        """While one is able to serve, route and address soon point to one that works; in seconds, if all was calm."""
+        world, parts, holder = self.world, self.world.parts(), self.world.holder()
+        self.dark += 0.0 if self.is_lit else self.now - self.counted_at
+        self.counted_at, self.is_lit = self.now, not parts or bool(holder and world.works(holder))
+        if not holder or holder.state in ('stopped', 'terminated'):
+            self.apart_at = self.now
+        # One that lives is left alone though it does not forward; but see `who_cannot_serve_is_relieved`.
+        lives = holder and (world.hears(self.peer(holder)) or holder.up and (
+            not holder.forwarding or world.fault('forwarding lost', holder)))
+        dark = self.lasts('not served', not (self.is_lit or lives))
+        able = {one: self.lasts(f'{one.name} is able', world.is_able(one)) for one in self.instances}
+        if not dark:
+            self.ready = [one.name for one, since in able.items() if holder and since >= MINUTE
+                          and self.records[one.name].well_at <= self.now - 10.0]
+        recent = [fault for fault in world.schedule.faults if dark and fault.at <= self.now
+                  and fault.at + fault.lasts > self.now - dark - MINUTE]
+        for one, since in able.items():
+            was_calm = one.name in self.ready and len(recent) <= 1
+            self.is_in_time(f'is not served{" after a calm" * was_calm}, and {one.name} is able to', min(since, dark),
+                            self.served_within(one) if was_calm else self.served_at_last_within())
 
+    def served_within(self, one: Instance) -> float:
+        """From the death of the serving instance of a settled pair: pings, calls, the late effect of the claims.
 
-def who_cannot_nat_takes_nothing(world: World, one: Instance, name: str) -> None:
-    """Who knows that it does not forward takes nothing: a route to it serves nobody."""
-    fault = world.fault('forwarding lost', one)
-    knows = fault and world.knows_fault(one) and world.hub.now - fault.at > lifetime(world)
-    if not one.forwarding or knows or world.records[one.name].source_checks[0]:
-        raise Broken(f'cannot NAT: {one.name} calls {name} and does not forward')
+        The last EC2 call is the question that finds the address where its answer was lost.
+        """
+        settings, conditions = self.settings, self.conditions
+        pings = settings.num_pings * settings.ping_timeout * (2 if one is self.instances[0] else 1)
+        paced = CLAIM_RETRY * (settings.num_pings == 2)  # one miss is no reason to ask EC2 at once again
+        calls = max(settings.ping_timeout, conditions.latency) + 4 * conditions.latency + 2 * conditions.effect_lag
+        return float(settings.wait_between_pings + pings + calls + paced + 1.0)
 
+    def served_at_last_within(self) -> float:
+        """Whatever came before: EC2 tells that an unheard peer is dead, or says nothing good of it for long enough."""
+        return float(max(self.conditions.check_lag, LOOK_INTERVAL) + self.settings.wait_for_instance_start + 2 * MINUTE
+                     + self.settings.wait_between_pings + 2 * self.settings.num_pings * self.settings.ping_timeout)
 
-def who_is_worked_on_is_left_alone(world: World, one: Instance, name: str) -> None:
-    """Nobody stops, starts or forces one that EC2 calls tagged; who is tagged itself claims only from a dead peer."""
-    (own, peer), is_claim = world.records[one.name].tagged, name in CLAIMS
-    may_serve = peer or not is_silent(world, one) and world.peer(one).state == 'running'
-    if peer and not is_claim or own and is_claim and may_serve:
-        raise Broken(f'tag: {one.name} calls {name}, where EC2 tells tags of {own, peer}')
+    def who_cannot_serve_is_relieved(self, one: Instance) -> None:
+        """Who answers, but is tagged or has its source/destination check on, hands over within a look.
 
+        One that forwards nothing, where a probe had come back through it, is relieved within half a minute.
+        """
+        world, peer, record = self.world, self.peer(one), self.records[one.name]
+        if not (world.forwards(peer) and world.hears(one)) or world.loss(one):
+            record.lame_at = self.now
+        tagged = self.cloud.tagged or any(record.tagged)
+        ready = peer.id in world.parts() and world.is_able(one) and world.hears(one) and not world.loss(one)
+        told = self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)
+        what = f'{one.name} does not relieve its peer'
+        self.is_in_time(what, self.lasts(what, bool(ready and told)), LOOK_INTERVAL + MINUTE)
+        calm = self.now - max(record.refused_at, self.moved_at) > LOOK_INTERVAL and not (
+            tagged or record.source_checks[0] or record.misses or record.has_relieved)
+        mute = not world.forwards(peer) and world.holder() is peer and world.reaches_target(one) and (
+            self.conditions.frames == 0)
+        what += ' by probes'
+        self.is_in_time(what, self.lasts(what, ready and calm and mute and record.forwarded_at > record.started_at),
+                        PROBE_INTERVAL + 10.0 * self.settings.num_pings)
 
-def leaves_what_somebody_moved(world: World, one: Instance, part: str, before: Optional[str]) -> None:
-    """What somebody gave to something outside is left there, and what is lost moves nothing else; a start aside."""
-    record, peer, cloud = world.records[one.name], world.peer(one), world.cloud
-    told_at = record.told_at.get('describe_addresses' if part == ADDRESS else 'describe_route_tables', 0.0)
-    seen = cloud.seen(LATEST_READ + max(lifetime(world), world.hub.now - told_at)).owners.get(part)
-    outside = before == seen not in (None, *cloud.instances)
-    lost = before == peer.id and world.works(peer) and all(
-        fault.kind in LOST for fault in world.schedule.faults)
-    if part not in record.owed and (outside or lost):
-        raise Broken(f'left: {one.name} takes {part} from {before}')
+    def settles_within(self) -> float:
+        """When all faults have ended, the pair settles: both well, all at the primary if that is owed to its start.
 
+        It may take a fail-back that waits, a stop that is spaced, and a guest that ignores it.
+        """
+        settings, conditions = self.settings, self.conditions
+        return float(max(conditions.check_lag, conditions.recovery_lag) + LOOK_INTERVAL + PATIENCE + 2 * MINUTE
+                     + 3 * settings.wait_for_instance_start + settings.wait_for_instance_stop + int(settings.fail_back))
 
-def changes_hands_seldom(world: World, part: str) -> None:
-    """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most.
+    def has_failed_back(self) -> bool:
+        """A primary that has started has everything, also what was outside the pair, unless the peer took it since."""
+        primary = self.instances[0]
+        record, owners = self.records[primary.name], self.cloud.owners()
+        return record.has_lost or all(owners[part] in (None, primary.id) for part in record.owed if part in owners)
 
-    The latter alone holds for faults that last for long, and for lost packets.
-    """
-    changes, now = world.watch.changes.setdefault(part, []), world.hub.now
-    changes.append(now)
-    begun = [fault for fault in world.schedule.faults if fault.at <= now]
-    lasting = any(fault.kind == 'loss' or fault.lasts > AN_HOUR / 2 for fault in begun)
-    bound = CHANGES if lasting else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
-    world.watch.worst('changes of a part', len(changes))
-    if sum(now - at < 3 * AN_HOUR for at in changes) > bound:
-        raise Broken(f'changes: {part} changes hands {len(changes)} times')
+    # What a monitor costs
 
+    def calls_are_few(self, one: Instance, name: str) -> None:
+        """A monitor makes few calls: a stated number a minute at most, and in a settled pair nothing but looks."""
+        calls, minute = self.records[one.name].calls, self.now // MINUTE
+        calls[minute] += 1
+        if calls[minute] > CALLS_A_MINUTE + CALLS_A_MINUTE_OF_A_PART * len(self.settings.parts):
+            raise Broken(f'calls: {one.name} makes {calls[minute]} in a minute')
+        if not name.startswith('describe'):
+            self.world.quiet_at = self.now
 
-# Who serves
+    def rests_between_turns(self) -> None:
+        """No monitor is busy for nothing, also where no call leaves it."""
+        if self.world.hub.count > EVENTS_A_SECOND * self.now:
+            raise Broken(f'busy: {self.world.hub.count} events in {self.now:.0f} s')
 
-def is_served(world: World) -> None:
-    """While one is able to serve, route and address soon point to one that works; in seconds, if all was calm."""
-    watch, now, parts, holder = world.watch, world.hub.now, world.parts(), world.holder()
-    watch.dark += 0.0 if watch.is_lit else now - watch.counted_at
-    watch.counted_at, watch.is_lit = now, not parts or bool(holder and world.works(holder))
-    if not holder or holder.state in ('stopped', 'terminated'):
-        watch.apart_at = now
-    # One that lives is left alone though it does not forward; but see `who_cannot_serve_is_relieved`.
-    dark = watch.lasts('not served', not (watch.is_lit or holder and (world.hears(world.peer(holder)) or holder.up and (
-        not holder.forwarding or world.fault('forwarding lost', holder)))), now)
-    able = {one: watch.lasts(f'{one.name} is able', world.is_able(one), now) for one in world.instances}
-    if not dark:
-        watch.ready = [one.name for one, since in able.items() if holder and since >= MINUTE
-                       and world.records[one.name].well_at <= now - 10.0]
-    recent = sum(fault.at + fault.lasts > now - dark - MINUTE and fault.at <= now for fault in world.schedule.faults)
-    for one, since in able.items():
-        tight, unserved = one.name in watch.ready and recent <= 1, min(since, dark)
-        bound = served_within(world, one, tight)
-        watch.worst('seconds not served, of a pair that had settled' if tight else 'seconds not served', unserved)
-        if unserved > bound:
-            raise Broken(f'not served: for {unserved:.1f} s while {one.name} is able to (bound: {bound:.1f} s)')
-
-
-def served_within(world: World, one: Instance, tight: bool) -> float:
-    """Return the longest time that nobody may be served while one is able to.
-
-    In a settled pair: pings, calls, the late effect of the claims; the last call finds the address where its answer was
-    lost.  Else EC2 must tell that an unheard peer is dead, or say nothing good of it for long enough.
-    """
-    settings, conditions = world.settings, world.schedule.conditions
-    pings = settings.wait_between_pings + 2 * settings.num_pings * settings.ping_timeout
-    if not tight:
-        return float(max(conditions.check_lag, LOOK_INTERVAL) + settings.wait_for_instance_start + 2 * MINUTE + pings)
-    sooner = settings.num_pings * settings.ping_timeout * (one is world.instances[1])
-    paced = CLAIM_RETRY * (settings.num_pings == 2)  # one miss is no reason to ask EC2 at once again
-    calls = max(settings.ping_timeout, conditions.latency) + 4 * conditions.latency + 2 * conditions.effect_lag
-    return float(pings - sooner + calls + paced + 1.0)
-
-
-def who_cannot_serve_is_relieved(world: World, one: Instance) -> None:
-    """Who answers, but is tagged or has its source/destination check on, hands over within a look.
-
-    One that forwards nothing, where a probe had come back through it, is relieved within half a minute.
-    """
-    now, settings, peer, record = world.hub.now, world.settings, world.peer(one), world.records[one.name]
-    loss = world.loss(one)
-    if not world.forwards(peer) or loss or not world.hears(one):
-        record.lame_at = now
-    ready = peer.id in world.parts() and world.is_able(one) and world.hears(one) and not loss
-    tagged = world.cloud.tagged or any(record.tagged)
-    is_due(world, one, 'relieves by what EC2 tells', ready and bool(
-        world.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)), LOOK_INTERVAL + MINUTE)
-    calm = now - max(record.refused_at, world.watch.moved_at) > LOOK_INTERVAL and not (
-        tagged or record.source_checks[0] or record.misses or record.has_relieved)
-    is_due(world, one, 'relieves by probes', ready and calm and world.schedule.probes and not world.forwards(peer)
-           and world.conditions.frames == 0 and world.reaches_target(one) and world.holder() is peer
-           and record.forwarded_at > record.started_at, PROBE_INTERVAL + 10.0 * settings.num_pings)
-
-
-def settles_within(world: World) -> float:
-    """When all faults have ended, the pair settles: both well, all of it at the primary if that is owed to its start.
-
-    It may take a fail-back that waits, a stop that is spaced, and a guest that ignores it.
-    """
-    settings, conditions = world.settings, world.schedule.conditions
-    return float(max(conditions.check_lag, conditions.recovery_lag) + LOOK_INTERVAL + PATIENCE + 2 * MINUTE
-                 + 3 * settings.wait_for_instance_start + settings.wait_for_instance_stop + int(settings.fail_back))
-
-
-def has_failed_back(world: World) -> bool:
-    """A primary that has started has everything, also what was outside the pair, unless the peer took it since."""
-    primary = world.instances[0]
-    record, owners = world.records[primary.name], world.cloud.owners()
-    return record.has_lost or all(owners[part] in (None, primary.id) for part in record.owed if part in owners)
-
-
-# What a monitor costs
-
-def calls_are_few(world: World, one: Instance, name: str) -> None:
-    """A monitor makes few calls: a stated number a minute at most, and in a settled pair nothing but looks."""
-    calls, now = world.records[one.name].calls, world.hub.now
-    calls.append(now)
-    while calls[0] <= now - 60.0:
-        calls.popleft()
-    world.watch.worst('calls of one monitor in a minute', len(calls))
-    if len(calls) > CALLS_A_MINUTE + CALLS_A_MINUTE_OF_A_PART * len(world.settings.parts):
-        raise Broken(f'calls: {one.name} makes {len(calls)} in a minute')
-    if not name.startswith('describe'):
-        world.quiet_at = now
-
-
-def rests_between_turns(world: World) -> None:
-    """No monitor is busy for nothing, also where no call leaves it."""
-    if world.hub.count > EVENTS_A_SECOND * world.hub.now:
-        raise Broken(f'busy: {world.hub.count} events in {world.hub.now:.0f} s')
-
-
-def nothing_unforeseen(one: Instance, words: str) -> None:
-    """No exception reaches the border of the loop."""
-    if words.startswith('Traceback'):
-        raise Broken(f'raised: {one.name}: {traceback.format_exc()}')
+    def nothing_unforeseen(self, one: Instance, words: str) -> None:
+        """No exception reaches the border of the loop."""
+        if words.startswith('Traceback'):
+            raise Broken(f'raised: {one.name}: {traceback.format_exc()}')

@@ -9,22 +9,20 @@ import logging
 import math
 import random
 import types
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Counter, Dict, List, NamedTuple, Optional, Set, Tuple
 
 import requests
 from botocore.exceptions import ClientError
 
 import nat_monitor
 
-from . import invariants
 from .cloud import ADDRESS, Client, Cloud, Instance, refusal
 from .faults import ACTIONS, BOOT, EC2, HINDERS, LASTING, LOST, OF_BOTH, SOMEBODY, Fault, Schedule
 from .hub import Hub, Process, Thread
-from .invariants import Broken
+from .invariants import CLAIMS, LATEST_EFFECT, NEVER, Broken, Promises
 
 TARGET = '192.0.2.1'              # of probes
 SUSPENDED = 7.0                   # s by which no call holds up a ping: the process was suspended
-NEVER = -1e9
 
 
 class Lived(NamedTuple):
@@ -59,7 +57,7 @@ class Record:
         self.claim_at = self.refused_at = self.forwarded_at = self.lame_at = self.error_at = NEVER  # the latest of each
         self.stepped_at = self.start_at = NEVER    # of the peer's restart
         self.stops: List[float] = []               # those that took effect
-        self.calls: Deque[float] = collections.deque()
+        self.calls: Counter[float] = collections.Counter()  # by minute
 
 
 class World:
@@ -84,8 +82,8 @@ class World:
         self.pause = self.settings.wait_between_pings
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
-        self.watch = invariants.Watch()
-        self.audible = {one.name: [(0.0, True)] for one in self.instances}  # since when each could (not) hear its peer
+        self.promises = Promises(self, self.conditions)
+        self.heard = [True, True]  # whether each could hear its peer at the latest change
         self.asleep: Dict[str, Tuple[float, Thread, int]] = {}  # until the next ping, and on while all are answered
         self.lived = Lived(0, 0, 0.0)  # until the pair had settled
         self.over = False         # all faults have ended
@@ -97,7 +95,7 @@ class World:
 
     def has_changed(self) -> None:
         self.note_who_hears_whom()
-        invariants.at_every_change(self)
+        self.promises.at_every_change()
 
     def note(self, who: str, words: str) -> None:
         if self.timeline is not None:
@@ -126,11 +124,9 @@ class World:
                         self.cloud.change_health(one, False)
                 else:
                     self.strike(fault, one)
-        self.set_tags()
-        if fault.kind in SOMEBODY:
-            self.move(fault)
-        elif fault.kind in LOST:
-            self.lose(fault)
+        if fault.kind in (*SOMEBODY, *LOST):
+            self.meddle(fault)
+        self.cloud.keep()
         self.wake()
 
     def end(self, fault: Fault, one: Instance) -> None:
@@ -138,26 +134,20 @@ class World:
         self.active[fault.kind, one.name].remove(fault)
         if not self.active[fault.kind, one.name]:
             del self.active[fault.kind, one.name]
-        self.set_tags()
-        self.wake()
         if fault.kind == 'cut off' and one.up and one.state == 'running':
             self.cloud.change_health(one, True)
-
-    def set_tags(self) -> None:
-        tagged = frozenset(one.id for one in self.instances if self.fault('maintenance', one))
-        if tagged != self.cloud.tagged:
-            self.cloud.tagged = tagged
-            self.cloud.keep()
+        self.cloud.keep()
+        self.wake()
 
     def strike(self, fault: Fault, one: Instance) -> None:
         """What happens to an instance or to its monitor."""
         kind, until_up = fault.kind, self.conditions.boot_takes + fault.lasts
         if kind == 'stop':
-            self.cloud.stop(one, False, None)
-            self.cloud.later(200.0, one, lambda one: self.cloud.stop(one, True, None))
+            self.cloud.stop(one)
+            self.cloud.later(200.0, one, lambda one: self.cloud.stop(one, force=True))
         elif kind == 'terminate':
             if not any(each.state in ('shutting-down', 'terminated') for each in self.instances):
-                self.cloud.terminate(one)
+                self.cloud.stop(one, state='shutting-down')
         elif kind in ('kill', 'suspend'):
             if one.process and kind == 'suspend':
                 self.hub.suspend(one.process, fault.lasts)
@@ -184,31 +174,25 @@ class World:
     def has_booted(self, one: Instance) -> None:
         self.cloud.later(self.conditions.monitor_starts, one, self.start_monitor)
 
-    def move(self, fault: Fault) -> None:
-        """Somebody moves a route or the address: to one of the pair, to nowhere, to something else."""
-        target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[fault.how % 4]
-        if fault.kind == 'move route':
-            self.cloud.routes[list(self.cloud.routes)[fault.how // 4 % len(self.cloud.routes)]] = target
-        elif self.conditions.address:
-            self.cloud.give_address(self.cloud.instances.get(target or ''))
-        invariants.note_move(self, self.instances)
-        self.cloud.keep()
-
-    def lose(self, fault: Fault) -> None:
-        """Somebody deletes a route, releases the address, or adds a table and restarts one monitor before the other."""
-        tables, cloud = list(self.cloud.routes), self.cloud
-        if fault.kind == 'delete route':
-            cloud.routes[tables[fault.how % len(tables)]] = None
-        elif fault.kind in ('release address', 'stray address') and self.conditions.address:
-            cloud.give_address(None)
-            cloud.released |= fault.kind == 'release address'
-            cloud.astray = None if cloud.released else self.instances[fault.how % 2].id
-        elif fault.kind == 'add table' and len(tables) < 5:
-            cloud.routes[f'rtb-000000{fault.how % 2 * 80 + len(tables):02}'] = None
+    def meddle(self, fault: Fault) -> None:
+        """Somebody moves or loses a route or the address, or adds a table and restarts one monitor after the other."""
+        kind, how, cloud, tables = fault.kind, fault.how, self.cloud, list(self.cloud.routes)
+        target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[how % 4]
+        if kind == 'move route':
+            cloud.routes[tables[how // 4 % len(tables)]] = target
+        elif kind == 'delete route':
+            cloud.routes[tables[how % len(tables)]] = None
+        elif kind == 'add table' and len(tables) < 5:
+            cloud.routes[f'rtb-000000{how % 2 * 80 + len(tables):02}'] = None
             first = self.instances[fault.who == 'secondary']
             for one, delay in ((first, 0.0), (self.peer(first), fault.lasts)):
                 self.hub.at(delay, self.restart_monitor, one)
-        cloud.keep()
+        elif kind.endswith('address') and self.conditions.address:
+            cloud.give_address(cloud.instances.get(target or '') if kind == 'move address' else None)
+            cloud.released |= kind == 'release address'
+            cloud.astray = self.instances[how % 2].id if kind == 'stray address' and not cloud.released else None
+        if kind in SOMEBODY:
+            self.promises.note_move(*self.instances)
 
     # Monitors
 
@@ -244,7 +228,7 @@ class World:
 
         def log(level: int, words: str) -> None:
             self.note(one.name, words)
-            invariants.nothing_unforeseen(one, words)
+            self.promises.nothing_unforeseen(one, words)
             record.error_at = self.hub.now if level >= logging.ERROR else record.error_at
 
         one.monitor = module.Monitor(
@@ -291,14 +275,10 @@ class World:
             or self.fault('cut off', peer)))
 
     def note_who_hears_whom(self) -> None:
-        for one in self.instances:
-            if self.hears(one) != self.audible[one.name][-1][1]:
-                self.audible[one.name].append((self.hub.now, self.hears(one)))
-                self.wake()
-
-    def is_answered(self, one: Instance, at: float) -> bool:
-        """Tell whether a request that one sent then is answered."""
-        return next(heard for since, heard in reversed(self.audible[one.name]) if since <= at) and not self.is_lost(one)
+        heard = [self.hears(one) for one in self.instances]
+        if heard != self.heard:
+            self.heard = heard
+            self.wake()
 
     def loss(self, one: Instance) -> Optional[Fault]:
         return self.fault('loss', one) or self.fault('loss', self.peer(one))
@@ -316,11 +296,11 @@ class World:
             self.hub.sleep(0.02)
             raise self.modules[one.name].OwnFault('Network is unreachable')
         right = address == self.peer(one).address
-        answered = right and self.is_answered(one, sent_at)
-        if not answered:
+        answered = right and self.hears(one) and not self.is_lost(one)
+        if not answered:  # one of the later requests may be
             self.hub.sleep(timeout)
-            answered = right and any(self.is_answered(one, sent_at + timeout * n / nat_monitor.REQUESTS_PER_PING)
-                                     for n in range(1, nat_monitor.REQUESTS_PER_PING))
+            answered = right and self.hears(one) and not all(
+                self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING - 1))
         before, record.pinged_at = record.pinged_at, self.hub.now
         if answered:
             record.well_at = self.hub.now if record.misses or record.answered_at == NEVER else record.well_at
@@ -372,7 +352,7 @@ class World:
             late = chance.uniform(0.0, min(6.0, 1 + slow.how * 0.3))
             there, back = there + late, back + 1 + slow.how * 0.3 - late
         if self.fault('late', one) and writes:
-            return chance.uniform(0.0, invariants.LATEST_EFFECT), None
+            return chance.uniform(0.0, LATEST_EFFECT), None
         if down and down.how % 2 or lossy and chance.random() < lossy.how / 200:
             return None, None
         return min(there, 6.0), None if lossy and chance.random() < lossy.how / 200 else back
@@ -380,7 +360,7 @@ class World:
     def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
         """A call leaves the instance."""
         self.note(one.name, f'-> {name} {"dry" if "DryRun" in how else ""}')
-        invariants.at_every_call(self, one, name, how)
+        self.promises.at_every_call(one, name, how)
 
     def forbidden(self, one: Instance) -> str:
         """Return the call that one may not make, if there is one."""
@@ -405,7 +385,7 @@ class World:
             reply.append(getattr(self.cloud, name)(one, lag, **how))
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
-                invariants.at_every_effect(self, one, name, before, parts)
+                self.promises.at_every_effect(one, name, before, parts)
         except ClientError as error:
             reply.append(error)
 
@@ -415,7 +395,7 @@ class World:
         is_status = name == 'describe_instance_status'
         if isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
-            if name in invariants.CLAIMS:
+            if name in CLAIMS:
                 record.refused_at = self.hub.now
             if is_status and getattr(result, 'response', {}).get('Error'):
                 record.status_at = self.hub.now
@@ -514,7 +494,7 @@ class World:
             return False
         if gone:
             return any(one.process for one in self.instances)
-        return invariants.has_failed_back(self) and all(
+        return self.promises.has_failed_back() and all(
             self.is_able(one) and one.checks == 'ok'
             and self.records[one.name].answered_at > self.records[one.name].started_at for one in self.instances)
 
@@ -529,19 +509,19 @@ class World:
             self.over, self.quiet_at = True, self.hub.now
             self.note('WORLD', 'all faults have ended')
             self.see_to_it()
-            within = invariants.settles_within(self)
+            within = self.promises.settles_within()
             if not self.hub.run(self.hub.now + within, self.is_settled):
                 raise Broken(f'settles: not settled {within:.0f} s after the last fault')
-            self.watch.worst('settled after the last fault', self.hub.now - until - 120.0)
-            self.lived = Lived(self.watch.stops, max(map(len, self.watch.changes.values()), default=0), self.watch.dark)
+            promises = self.promises
+            self.lived = Lived(promises.stops, max(map(len, promises.changes.values()), default=0), promises.dark)
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
                 self.cloud.crash(holder)
                 self.has_changed()
-                self.hub.run(self.hub.now + 60.0, lambda: bool(self.watch.is_lit))
+                self.hub.run(self.hub.now + 60.0, lambda: promises.is_lit)
                 self.has_changed()
-            invariants.rests_between_turns(self)
+            self.promises.rests_between_turns()
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)
@@ -554,7 +534,7 @@ class World:
             if first.state == 'running':
                 self.cloud.boot(first)
             elif first.state == 'stopping':
-                self.cloud.stop(first, True, None)
+                self.cloud.stop(first, force=True)
             else:
                 self.cloud.start(first)
         self.hub.at(30.0, self.see_to_it)

@@ -60,7 +60,7 @@ def live_through(schedules: Sequence[Schedule]) -> Findings:
         world = World(schedule)
         what = broke(world)
         found.failures.extend([(what, schedule)] if what else [])
-        for name, value in world.watch.seen.items():
+        for name, value in world.promises.worst.items():
             found.worst[name] = max(value, found.worst.get(name, value))
         if number % 10 == 9:
             gc.collect()
