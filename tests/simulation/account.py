@@ -104,7 +104,7 @@ class Pair(World):
             reply.append(getattr(self.cloud, name)(one, 0.0, **how))
         except ClientError as error:
             reply.append(error)
-        holders = set(self.cloud.owners().values())
+        holders = set(self.cloud.owners.values())
         if self.served_at == math.inf > self.died_at and holders == {self.instances[1].id}:
             self.served_at = self.hub.now
         if self.back_at == math.inf > self.served_at and holders == {self.instances[0].id}:

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import bisect
 import types
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
                                  ReadTimeoutError)
 
 from nat_monitor import CONNECT_TIMEOUT, MAINTENANCE, READ_TIMEOUT
 
-from .faults import Conditions
-from .hub import Hub, Process
+from .hub import Process
+
+if TYPE_CHECKING:
+    from .pair import World
 
 ENDPOINT = 'https://ec2.eu-central-1.amazonaws.com'
 ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
@@ -61,32 +63,28 @@ def refusal(code: str, message: str = '') -> ClientError:
 class Cloud:
     """The API, one method for each call, run at the moment at which the call takes effect."""
 
-    def __init__(self, hub: Hub, conditions: Conditions, instances: Tuple[Instance, Instance]) -> None:
-        self.hub = hub
-        self.conditions = conditions
-        self.instances = {one.id: one for one in instances}
-        self.routes: Dict[str, Optional[str]] = {f'rtb-000000{n:02}': instances[0].id for n in range(conditions.tables)}
-        self.owner: Optional[str] = instances[0].id
+    def __init__(self, world: World) -> None:
+        self.world, self.hub, self.conditions, self.fault = world, world.hub, world.conditions, world.fault
+        self.instances = {one.id: one for one in world.instances}
+        parts = [f'rtb-000000{n:02}' for n in range(self.conditions.tables)] + [ADDRESS]
+        self.owners: Dict[str, Optional[str]] = dict.fromkeys(parts, world.instances[0].id)  # by part
         self.astray: Optional[str] = None  # where nobody has it: who has it at a private address that no traffic uses
         self.released = False             # there is no such address any more
         self.tagged: FrozenSet[str] = frozenset()  # those under maintenance
         self.buckets: Dict[str, Tuple[float, float]] = {}
-        self.fault: Callable[..., Any] = lambda kind, one=None: None  # that one which lasts now
         self.times: List[float] = []
         self.pasts: List[Past] = []
-        self.booted: Callable[[Instance], None] = lambda one: None
-        self.went_down: Callable[[Instance], None] = lambda one: None
         self.keep()
 
-    def owners(self) -> Dict[str, Optional[str]]:
-        """Return by part which instance has it."""
-        return {**self.routes, ADDRESS: self.owner}
+    @property
+    def tables(self) -> List[str]:
+        return [part for part in self.owners if part != ADDRESS]
 
     def keep(self) -> None:
         """Keep what is true now for reads that lag."""
         self.tagged = frozenset(one.id for one in self.instances.values() if self.fault('maintenance', one))
         self.times.append(self.hub.now)
-        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, self.owners(),
+        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.owners),
                                self.tagged))
 
     def seen(self, lag: float) -> Past:
@@ -136,11 +134,11 @@ class Cloud:
     def come_up(self, one: Instance) -> None:
         one.up = True
         self.change_health(one, True)
-        self.booted(one)
+        self.world.has_booted(one)
 
     def go_down(self, one: Instance) -> None:
         one.up = False
-        self.went_down(one)
+        self.world.end_monitor(one)
 
     def crash(self, one: Instance) -> None:
         one.life += 1
@@ -178,8 +176,8 @@ class Cloud:
         self.go_down(one)
         if one.state == 'terminated':
             one.forgotten_at = self.hub.now + FORGOTTEN_AFTER
-            if self.owner == one.id:
-                self.owner = None
+            if self.owners[ADDRESS] == one.id:
+                self.owners[ADDRESS] = None
         self.keep()
 
     def start(self, one: Instance) -> None:
@@ -191,8 +189,8 @@ class Cloud:
 
     def give_address(self, taker: Optional[Instance]) -> None:
         """Give the address away: both sides' connections break, and the loser is cut off from EC2 for a while."""
-        loser = self.instances.get(self.owner or '')
-        self.owner, self.astray = taker.id if taker else None, None
+        loser = self.instances.get(self.owners[ADDRESS] or '')
+        self.owners[ADDRESS], self.astray = taker.id if taker else None, None
         if loser is not taker:
             for one in (loser, taker):
                 if one:
@@ -237,17 +235,16 @@ class Cloud:
             {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {}), **(
             {'PrivateIpAddress': '10.0.0.99'} if owner and owner == self.astray else {})}]}
 
-    def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
-        if self.routes[RouteTableId] is None:
-            raise refusal('InvalidParameterValue', 'There is no route defined for 0.0.0.0/0')
-        self.routes[RouteTableId] = self.known(InstanceId)[0].id
+    def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, is_new: bool = False, **_: Any
+                      ) -> Any:
+        if (self.owners[RouteTableId] is None) != is_new:
+            raise refusal('RouteAlreadyExists') if is_new else refusal(
+                'InvalidParameterValue', 'There is no route defined for 0.0.0.0/0')
+        self.owners[RouteTableId] = self.known(InstanceId)[0].id
         self.keep()
 
-    def create_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
-        if self.routes[RouteTableId] is not None:
-            raise refusal('RouteAlreadyExists')
-        self.routes[RouteTableId] = self.known(InstanceId)[0].id
-        self.keep()
+    def create_route(self, by: Instance, lag: float, **how: Any) -> Any:
+        self.replace_route(by, lag, is_new=True, **how)
 
     def associate_address(self, by: Instance, lag: float, InstanceId: str, **_: Any) -> Any:
         one, = self.known(InstanceId)
@@ -280,9 +277,8 @@ class Client:
         operation_model=lambda action: types.SimpleNamespace(
             input_shape=types.SimpleNamespace(members={'SkipOsShutdown': None}))))
 
-    def __init__(self, world: Any, one: Instance) -> None:
-        self.world = world
-        self.one = one
+    def __init__(self, world: World, one: Instance) -> None:
+        self.world, self.one = world, one
         self.void = world.hub.now < one.credentials_at  # made too early, it never gets any
         self.connected: Optional[int] = None            # by which public address
 
@@ -296,8 +292,7 @@ class Client:
         world, one, hub = self.world, self.one, self.world.hub
         if self.void:
             raise NoCredentialsError()
-        sent_at = hub.now
-        public = one.public
+        sent_at, public = hub.now, one.public
         fault = world.fault('cut EC2', one) or world.fault('cut off', one)
         if fault or hub.now < one.public_at:
             hub.sleep(0.05 if fault and fault.how % 2 else CONNECT_TIMEOUT)

@@ -52,7 +52,7 @@ class Promises:
     def at_every_call(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
         self.calls_are_few(one, name)
         part = how.get('RouteTableId', ADDRESS) if name in CLAIMS else ''
-        if how.get('DryRun') or name.startswith('describe') or self.cloud.owners().get(part) == one.id:
+        if how.get('DryRun') or name.startswith('describe') or self.cloud.owners.get(part) == one.id:
             return  # nothing moves
         self.decides_only_with_ec2(one, name)
         self.who_is_worked_on_is_left_alone(one, name)
@@ -71,7 +71,7 @@ class Promises:
             record.start_at = self.now
         if name == 'stop_instances' and state == 'running' and one.process:
             self.stops_are_spaced(one)
-        for part, owner in self.cloud.owners().items():
+        for part, owner in self.cloud.owners.items():
             if owner != owners[part]:
                 self.leaves_what_somebody_moved(one, part, owners[part])
                 self.changes_hands_seldom(part)
@@ -171,9 +171,9 @@ class Promises:
     # Who takes what
 
     def decides_only_with_ec2(self, one: Instance, name: str) -> None:
-        """Who has no fresh answer of EC2, or does not run in its eyes, begins nothing; nor a step if the peer answers."""
+        """Who has no fresh answer of EC2, or does not run in its eyes, begins nothing; no step if the peer answers."""
         record, is_claim = self.records[one.name], name in CLAIMS
-        own, age = record.told[-1].own[0], self.now - record.status_at
+        own, age = record.told[-1].own[0], self.now - record.told[-1].at
         is_fresh = age <= self.lifetime + CALL_DEADLINE * is_claim  # the address may come after the tables
         may = own == 'running' and self.is_silent(one) or is_claim and own in ('running', '')
         if not (may and is_fresh):
@@ -185,7 +185,7 @@ class Promises:
         But for what the primary's start is owed and what lies apart, and to relieve one that cannot NAT or is tagged.
         """
         record, peer = self.records[one.name], self.peer(one)
-        held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners()[part] == peer.id
+        held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners[part] == peer.id
         if not held or peer.state != 'running' or self.now - self.apart_at < 30.0 or record.tagged == [False, True]:
             return
         if record.answered_at < record.started_at and record.told[-1].peer == ('running', 'ok'):
@@ -305,7 +305,7 @@ class Promises:
     def has_failed_back(self) -> bool:
         """A primary that has started has everything, also what was outside the pair, unless the peer took it since."""
         primary = self.instances[0]
-        record, owners = self.records[primary.name], self.cloud.owners()
+        record, owners = self.records[primary.name], self.cloud.owners
         return record.has_lost or all(owners[part] in (None, primary.id) for part in record.owed if part in owners)
 
     # What a monitor costs

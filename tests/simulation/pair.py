@@ -4,7 +4,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import inspect
 import logging
 import math
 import random
@@ -23,19 +22,13 @@ from .invariants import CLAIMS, LATEST_EFFECT, NEVER, Broken, Promises
 
 TARGET = '192.0.2.1'              # of probes
 SUSPENDED = 7.0                   # s by which no call holds up a ping: the process was suspended
-
-
-class Lived(NamedTuple):
-    """What has happened: stops of one that ran, the most changes of a part by monitors, seconds not served."""
-
-    stops: int
-    changes: int
-    dark: float
+Lived = Tuple[int, int, float]    # stops of one that ran, the most changes of a part by monitors, seconds not served
 
 
 class Told(NamedTuple):
     """What EC2 has told one monitor of the states: state and checks of itself and of its peer, '' for an error."""
 
+    at: float
     sent_at: float
     own: Tuple[str, str] = ('', '')
     peer: Tuple[str, str] = ('', '')
@@ -48,8 +41,7 @@ class Record:
         self.started_at = self.well_at = now       # since when its pings are answered without a miss
         self.answered_at = self.silent_at = NEVER  # the latest answer; the first miss of those in a row was sent
         self.pinged_at, self.misses = now, 0       # the end of the latest ping; misses in a row
-        self.told = [Told(NEVER)]                  # all that EC2 has told of the states
-        self.status_at = NEVER                     # when it did so last
+        self.told = [Told(NEVER, NEVER)]           # all that EC2 has told of the states
         self.told_at: Dict[str, float] = {}        # by question: when that was sent which EC2 last answered
         self.tagged = self.source_checks = [False, False]  # so EC2 has told of this one and of its peer
         self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
@@ -71,22 +63,20 @@ class World:
         self.hub = hub or Hub()
         self.instances = Instance('primary', 1), Instance('secondary', 2)
         self.modules = dict(zip(('primary', 'secondary'), modules))
-        self.cloud = Cloud(self.hub, self.conditions, self.instances)
-        self.cloud.fault, self.cloud.booted, self.cloud.went_down = self.fault, self.has_booted, self.end_monitor
+        self.active: Dict[Tuple[str, str], List[Fault]] = {}
+        self.cloud = Cloud(self)
         self.hub.changed = self.has_changed
         self.settings_of = {one.name: self.modules[one.name].Settings(
-            self.instances[0].id, self.instances[1].id, tuple(self.cloud.routes),
+            self.instances[0].id, self.instances[1].id, tuple(self.cloud.tables),
             ADDRESS if self.conditions.address else None, *schedule.pace, fail_back=schedule.fail_back,
             probe_address=TARGET if schedule.probes else None) for one in self.instances}
         self.settings = self.settings_of['primary']
         self.pause = self.settings.wait_between_pings
-        self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.records: Dict[str, Record] = {}
         self.promises = Promises(self, self.conditions)
         self.heard = [True, True]  # whether each could hear its peer at the latest change
         self.asleep: Dict[str, Tuple[float, Thread, int]] = {}  # until the next ping, and on while all are answered
-        self.lived = Lived(0, 0, 0.0)  # until the pair had settled
-        self.over = False         # all faults have ended
+        self.lived: Lived = (0, 0, 0.0)  # until the pair had settled
         self.quiet_at = 0.0       # the latest call that is not a look
         for fault in schedule.faults:
             self.hub.at(fault.at, self.begin, fault)
@@ -176,14 +166,14 @@ class World:
 
     def meddle(self, fault: Fault) -> None:
         """Somebody moves or loses a route or the address, or adds a table and restarts one monitor after the other."""
-        kind, how, cloud, tables = fault.kind, fault.how, self.cloud, list(self.cloud.routes)
+        kind, how, cloud, tables = fault.kind, fault.how, self.cloud, self.cloud.tables
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[how % 4]
         if kind == 'move route':
-            cloud.routes[tables[how // 4 % len(tables)]] = target
+            cloud.owners[tables[how // 4 % len(tables)]] = target
         elif kind == 'delete route':
-            cloud.routes[tables[how % len(tables)]] = None
+            cloud.owners[tables[how % len(tables)]] = None
         elif kind == 'add table' and len(tables) < 5:
-            cloud.routes[f'rtb-000000{how % 2 * 80 + len(tables):02}'] = None
+            cloud.owners[f'rtb-000000{how % 2 * 80 + len(tables):02}'] = None
             first = self.instances[fault.who == 'secondary']
             for one, delay in ((first, 0.0), (self.peer(first), fault.lasts)):
                 self.hub.at(delay, self.restart_monitor, one)
@@ -199,7 +189,7 @@ class World:
     def restart_monitor(self, one: Instance) -> None:
         """Somebody restarts a monitor, with the settings as they are now."""
         self.settings_of[one.name] = dataclasses.replace(
-            self.settings_of[one.name], route_table_ids=tuple(sorted(self.cloud.routes)))
+            self.settings_of[one.name], route_table_ids=tuple(sorted(self.cloud.tables)))
         if one.process:
             self.end_monitor(one)
             self.start_monitor(one)
@@ -214,7 +204,7 @@ class World:
         self.owe(one)
         self.note('WORLD', f'the monitor of {one.name} starts')
         doors, module = types.SimpleNamespace, self.modules[one.name]
-        heard = {'requests_from': lambda address: bool(self.peer(one).process)}
+        of_now = {'requests_from': lambda address: bool(self.peer(one).process)} if module is nat_monitor else {}
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                          meanwhile: Optional[Callable[[], float]] = None,
@@ -240,13 +230,8 @@ class World:
             nat_fault=lambda *_: 'net.ipv4.ip_forward is 0' if self.knows_fault(one) else '', chance=self.chance,
             probe=lambda target, through=None: self.probe(one, target, through),
             log=doors(log=log, **{name: functools.partial(log, getattr(logging, name.upper()))
-                                  for name in ('info', 'warning', 'error')}),
-            **{name: door for name, door in heard.items() if name in inspect.signature(module.Monitor).parameters})
-
-        def run() -> None:
-            one.monitor.run()
-            raise Broken(f'the monitor of {one.name} has ended by itself')
-        self.hub.spawn(one.process, run)
+                                  for name in ('info', 'warning', 'error')}), **of_now)
+        self.hub.spawn(one.process, one.monitor.run)
 
     def owe(self, one: Instance) -> None:
         """A primary that starts may claim everything, unless it is not to fail back."""
@@ -381,7 +366,7 @@ class World:
                 raise refusal('UnauthorizedOperation')
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')
-            before, parts = self.peer(one).state, self.cloud.owners()
+            before, parts = self.peer(one).state, dict(self.cloud.owners)
             reply.append(getattr(self.cloud, name)(one, lag, **how))
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
@@ -392,21 +377,18 @@ class World:
     def answers(self, one: Instance, name: str, sent_at: float, result: Any) -> None:
         """An answer comes back to the instance."""
         record, pair = self.records[one.name], (one.id, self.peer(one).id)
-        is_status = name == 'describe_instance_status'
         if isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
             if name in CLAIMS:
                 record.refused_at = self.hub.now
-            if is_status and getattr(result, 'response', {}).get('Error'):
-                record.status_at = self.hub.now
-                record.told.append(Told(sent_at))
+            if name == 'describe_instance_status' and getattr(result, 'response', {}).get('Error'):
+                record.told.append(Told(self.hub.now, sent_at))
             return
         record.told_at[name] = sent_at
-        if is_status:
+        if name == 'describe_instance_status':
             told = {found['InstanceId']: (found['InstanceState']['Name'], found['InstanceStatus']['Status'])
                     for found in result['InstanceStatuses']}
-            record.status_at = self.hub.now
-            record.told.append(Told(sent_at, *(told.get(i, ('', '')) for i in pair)))
+            record.told.append(Told(self.hub.now, sent_at, *(told.get(i, ('', '')) for i in pair)))
         elif name == 'describe_instances':
             found = {each['InstanceId']: each for some in result['Reservations'] for each in some['Instances']}
             was_tagged, record.tagged = record.tagged[0], [bool(found.get(i, {}).get('Tags')) for i in pair]
@@ -452,8 +434,8 @@ class World:
     def parts(self) -> List[Optional[str]]:
         """Return who has each part, those aside that somebody gave to something outside the pair."""
         has_address = self.conditions.address and not self.cloud.released
-        found = list(self.cloud.routes.values()) + [self.cloud.owner] * has_address
-        return [i for i in found if i is None or i in self.cloud.instances]
+        return [owner for part, owner in self.cloud.owners.items() if (part != ADDRESS or has_address) and (
+            owner is None or owner in self.cloud.instances)]
 
     def holder(self) -> Optional[Instance]:
         """Return the instance that has every part."""
@@ -473,7 +455,7 @@ class World:
         """Tell whether this monitor has all it needs to take over."""
         peer, record = self.peer(one), self.records.get(one.name)
         return (self.can_call(one) and self.works(one)
-                and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.routes)
+                and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.tables)
                 and not (self.active and any(self.fault(kind, one) for kind in HINDERS))
                 and not (self.fault('left out', peer) and record and record.answered_at < record.started_at)
                 and not (one.id in self.cloud.tagged and (peer.id in self.cloud.tagged or peer.up)))
@@ -487,10 +469,9 @@ class World:
 
     def is_settled(self) -> bool:
         """Tell whether both run, one holds everything, and nothing but looks has been called for two minutes."""
-        if not self.over or self.active:
-            return False
         holder, gone = self.holder(), any(one.state == 'terminated' for one in self.instances)
-        if not gone and self.hub.now - self.quiet_at < 120.0 or self.parts() and not (holder and self.works(holder)):
+        is_lit = not self.parts() or bool(holder and self.works(holder))
+        if self.active or not is_lit or self.hub.now - self.quiet_at < 120.0 and not gone:
             return False
         if gone:
             return any(one.process for one in self.instances)
@@ -506,14 +487,14 @@ class World:
                      for fault in self.schedule.faults] + [60.0])
         try:
             self.hub.run(until + 0.01)
-            self.over, self.quiet_at = True, self.hub.now
+            self.quiet_at = self.hub.now
             self.note('WORLD', 'all faults have ended')
             self.see_to_it()
             within = self.promises.settles_within()
             if not self.hub.run(self.hub.now + within, self.is_settled):
                 raise Broken(f'settles: not settled {within:.0f} s after the last fault')
             promises = self.promises
-            self.lived = Lived(promises.stops, max(map(len, promises.changes.values()), default=0), promises.dark)
+            self.lived = promises.stops, max(map(len, promises.changes.values()), default=0), promises.dark
             holder = self.holder()
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
