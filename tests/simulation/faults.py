@@ -67,21 +67,13 @@ FAR = Conditions(tables=2, latency=0.5, read_lag=LATEST_READ, effect_lag=3, chec
 NEAR = Conditions(recovery_lag=300, stop_takes=30, boot_takes=30)
 
 
-class Pace(NamedTuple):
-    """The settings of both monitors that say how quick they are."""
-
-    num_pings: int = 3
-    ping_timeout: float = 1.0
-    wait_between_pings: float = 0.25
-
-
 class Schedule(NamedTuple):
     faults: Tuple[Fault, ...] = ()
     conditions: Conditions = Conditions()
     seed: int = 0
-    pace: Pace = Pace()
+    pace: Tuple[int, float, float] = (3, 1.0, 0.25)  # NUM_PINGS, PING_TIMEOUT, WAIT_BETWEEN_PINGS
     phase: float = 0.0            # s by which the secondary's monitor starts later
-    fail_back: Union[bool, int] = True  # two settings
+    fail_back: Union[bool, int] = True
     probes: bool = False
 
 
@@ -137,6 +129,6 @@ def drawn(seed: int) -> Iterator[Schedule]:
             number(1, 3), pick((True, False)), pick((0.1, 0.5, 1.5)), number(0, LATEST_READ), number(0, 3),
             pick((20, 60, 150, 300)), pick((20, 60, 300)), number(5, 90), number(15, 60), number(1, 30),
             pick((0, 20, 150)), pick((0, 0, 0, 1, 2)))
-        pace = pick((Pace(),) * 3 + (Pace(3, 0.2, 0.2), Pace(2, 1.0, 0.25), Pace(6, 1.0, 2.0)))
+        pace = pick(((3, 1.0, 0.25),) * 3 + ((3, 0.2, 0.2), (2, 1.0, 0.25), (6, 1.0, 2.0)))
         yield Schedule(faults, conditions, number(0, 999), pace, chance.uniform(0.0, 120.0),
                        pick((True, True, False, 120)), pick((True, False)))

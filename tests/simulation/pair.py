@@ -51,6 +51,10 @@ class Record:
         self.stops: List[float] = []               # those that took effect
         self.calls: Counter[float] = collections.Counter()  # by minute
 
+    @property
+    def has_heard(self) -> bool:
+        return self.answered_at > NEVER
+
 
 class World:
     """One run: `hub` is its time, `cloud` its EC2; the rest is network, doors and faults."""
@@ -219,7 +223,8 @@ class World:
         def log(level: int, words: str) -> None:
             self.note(one.name, words)
             self.promises.nothing_unforeseen(one, words)
-            record.error_at = self.hub.now if level >= logging.ERROR else record.error_at
+            if level >= logging.ERROR and self.peer(one).id in words:
+                record.error_at = self.hub.now  # which tells of the peer
 
         one.monitor = module.Monitor(
             self.settings_of[one.name],
@@ -288,7 +293,7 @@ class World:
                 self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING - 1))
         before, record.pinged_at = record.pinged_at, self.hub.now
         if answered:
-            record.well_at = self.hub.now if record.misses or record.answered_at == NEVER else record.well_at
+            record.well_at = self.hub.now if record.misses or not record.has_heard else record.well_at
             record.answered_at, record.misses = self.hub.now, 0
             return True
         record.misses = record.misses + 1 if sent_at - before <= SUSPENDED else 1
@@ -409,7 +414,7 @@ class World:
         All that is read of a monitor for that are the times at which it does something next.
         """
         monitor, record, due, wait = one.monitor, self.records[one.name], self.hub.now + delay, self.pause
-        if record.misses or record.answered_at < record.started_at or abs(due - monitor.next_ping_at) > 0.01 or not (
+        if record.misses or not record.has_heard or abs(due - monitor.next_ping_at) > 0.01 or not (
                 self.hears(one) and not self.loss(one)):
             self.hub.sleep(delay)
             return
@@ -453,11 +458,11 @@ class World:
 
     def is_able(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to take over."""
-        peer, record = self.peer(one), self.records.get(one.name)
+        peer = self.peer(one)
         return (self.can_call(one) and self.works(one)
                 and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.tables)
                 and not (self.active and any(self.fault(kind, one) for kind in HINDERS))
-                and not (self.fault('left out', peer) and record and record.answered_at < record.started_at)
+                and not (self.fault('left out', peer) and not self.records[one.name].has_heard)
                 and not (one.id in self.cloud.tagged and (peer.id in self.cloud.tagged or peer.up)))
 
     def may_restart(self, one: Instance) -> bool:
@@ -469,15 +474,12 @@ class World:
 
     def is_settled(self) -> bool:
         """Tell whether both run, one holds everything, and nothing but looks has been called for two minutes."""
-        holder, gone = self.holder(), any(one.state == 'terminated' for one in self.instances)
-        is_lit = not self.parts() or bool(holder and self.works(holder))
-        if self.active or not is_lit or self.hub.now - self.quiet_at < 120.0 and not gone:
+        gone, holder = any(one.state == 'terminated' for one in self.instances), self.holder()
+        if self.active or not gone and self.hub.now - self.quiet_at < 120.0 or (
+                self.parts() and not (holder and self.works(holder))):
             return False
-        if gone:
-            return any(one.process for one in self.instances)
-        return self.promises.has_failed_back() and all(
-            self.is_able(one) and one.checks == 'ok'
-            and self.records[one.name].answered_at > self.records[one.name].started_at for one in self.instances)
+        return any(one.process for one in self.instances) if gone else self.promises.has_failed_back() and all(
+            self.is_able(one) and one.checks == 'ok' and self.records[one.name].has_heard for one in self.instances)
 
     # A run
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import multiprocessing
 import time
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
 from .faults import Schedule
 from .invariants import Broken
@@ -18,11 +18,10 @@ MOST = 5                          # that break a promise, until the search ends
 
 class Findings(NamedTuple):
     runs: int
-    worst: Dict[str, float]       # by promise, the worst value seen
     failures: List[Tuple[str, Schedule]]
 
     def __str__(self) -> str:
-        return '\n\n'.join(f'{what}\n{without_needless(schedule)}' for what, schedule in self.failures)
+        return '\n\n'.join(f'{what}\n{schedule}' for what, schedule in self.failures)
 
 
 def broke(world: World) -> str:
@@ -34,16 +33,6 @@ def broke(world: World) -> str:
     return ''
 
 
-def without_needless(schedule: Schedule) -> Schedule:
-    """Leave out each fault without which the same promise breaks."""
-    what = broke(World(schedule)).split(':')[0]
-    for fault in schedule.faults:
-        rest = schedule._replace(faults=tuple(one for one in schedule.faults if one is not fault))
-        if rest.faults and broke(World(rest)).split(':')[0] == what:
-            schedule = rest
-    return schedule
-
-
 def tell(schedule: Schedule) -> str:
     """Return the time line of a schedule, and what it breaks."""
     world = World(schedule, traced=True)
@@ -53,15 +42,12 @@ def tell(schedule: Schedule) -> str:
 
 def live_through(schedules: Sequence[Schedule]) -> Findings:
     """Live through some schedules, one after the other."""
-    found = Findings(len(schedules), {}, [])
+    found = Findings(len(schedules), [])
     gc.freeze()
     gc.disable()  # greenlets leave cycles; between runs is early enough
     for number, schedule in enumerate(schedules):
-        world = World(schedule)
-        what = broke(world)
+        what = broke(World(schedule))
         found.failures.extend([(what, schedule)] if what else [])
-        for name, value in world.promises.worst.items():
-            found.worst[name] = max(value, found.worst.get(name, value))
         if number % 10 == 9:
             gc.collect()
     gc.enable()
@@ -71,13 +57,11 @@ def live_through(schedules: Sequence[Schedule]) -> Findings:
 def search(schedules: Iterator[Schedule], jobs: int = 2, seconds: float = math.inf, batch: int = BATCH) -> Findings:
     """Live through schedules in several processes, until some of them have broken a promise or the time is over."""
     runs, end = 0, time.monotonic() + seconds
-    worst: Dict[str, float] = {}
     failures: List[Tuple[str, Schedule]] = []
     batches = iter(lambda: list(itertools.islice(schedules, batch)), [])
     with multiprocessing.get_context('fork').Pool(jobs) as pool:
         for found in pool.imap_unordered(live_through, batches):
             runs, failures = runs + found.runs, failures + found.failures
-            worst = {name: max(some.get(name, 0.0) for some in (worst, found.worst)) for name in {*worst, *found.worst}}
             if len(failures) >= MOST or time.monotonic() > end:
                 break
-    return Findings(runs, worst, failures)
+    return Findings(runs, failures)

@@ -6,7 +6,7 @@ from typing import Dict, Tuple
 
 import pytest
 
-from .faults import KINDS, Conditions, Fault, Pace, Pairs, Schedule, singles
+from .faults import KINDS, Conditions, Fault, Pairs, Schedule, singles
 from .pair import Lived, World
 from .search import broke, live_through, search, tell
 
@@ -48,7 +48,7 @@ ANY = math.inf
 # By name: a schedule, and the most stops of one that runs, changes of a part, and seconds not served
 SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
     # Nobody is stopped unless EC2's checks have failed it
-    'short cuts': (Schedule(CUTS, pace=Pace(3, 0.2, 0.2)), (0, 6, 1)),
+    'short cuts': (Schedule(CUTS, pace=(3, 0.2, 0.2)), (0, 6, 1)),
     'ping blocked for two minutes': (Schedule((Fault(100, 'block ping', 'secondary', 120),)), (0, 2, 1)),
     'cuts after a failover': (Schedule((Fault(100, 'crash'), *LATER_CUTS)), (1, 3, 10)),
     'long cuts out of phase, greatest lags': (
