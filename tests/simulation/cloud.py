@@ -34,13 +34,12 @@ class Instance:
         self.up = True                # the guest runs: it answers pings and routes packets
         self.dead = False             # it has crashed, and only a new boot helps
         self.stubborn = False         # it ignores a graceful stop
-        self.forwarding = True        # since it has booted
         self.checks = 'ok'
         self.health = 0               # counts the changes that the checks will show after a while
         self.life = 0                 # counts boots and stops: what belonged to an earlier life is void
         self.public = 0               # counts the changes of its public address: older connections are dead
         self.public_at = 0.0          # it reaches EC2 from then on
-        self.metadata_at = self.credentials_at = 0.0
+        self.metadata_at = self.credentials_at = self.forwards_at = 0.0  # it has the first two, and does the last
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
         self.stopping_at = -1e9
         self.forgotten_at = float('inf')  # by EC2
@@ -108,13 +107,13 @@ class Cloud:
     def change_health(self, one: Instance, well: bool) -> None:
         """Let the status checks show after a while how the guest is."""
         one.health += 1
-        health = one.health
+        lag = self.conditions.recovery_lag if well else self.conditions.check_lag
+        self.hub.at(lag, self.show_health, one, 'ok' if well else 'impaired', one.health)
 
-        def show() -> None:
-            if one.health == health:
-                one.checks = 'ok' if well else 'impaired'
-                self.keep()
-        self.hub.at(self.conditions.recovery_lag if well else self.conditions.check_lag, show)
+    def show_health(self, one: Instance, checks: str, health: int) -> None:
+        if one.health == health:
+            one.checks = checks
+            self.keep()
 
     def later(self, delay: float, one: Instance, function: Callable[[Instance], None]) -> None:
         """Call the function with the instance, if it still lives the same life then."""
@@ -126,10 +125,11 @@ class Cloud:
         self.hub.at(delay, call)
 
     def boot(self, one: Instance) -> None:
-        """Begin the boot of a running instance, or begin it again."""
+        """Begin a boot, or begin it again."""
         one.life += 1
-        one.up, one.dead, one.stubborn = False, False, False
+        one.state, one.up, one.dead, one.stubborn = 'running', False, False, False
         self.later(self.conditions.boot_takes, one, self.come_up)
+        self.keep()
 
     def come_up(self, one: Instance) -> None:
         one.up = True
@@ -148,11 +148,6 @@ class Cloud:
             self.later(self.conditions.stop_takes, one, self.end)
         else:
             self.change_health(one, False)
-
-    def call_running(self, one: Instance) -> None:
-        one.state = 'running'
-        self.keep()
-        self.boot(one)
 
     def stop(self, one: Instance, force: bool = False, by: Optional[Instance] = None, state: str = 'stopping') -> None:
         """Stop an instance, or terminate it, which is the same for the guest."""
@@ -184,7 +179,7 @@ class Cloud:
         if one.state == 'stopped':
             one.state, one.checks, one.stopped_by = 'pending', 'initializing', None
             one.life += 1
-            self.later(self.conditions.boot_takes / 2, one, self.call_running)
+            self.later(self.conditions.boot_takes / 2, one, self.boot)
             self.keep()
 
     def give_address(self, taker: Optional[Instance]) -> None:

@@ -10,7 +10,7 @@ from typing import Dict, Iterator, NamedTuple, Sequence, Tuple, Union
 ACTIONS = ('describe_instance_status', 'describe_route_tables', 'describe_addresses', 'describe_instances',
            'replace_route', 'associate_address', 'stop_instances', 'start_instances', 'create_route')  # to forbid
 GUEST = ('crash', 'hang', 'stubborn', 'reboot', 'stop', 'terminate', 'new private address')
-BOOT = ('late metadata', 'late credentials', 'no forwarding')
+BOOT = {'late metadata': 'metadata_at', 'late credentials': 'credentials_at', 'no forwarding': 'forwards_at'}
 MONITOR = ('kill', 'suspend')
 NETWORK = ('block ping', 'cut peer', 'cut EC2', 'cut off', 'loss')
 FORWARDING = ('forwarding lost', 'source check', 'target dead')  # the first, where `how` is odd, unnoticed by the host

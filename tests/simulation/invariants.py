@@ -33,7 +33,7 @@ class Promises:
         self.world, self.cloud, self.conditions, self.settings = world, world.cloud, conditions, world.settings
         self.records, self.instances, self.peer = world.records, world.instances, world.peer
         self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
-        self.apart_at = self.moved_at = NEVER      # the latest time at which not all was at one that runs; a move
+        self.apart_at = NEVER                      # the latest time at which not all was at one that runs
         self.ready: List[Instance] = []            # who was able when it was last served, and heard the holder
         self.is_lit, self.counted_at, self.dark = True, 0.0, 0.0  # seconds not served, in all
         self.stops = 0                             # of one that ran, by a monitor
@@ -75,8 +75,8 @@ class Promises:
                 self.leaves_what_somebody_moved(one, part, owners[part])
                 self.changes_hands_seldom(part)
                 record.owed.discard(part)
-                record.has_relieved |= owners[part] == self.peer(one).id and not record.misses
-                self.note_move(self.peer(one))
+                for other in self.records.values():
+                    other.has_lost |= other is not record
 
     # For the sentences
 
@@ -92,13 +92,6 @@ class Promises:
     def is_silent(self, one: Instance) -> bool:
         """Tell whether one has missed as many pings in a row as make its peer silent."""
         return bool(self.records[one.name].misses >= self.settings.num_pings * (2 if one is self.instances[0] else 1))
-
-    def note_move(self, *losers: Instance) -> None:
-        """A monitor or somebody has moved a part; the losers need not fail back any more."""
-        self.moved_at = self.now
-        for one in losers:
-            if one.name in self.records:
-                self.records[one.name].has_lost = True
 
     def lasts(self, what: str, holds: bool) -> float:
         """Return for how long a condition has held."""
@@ -195,8 +188,8 @@ class Promises:
     def who_cannot_nat_takes_nothing(self, one: Instance, name: str) -> None:
         """Who knows that it does not forward takes nothing: a route to it serves nobody."""
         fault = self.world.fault('forwarding lost', one)
-        knows = fault and self.world.knows_fault(one) and self.now - fault.at > self.lifetime
-        if not one.forwarding or knows or self.records[one.name].source_checks[0]:
+        knows = self.world.knows_fault(one) and not (fault and self.now - fault.at <= self.lifetime)
+        if knows or self.records[one.name].source_checks[0]:
             raise Broken(f'cannot NAT: {one.name} calls {name} and does not forward')
 
     def who_is_worked_on_is_left_alone(self, one: Instance, name: str) -> None:
@@ -240,7 +233,7 @@ class Promises:
             self.apart_at = self.now
         # One that lives is left alone though it does not forward; but see `who_cannot_serve_is_relieved`.
         lives = holder and (world.hears(self.peer(holder)) or holder.up and (
-            not holder.forwarding or world.fault('forwarding lost', holder)))
+            world.knows_fault(holder) or world.fault('forwarding lost', holder)))
         dark = not (self.is_lit or lives)
         able = [one for one in self.instances if self.lasts(f'{one.name} is able', world.is_able(one)) >= MINUTE]
         if not self.lasts('not served', dark):
@@ -271,7 +264,8 @@ class Promises:
     def who_cannot_serve_is_relieved(self, one: Instance) -> None:
         """Who answers, but is tagged or has its source/destination check on, hands over within a look.
 
-        One that forwards nothing, where a probe had come back through it, is relieved within half a minute.
+        One that forwards nothing, where a probe had come back through it, is relieved within half a minute, if nothing
+        else has happened.
         """
         world, peer, record = self.world, self.peer(one), self.records[one.name]
         if not (world.forwards(peer) and world.hears(one)) or world.loss(one):
@@ -280,12 +274,10 @@ class Promises:
         ready = peer.id in world.parts() and world.is_able(one) and world.hears(one) and not world.loss(one)
         told = self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)
         self.is_in_time(f'not relieved: by {one.name}', bool(ready and told), LOOK_INTERVAL + MINUTE)
-        calm = self.now - max(record.refused_at, self.moved_at) > LOOK_INTERVAL and not (
-            tagged or record.source_checks[0] or record.misses or record.has_relieved)
-        mute = not world.forwards(peer) and world.holder() is peer and world.reaches_target(one) and (
-            self.conditions.frames == 0 and record.forwarded_at > record.started_at)
-        self.is_in_time(f'not relieved: by probes of {one.name}', ready and calm and mute,
-                        PROBE_INTERVAL + 10.0 * self.settings.num_pings)
+        alone = sum(fault.at <= self.now for fault in world.schedule.faults) == 1
+        mute = not world.forwards(peer) and world.holder() is peer and world.reaches_target(one)
+        self.is_in_time(f'not relieved: by probes of {one.name}', ready and alone and mute and not tagged
+                        and record.forwarded_at > NEVER, PROBE_INTERVAL + 10.0 * self.settings.num_pings)
 
     def settles_within(self) -> float:
         """When all faults have ended, the pair settles: both well, all at the primary if that is owed to its start.

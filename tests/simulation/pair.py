@@ -18,7 +18,7 @@ import nat_monitor
 from .cloud import ADDRESS, Client, Cloud, Instance, refusal
 from .faults import ACTIONS, BOOT, EC2, HINDERS, LASTING, LOST, OF_BOTH, SOMEBODY, Fault, Schedule
 from .hub import Hub, Process, Thread
-from .invariants import CLAIMS, LATEST_EFFECT, NEVER, Broken, Promises
+from .invariants import LATEST_EFFECT, NEVER, Broken, Promises
 
 TARGET = '192.0.2.1'              # of probes
 SUSPENDED = 7.0                   # s by which no call holds up a ping: the process was suspended
@@ -45,8 +45,8 @@ class Record:
         self.told_at: Dict[str, float] = {}        # by question: when that was sent which EC2 last answered
         self.tagged = self.source_checks = [False, False]  # so EC2 has told of this one and of its peer
         self.owed: Set[str] = set()                # what the primary's start claims from whoever has it
-        self.has_lost = self.has_relieved = False  # a part to the peer; the peer, which answered
-        self.claim_at = self.refused_at = self.forwarded_at = self.lame_at = self.error_at = NEVER  # the latest of each
+        self.has_lost = False                      # somebody or the peer has taken a part
+        self.claim_at = self.forwarded_at = self.lame_at = self.error_at = NEVER  # the latest of each
         self.stepped_at = self.start_at = NEVER    # of the peer's restart
         self.stops: List[float] = []               # those that took effect
         self.calls: Counter[float] = collections.Counter()  # by minute
@@ -135,7 +135,7 @@ class World:
 
     def strike(self, fault: Fault, one: Instance) -> None:
         """What happens to an instance or to its monitor."""
-        kind, until_up = fault.kind, self.conditions.boot_takes + fault.lasts
+        kind = fault.kind
         if kind == 'stop':
             self.cloud.stop(one)
             self.cloud.later(200.0, one, lambda one: self.cloud.stop(one, force=True))
@@ -155,13 +155,9 @@ class World:
         elif kind in ('reboot', 'new private address', *BOOT) and one.up and one.state == 'running':
             if kind == 'new private address':
                 one.address = f'10.0.{int(one.address.split(".")[2]) + 1}.{one.id[-1]}'
-            elif kind == 'late metadata':
-                one.metadata_at = self.hub.now + until_up
-            elif kind == 'late credentials':
-                one.credentials_at = self.hub.now + until_up
-            elif kind == 'no forwarding':
-                one.forwarding = False
-                self.hub.at(until_up, setattr, one, 'forwarding', True)
+            elif kind in BOOT:
+                setattr(one, BOOT[kind], self.hub.now + self.conditions.boot_takes + fault.lasts)
+                self.hub.at(self.conditions.boot_takes + fault.lasts, lambda: None)
             self.end_monitor(one)
             self.cloud.boot(one)
 
@@ -186,7 +182,8 @@ class World:
             cloud.released |= kind == 'release address'
             cloud.astray = self.instances[how % 2].id if kind == 'stray address' and not cloud.released else None
         if kind in SOMEBODY:
-            self.promises.note_move(*self.instances)
+            for record in self.records.values():
+                record.has_lost = True
 
     # Monitors
 
@@ -322,12 +319,13 @@ class World:
         return not (self.fault('target dead') or self.fault('cut off', one)) and self.hub.now >= one.public_at
 
     def forwards(self, one: Instance) -> bool:
-        return one.forwarding and not self.fault('forwarding lost', one) and not self.fault('source check', one)
+        return (self.hub.now >= one.forwards_at and not self.fault('forwarding lost', one)
+                and not self.fault('source check', one))
 
     def knows_fault(self, one: Instance) -> bool:
         """Tell whether the host itself shows that it does not forward; a rule may do so that only the network shows."""
         fault = self.fault('forwarding lost', one)
-        return not one.forwarding or bool(fault and fault.how % 2 == 0)
+        return self.hub.now < one.forwards_at or bool(fault and fault.how % 2 == 0)
 
     # Calls
 
@@ -384,8 +382,6 @@ class World:
         record, pair = self.records[one.name], (one.id, self.peer(one).id)
         if isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
-            if name in CLAIMS:
-                record.refused_at = self.hub.now
             if name == 'describe_instance_status' and getattr(result, 'response', {}).get('Error'):
                 record.told.append(Told(self.hub.now, sent_at))
             return
