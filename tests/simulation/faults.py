@@ -18,7 +18,7 @@ TAG = ('maintenance',)            # the tag of an instance that is being worked 
 HINDERS = ('EC2 down', 'slow', 'late', 'lossy', 'garbage', 'throttle', 'forbid', 'left out')  # a take-over
 EC2 = (*HINDERS, 'no data', 'false alarm', 'no capacity')  # left out, where `how` is odd, of DescribeInstances, too
 SOMEBODY = ('move route', 'move address')
-LOST = ('delete route', 'release address', 'stray address', 'add table')  # by somebody: no reason to move the rest
+LOST = ('delete route', 'release address', 'stray address')  # by somebody: no reason to move the rest
 KINDS = (*GUEST, *BOOT, *MONITOR, *NETWORK, *FORWARDING, *TAG, *EC2, *SOMEBODY, *LOST)
 
 LASTING = (*NETWORK, *FORWARDING, *TAG, *EC2)
@@ -27,7 +27,7 @@ WHOM = ('primary', 'secondary', 'both')
 VARIANTS: Dict[str, Tuple[int, ...]] = {  # of a kind, where there are any: what `how` tells
     'forbid': tuple(range(len(ACTIONS))), 'loss': (20, 60, 90, 97, 99), 'slow': (3, 12), 'lossy': (40, 120),
     'EC2 down': (0, 1), 'cut EC2': (0, 1), 'cut off': (0, 1), 'forwarding lost': (0, 1), 'left out': (0, 1),
-    'move route': (1, 2, 3), 'move address': (1, 2, 3), 'stray address': (0, 1), 'add table': (0, 1)}
+    'move route': (1, 2, 3), 'move address': (1, 2, 3), 'stray address': (0, 1)}
 
 # Grids, in seconds: after the start (a boot, calm, before a look), of a single fault, of each of two and between these
 PHASES = (0.0, 21.0, 239.6)
@@ -81,7 +81,7 @@ def events(kind: str, durations: Sequence[float], whom: Sequence[str] = WHOM) ->
     """Yield each fault of a kind that begins at 0: whom, how long, which way."""
     if kind in (*OF_BOTH, *SOMEBODY, *LOST):
         whom = whom[:1]
-    if kind in (*GUEST, *SOMEBODY, *LOST[:3]):
+    if kind in (*GUEST, *SOMEBODY, *LOST):
         durations = (1.0,)
     for who, lasts, how in itertools.product(whom, durations, VARIANTS.get(kind, (0,))):
         yield Fault(0.0, kind, who, lasts, how)

@@ -241,31 +241,27 @@ class Promises:
         since = self.now - self.lasts('not served', dark) - MINUTE
         recent = [fault for fault in world.schedule.faults if since - fault.lasts < fault.at <= self.now]
         for one in self.instances:
-            was_calm = one in self.ready and len(recent) <= 1
-            self.is_in_time(f'not served: though {one.name} is able to', dark and world.is_able(one),
-                            self.served_within(one) if was_calm else self.served_at_last_within())
+            bound = self.served_within(one, was_calm=one in self.ready and len(recent) <= 1)
+            self.is_in_time(f'not served: though {one.name} is able to', dark and world.is_able(one), bound)
 
-    def served_within(self, one: Instance) -> float:
-        """From the death of the serving instance of a settled pair: pings, calls, the late effect of the claims.
+    def served_within(self, one: Instance, was_calm: bool) -> float:
+        """Return the bound: pings, calls, their late effect; or until EC2 must have told of a peer that is not heard.
 
-        The last EC2 call is the question that finds the address where its answer was lost.
+        The last call is the question that finds the address where its answer was lost.
         """
         settings, conditions = self.settings, self.conditions
-        pings = settings.num_pings * settings.ping_timeout * (2 if one is self.instances[0] else 1)
+        pings = settings.num_pings * settings.ping_timeout * (1 if was_calm and one is self.instances[1] else 2)
+        if not was_calm:
+            told = max(conditions.check_lag, LOOK_INTERVAL) + settings.wait_for_instance_start + 2 * MINUTE
+            return float(settings.wait_between_pings + pings + told)
         paced = CLAIM_RETRY * (settings.num_pings == 2)  # one miss is no reason to ask EC2 at once again
         calls = max(settings.ping_timeout, conditions.latency) + 4 * conditions.latency + 2 * conditions.effect_lag
         return float(settings.wait_between_pings + pings + calls + paced + 1.0)
 
-    def served_at_last_within(self) -> float:
-        """Whatever came before: EC2 tells that an unheard peer is dead, or says nothing good of it for long enough."""
-        return float(max(self.conditions.check_lag, LOOK_INTERVAL) + self.settings.wait_for_instance_start + 2 * MINUTE
-                     + self.settings.wait_between_pings + 2 * self.settings.num_pings * self.settings.ping_timeout)
-
     def who_cannot_serve_is_relieved(self, one: Instance) -> None:
         """Who answers, but is tagged or has its source/destination check on, hands over within a look.
 
-        One that forwards nothing, where a probe had come back through it, is relieved within half a minute, if nothing
-        else has happened.
+        One that forwards no probe any more, and nothing else has happened, is relieved within half a minute.
         """
         world, peer, record = self.world, self.peer(one), self.records[one.name]
         if not (world.forwards(peer) and world.hears(one)) or world.loss(one):

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import logging
 import math
@@ -66,15 +65,14 @@ class World:
         self.chance = random.Random(schedule.seed)
         self.hub = hub or Hub()
         self.instances = Instance('primary', 1), Instance('secondary', 2)
-        self.modules = dict(zip(('primary', 'secondary'), modules))
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.cloud = Cloud(self)
         self.hub.changed = self.has_changed
-        self.settings_of = {one.name: self.modules[one.name].Settings(
+        self.settings, settings = (module.Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.tables),
             ADDRESS if self.conditions.address else None, *schedule.pace, fail_back=schedule.fail_back,
-            probe_address=TARGET if schedule.probes else None) for one in self.instances}
-        self.settings = self.settings_of['primary']
+            probe_address=TARGET if schedule.probes else None) for module in modules)
+        self.programs = {'primary': (modules[0], self.settings), 'secondary': (modules[1], settings)}
         self.pause = self.settings.wait_between_pings
         self.records: Dict[str, Record] = {}
         self.promises = Promises(self, self.conditions)
@@ -165,18 +163,13 @@ class World:
         self.cloud.later(self.conditions.monitor_starts, one, self.start_monitor)
 
     def meddle(self, fault: Fault) -> None:
-        """Somebody moves or loses a route or the address, or adds a table and restarts one monitor after the other."""
+        """Somebody moves or loses a route or the address."""
         kind, how, cloud, tables = fault.kind, fault.how, self.cloud, self.cloud.tables
         target = (self.instances[0].id, self.instances[1].id, None, 'i-00000000000000009')[how % 4]
         if kind == 'move route':
             cloud.owners[tables[how // 4 % len(tables)]] = target
         elif kind == 'delete route':
             cloud.owners[tables[how % len(tables)]] = None
-        elif kind == 'add table' and len(tables) < 5:
-            cloud.owners[f'rtb-000000{how % 2 * 80 + len(tables):02}'] = None
-            first = self.instances[fault.who == 'secondary']
-            for one, delay in ((first, 0.0), (self.peer(first), fault.lasts)):
-                self.hub.at(delay, self.restart_monitor, one)
         elif kind.endswith('address') and self.conditions.address:
             cloud.give_address(cloud.instances.get(target or '') if kind == 'move address' else None)
             cloud.released |= kind == 'release address'
@@ -187,14 +180,6 @@ class World:
 
     # Monitors
 
-    def restart_monitor(self, one: Instance) -> None:
-        """Somebody restarts a monitor, with the settings as they are now."""
-        self.settings_of[one.name] = dataclasses.replace(
-            self.settings_of[one.name], route_table_ids=tuple(sorted(self.cloud.tables)))
-        if one.process:
-            self.end_monitor(one)
-            self.start_monitor(one)
-
     def start_monitor(self, one: Instance) -> None:
         """Start the monitor afresh, as @reboot does, or somebody after it was killed."""
         if one.process or not one.up:
@@ -204,7 +189,7 @@ class World:
         record = self.records[one.name] = Record(self.hub.now)
         self.owe(one)
         self.note('WORLD', f'the monitor of {one.name} starts')
-        doors, module = types.SimpleNamespace, self.modules[one.name]
+        doors, (module, settings) = types.SimpleNamespace, self.programs[one.name]
         of_now = {'requests_from': lambda address: bool(self.peer(one).process)} if module is nat_monitor else {}
 
         def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
@@ -224,8 +209,7 @@ class World:
                 record.error_at = self.hub.now  # which tells of the peer
 
         one.monitor = module.Monitor(
-            self.settings_of[one.name],
-            clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
+            settings, clock=doors(monotonic=lambda: self.hub.now, sleep=lambda delay: self.sleep(one, delay)),
             ping=lambda address, own=(): self.ping(one, address),
             metadata=doors(get=lambda item: self.get_metadata(one, item)),
             connect=lambda region: Client(self, one), run_together=run_together,
@@ -238,7 +222,7 @@ class World:
     def owe(self, one: Instance) -> None:
         """A primary that starts may claim everything, unless it is not to fail back."""
         if one is self.instances[0] and self.schedule.fail_back is not False:
-            self.records[one.name].owed = set(self.settings_of[one.name].parts)
+            self.records[one.name].owed = set(self.settings.parts)
 
     def end_monitor(self, one: Instance) -> None:
         if one.process:
@@ -281,7 +265,7 @@ class World:
         if fault and fault.how % 2:
             record.misses = 0
             self.hub.sleep(0.02)
-            raise self.modules[one.name].OwnFault('Network is unreachable')
+            raise self.programs[one.name][0].OwnFault('Network is unreachable')
         right = address == self.peer(one).address
         answered = right and self.hears(one) and not self.is_lost(one)
         if not answered:  # one of the later requests may be
@@ -300,7 +284,7 @@ class World:
 
     def probe(self, one: Instance, target: str, through: Optional[str]) -> Any:
         """Live through a probe: through the peer, or by this instance's own route."""
-        module, sent_at = self.modules[one.name], self.hub.now
+        module, sent_at = self.programs[one.name][0], self.hub.now
         if through and self.conditions.frames == 2:
             raise module.NoNeighbour(f'the MAC address of {through} is not known here')
         answered = not all(self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING)) and target == TARGET and (
@@ -456,7 +440,6 @@ class World:
         """Tell whether this monitor has all it needs to take over."""
         peer = self.peer(one)
         return (self.can_call(one) and self.works(one)
-                and len(self.settings_of[one.name].route_table_ids) == len(self.cloud.tables)
                 and not (self.active and any(self.fault(kind, one) for kind in HINDERS))
                 and not (self.fault('left out', peer) and not self.records[one.name].has_heard)
                 and not (one.id in self.cloud.tagged and (peer.id in self.cloud.tagged or peer.up)))
