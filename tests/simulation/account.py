@@ -19,13 +19,11 @@ import math
 import random
 import sys
 import time
-from typing import Any, Counter, Dict, List, NamedTuple, Tuple
-
-from botocore.exceptions import ClientError
+from typing import Any, Counter, Dict, List, Tuple
 
 from nat_monitor import LOOK_INTERVAL
 
-from .cloud import Instance, refusal
+from .cloud import Instance
 from .faults import Conditions, Schedule
 from .hub import Hub
 from .pair import World
@@ -60,6 +58,8 @@ def buckets_of(name: str, how: Dict[str, Any]) -> Dict[str, Size]:
 class Pair(World):
     """One pair of many: its EC2 shares the buckets of the account, and no promise is looked at."""
 
+    is_watched = False
+
     def __init__(self, account: Account, seed: int, phase: float) -> None:
         self.account = account
         self.died_at = self.first_miss_at = self.served_at = self.back_at = math.inf
@@ -75,42 +75,20 @@ class Pair(World):
         self.died_at = self.hub.now
         self.cloud.crash(self.instances[0])
 
-    def has_changed(self) -> None:
-        pass
-
-    def has_booted(self, one: Instance) -> None:
-        super().has_booted(one)
-        self.note_who_hears_whom()
-
-    def end_monitor(self, one: Instance) -> None:
-        super().end_monitor(one)
-        self.note_who_hears_whom()
+    def throttled(self, name: str, how: Dict[str, Any]) -> bool:
+        return not self.account.admits(name, how)
 
     def ping(self, one: Instance, address: str) -> bool:
         if self.first_miss_at == math.inf > self.died_at and one is self.instances[1]:
             self.first_miss_at = self.hub.now
         return super().ping(one, address)
 
-    def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
-        pass
-
     def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
-        try:
-            if not self.account.admits(name, how):
-                raise refusal('RequestLimitExceeded')
-            if how.get('DryRun'):
-                raise refusal('DryRunOperation')
-            reply.append(getattr(self.cloud, name)(one, 0.0, **how))
-        except ClientError as error:
-            reply.append(error)
-        holder = self.holder()
-        if self.served_at == math.inf > self.died_at and holder is self.instances[1]:
+        super().arrives(one, name, how, reply)
+        if self.served_at == math.inf > self.died_at and self.holder() is self.instances[1]:
             self.served_at = self.hub.now
-        if self.back_at == math.inf > self.served_at and holder is self.instances[0]:
+        if self.back_at == math.inf > self.served_at and self.holder() is self.instances[0]:
             self.back_at = self.hub.now
-
-    def answers(self, one: Instance, name: str, sent_at: float, result: Any) -> None:
-        pass
 
 
 class Account:
@@ -150,8 +128,8 @@ class Account:
         self.calls[math.floor(now)] += 1
         return admitted
 
-    def run(self) -> Result:
-        """Let everything become calm, let the power fail, and measure."""
+    def run(self) -> Account:
+        """Let everything become calm, then the power fails."""
         try:
             self.hub.run(self.failed_at)
             for pair in self.pairs:
@@ -160,8 +138,12 @@ class Account:
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)
-        return Result(sorted(pair.served_at - pair.died_at for pair in self.pairs), self.best(), self,
-                      max(pair.back_at - pair.died_at for pair in self.pairs) - self.conditions.check_lag)
+        return self
+
+    # What came of it
+
+    def outages(self) -> List[float]:
+        return sorted(pair.served_at - pair.died_at for pair in self.pairs)
 
     def best(self) -> List[float]:
         """Return the shortest outages that the buckets allow, where a claim takes a token as soon as there is one."""
@@ -176,31 +158,27 @@ class Account:
             outages.append(at - pair.died_at)
         return sorted(outages)
 
+    def at(self, percent: float) -> Tuple[float, float, float]:
+        """Return the time until so many subnets are served, the best one, and their ratio."""
+        place = max(1, math.ceil(len(self.pairs) * percent / 100)) - 1
+        outage, best = self.outages()[place], self.best()[place]
+        return outage, best, outage / best
 
-class Result(NamedTuple):
-    outages: List[float]
-    best: List[float]
-    account: Account
-    back: float                   # s, from the failing of the checks until the last primary serves again
+    def back(self) -> float:
+        """Return the time from the failing of the checks until the last primary serves again."""
+        return max(pair.back_at - pair.died_at for pair in self.pairs) - self.conditions.check_lag
 
     def mean(self, start: int, end: int) -> float:
         """Return the calls in a second, between two seconds since the power failed."""
-        return sum(self.account.calls[self.account.failed_at + second] for second in range(start, end)) / (end - start)
-
-    def at(self, percent: float) -> Tuple[float, float, float]:
-        """Return the time until so many subnets are served, the best one, and their ratio."""
-        place = max(1, math.ceil(len(self.outages) * percent / 100)) - 1
-        return self.outages[place], self.best[place], self.outages[place] / self.best[place]
+        return sum(self.calls[self.failed_at + second] for second in range(start, end)) / (end - start)
 
     def __str__(self) -> str:
         """Return what was measured, a line each."""
-        lines = []
-        for percent in (50, 95, 100):
-            outage, best, ratio = self.at(percent)
-            lines.append(f'{percent} % of the subnets are served again after {outage:.1f} s, at best {best:.1f} s: '
-                         f'{ratio:.2f} x ({"reached" if ratio <= TARGET else "MISSED"}: {TARGET} x)')
-        lines.append(f'the last primary serves again {self.back:.0f} s after its checks have failed '
-                     f'({"reached" if self.back <= BACK else "MISSED"}: {BACK:.0f} s)')
+        lines = [f'{percent} % of the subnets are served again after {outage:.1f} s, at best {best:.1f} s: '
+                 f'{ratio:.2f} x ({"reached" if ratio <= TARGET else "MISSED"}: {TARGET} x)'
+                 for percent in (50, 95, 100) for outage, best, ratio in [self.at(percent)]]
+        lines.append(f'the last primary serves again {self.back():.0f} s after its checks have failed '
+                     f'({"reached" if self.back() <= BACK else "MISSED"}: {BACK:.0f} s)')
         lines.append(f'calls a second: {self.mean(-BEFORE, 0):.0f} before, then in five minutes each '
                      + ', '.join(f'{self.mean(start, start + 300):.0f}' for start in range(0, AFTER, 300)))
         return '\n'.join(lines)

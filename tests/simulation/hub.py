@@ -13,8 +13,7 @@ class Process:
 
     def __init__(self) -> None:
         self.threads: Set[Thread] = set()
-        self.suspended = 0
-        self.frozen: List[Tuple[Thread, int]] = []  # what would have woken a thread meanwhile
+        self.suspended_until = 0.0
 
 
 class Thread(greenlet.greenlet):  # type: ignore[misc]
@@ -66,8 +65,8 @@ class Hub:
 
     def resume(self, thread: Thread, ticket: int) -> None:
         """Let a thread go on that still waits with this ticket; one of a suspended process has to wait."""
-        if thread.process.suspended:
-            thread.process.frozen.append((thread, ticket))
+        if self.now < thread.process.suspended_until:
+            self.at(thread.process.suspended_until - self.now, self.resume, thread, ticket)
         elif not thread.dead and thread.ticket == ticket:
             thread.switch()
 
@@ -119,22 +118,9 @@ class Hub:
                 waiting.clear()
         return {name: done.get(name, no_answer) for name in calls}
 
-    # Processes
-
     def kill(self, process: Process) -> None:
         """End a process at whatever point it is, as SIGKILL does; what it has sent is under way all the same."""
         self.processes.remove(process)
         for thread in list(process.threads):
             if greenlet.getcurrent() is not thread:
                 thread.throw()
-
-    def suspend(self, process: Process, seconds: float) -> None:
-        process.suspended += 1
-        self.at(seconds, self.go_on, process)
-
-    def go_on(self, process: Process) -> None:
-        process.suspended -= 1
-        if not process.suspended:
-            frozen, process.frozen = process.frozen, []
-            for thread, ticket in frozen:
-                self.at(0.0, self.resume, thread, ticket)

@@ -58,6 +58,8 @@ class Record:
 class World:
     """One run: `hub` is its time, `cloud` its EC2; the rest is network, doors and faults."""
 
+    is_watched = True                 # its promises are looked at
+
     def __init__(self, schedule: Schedule, modules: Tuple[Any, Any] = (nat_monitor, nat_monitor), traced: bool = False,
                  hub: Optional[Hub] = None) -> None:
         self.schedule, self.conditions = schedule, schedule.conditions
@@ -67,7 +69,6 @@ class World:
         self.instances = Instance('primary', 1), Instance('secondary', 2)
         self.active: Dict[Tuple[str, str], List[Fault]] = {}
         self.cloud = Cloud(self)
-        self.hub.changed = self.has_changed
         self.settings, settings = (module.Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.tables),
             ADDRESS if self.conditions.address else None, *schedule.pace, fail_back=schedule.fail_back,
@@ -76,7 +77,8 @@ class World:
         self.pause = self.settings.wait_between_pings
         self.records: Dict[str, Record] = {}
         self.promises = Promises(self, self.conditions)
-        self.heard = [True, True]  # whether each could hear its peer at the latest change
+        if self.is_watched:
+            self.hub.changed = self.promises.at_every_change
         self.asleep: Dict[str, Tuple[float, Thread, int]] = {}  # until the next ping, and on while all are answered
         self.lived: Lived = (0, 0, 0.0)  # until the pair had settled
         self.quiet_at = 0.0       # the latest call that is not a look
@@ -84,10 +86,6 @@ class World:
             self.hub.at(fault.at, self.begin, fault)
         self.start_monitor(self.instances[0])
         self.cloud.later(schedule.phase, self.instances[1], self.start_monitor)
-
-    def has_changed(self) -> None:
-        self.note_who_hears_whom()
-        self.promises.at_every_change()
 
     def note(self, who: str, words: str) -> None:
         if self.timeline is not None:
@@ -142,7 +140,9 @@ class World:
                 self.cloud.stop(one, state='shutting-down')
         elif kind in ('kill', 'suspend'):
             if one.process and kind == 'suspend':
-                self.hub.suspend(one.process, fault.lasts)
+                until = self.hub.now + fault.lasts
+                one.process.suspended_until = max(until, one.process.suspended_until)
+                self.hub.at(fault.lasts, lambda: None)
             elif one.process:
                 self.end_monitor(one)
                 self.cloud.later(fault.lasts, one, self.start_monitor)
@@ -160,6 +160,7 @@ class World:
             self.cloud.boot(one)
 
     def has_booted(self, one: Instance) -> None:
+        self.wake()
         self.cloud.later(self.conditions.monitor_starts, one, self.start_monitor)
 
     def meddle(self, fault: Fault) -> None:
@@ -225,6 +226,7 @@ class World:
             self.records[one.name].owed = set(self.settings.parts)
 
     def end_monitor(self, one: Instance) -> None:
+        self.wake()
         if one.process:
             self.note('WORLD', f'the monitor of {one.name} is dead')
             self.hub.kill(one.process)
@@ -244,12 +246,6 @@ class World:
         return peer.up and not (self.active and (
             self.fault('block ping', one) or self.fault('cut peer') or self.fault('cut off', one)
             or self.fault('cut off', peer)))
-
-    def note_who_hears_whom(self) -> None:
-        heard = [self.hears(one) for one in self.instances]
-        if heard != self.heard:
-            self.heard = heard
-            self.wake()
 
     def loss(self, one: Instance) -> Optional[Fault]:
         return self.fault('loss', one) or self.fault('loss', self.peer(one))
@@ -332,7 +328,11 @@ class World:
     def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
         """A call leaves the instance."""
         self.note(one.name, f'-> {name} {"dry" if "DryRun" in how else ""}')
-        self.promises.at_every_call(one, name, how)
+        if self.is_watched:
+            self.promises.at_every_call(one, name, how)
+
+    def throttled(self, name: str, how: Dict[str, Any]) -> bool:
+        return self.cloud.throttled(name, bool(self.fault('throttle')))
 
     def forbidden(self, one: Instance) -> str:
         """Return the call that one may not make, if there is one."""
@@ -347,7 +347,7 @@ class World:
                 raise ClientError({}, name)
             if self.fault('EC2 down', one):
                 raise refusal('Unavailable', 'The service is unavailable. Please try again shortly.')
-            if self.cloud.throttled(name, bool(self.fault('throttle'))):
+            if self.throttled(name, how):
                 raise refusal('RequestLimitExceeded')
             if self.forbidden(one) == name:
                 raise refusal('UnauthorizedOperation')
@@ -357,7 +357,8 @@ class World:
             reply.append(getattr(self.cloud, name)(one, lag, **how))
             if not name.startswith('describe'):
                 self.note('EC2', f'{name} by {one.name} takes effect')
-                self.promises.at_every_effect(one, name, before, parts)
+                if self.is_watched:
+                    self.promises.at_every_effect(one, name, before, parts)
         except ClientError as error:
             reply.append(error)
 
@@ -432,7 +433,7 @@ class World:
 
     def can_call(self, one: Instance) -> bool:
         """Tell whether this monitor runs and has what it needs to call EC2."""
-        return (one.process is not None and not one.process.suspended and one.state == 'running'
+        return (one.process is not None and one.state == 'running' and self.hub.now >= one.process.suspended_until
                 and self.hub.now >= max(one.public_at, one.metadata_at, one.credentials_at)
                 and not self.fault('cut EC2', one) and not self.fault('cut off', one))
 
@@ -480,9 +481,9 @@ class World:
             if holder and all(one.process for one in self.instances):
                 self.note('WORLD', f'settled; the serving {holder.name} is killed')
                 self.cloud.crash(holder)
-                self.has_changed()
+                promises.at_every_change()
                 self.hub.run(self.hub.now + 60.0, lambda: promises.is_lit)
-                self.has_changed()
+                promises.at_every_change()
             self.promises.rests_between_turns()
         finally:
             for process in list(self.hub.processes):
@@ -493,10 +494,6 @@ class World:
         if not any(one.state in ('running', 'pending') and not one.dead for one in self.instances):
             first = next(one for one in self.instances if one.state not in ('terminated', 'shutting-down'))
             self.note('WORLD', f'the operator sees to {first.name}')
-            if first.state == 'running':
-                self.cloud.boot(first)
-            elif first.state == 'stopping':
-                self.cloud.stop(first, force=True)
-            else:
-                self.cloud.start(first)
+            self.cloud.stop(first, force=True)
+            self.cloud.start(first)  # the next time, when it is stopped
         self.hub.at(30.0, self.see_to_it)

@@ -88,8 +88,6 @@ SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
     'the other one brings together what the heir is not told of': (
         Schedule((Fault(90, 'forbid', 'primary', 900, 2), Fault(100, 'move address', how=1))), (0, 2, 200)),
     'an address that no traffic uses is nowhere': (Schedule((Fault(100, 'stray address'),)), (0, 1, 200)),
-    'what lies apart is brought together by deaf ones, too': (
-        Schedule((Fault(195, 'EC2 down', 'both', 9), Fault(200, 'cut peer', lasts=1500)), LAGS), (0, 3, 60)),
     'what is outside the pair is left there': (Schedule(
         (Fault(0, 'crash'), Fault(0, 'move route', how=3)), Conditions(address=False)), (1, 1, ANY)),
     'an address that nobody has goes where the route is': (
@@ -136,13 +134,6 @@ def test_this_schedule_keeps_the_promises(rule: str) -> None:
     world = World(schedule)
     assert not broke(world), tell(schedule)
     assert all(value <= bound for value, bound in zip(world.lived, most)), f'{world.lived}\n{tell(schedule)}'
-
-
-@pytest.mark.parametrize('how', range(4))
-def test_what_is_lost_moves_nothing_else(how: int) -> None:
-    """Only an instance that has a part claims what lies apart at the other one, and the heir is given time first."""
-    for fault in (Fault(100, 'delete route', how=how), Fault(100, 'release address')):
-        assert not broke(World(Schedule((fault,), Conditions(tables=1 + how // 2, read_lag=how), phase=how / 4)))
 
 
 def test_opposite_false_alarms_and_late_calls_never_stop_both() -> None:

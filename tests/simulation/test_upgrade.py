@@ -1,10 +1,10 @@
 """A pair during an upgrade: the program of before on one side, this one on the other."""
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,15 @@ HICCUPS = [Schedule(tuple(Fault(100 + 30 * n, 'cut peer', lasts=lasts) for n in 
 
 
 @pytest.fixture(scope='module')
-def before(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def before() -> Any:
     """Return the module of before."""
     shown = subprocess.run(['git', 'show', f'{BEFORE}:nat_monitor.py'], cwd=Path(__file__).parent,
                            capture_output=True, text=True)
     if shown.returncode:
         pytest.skip(f'there is no history with {BEFORE} here')
-    path = tmp_path_factory.mktemp('before') / 'nat_monitor_before.py'
-    path.write_text(shown.stdout)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules['before'] = types.ModuleType('before')
+    module.__file__ = 'before.py'
+    exec(shown.stdout, module.__dict__)
     return module
 
 
