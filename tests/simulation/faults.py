@@ -22,7 +22,7 @@ LOST = ('delete route', 'release address', 'stray address')  # by somebody: no r
 KINDS = (*GUEST, *BOOT, *MONITOR, *NETWORK, *FORWARDING, *TAG, *EC2, *SOMEBODY, *LOST)
 
 LASTING = (*NETWORK, *FORWARDING, *TAG, *EC2)
-OF_BOTH = ('cut peer', 'no data', 'no capacity', 'target dead')
+OF_BOTH = ('cut peer', 'throttle', 'no data', 'no capacity', 'target dead')
 WHOM = ('primary', 'secondary', 'both')
 VARIANTS: Dict[str, Tuple[int, ...]] = {  # of a kind, where there are any: what `how` tells
     'forbid': tuple(range(len(ACTIONS))), 'loss': (20, 60, 90, 97, 99), 'slow': (3, 12), 'lossy': (40, 120),

@@ -395,7 +395,7 @@ class World:
         All that is read of a monitor for that are the times at which it does something next.
         """
         monitor, record, due, wait = one.monitor, self.records[one.name], self.hub.now + delay, self.pause
-        if record.misses or not record.has_heard or abs(due - monitor.next_ping_at) > 0.01 or not (
+        if record.misses or not record.has_heard or abs(delay - wait) > 0.01 or not (
                 self.hears(one) and not self.loss(one)):
             self.hub.sleep(delay)
             return
