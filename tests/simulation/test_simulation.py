@@ -56,8 +56,6 @@ SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
          Fault(155, 'EC2 down', 'secondary', 180), Fault(335, 'false alarm', 'primary', 20))), (0, 2, 1)),
     'nobody who has just begun to boot': (
         Schedule((Fault(100, 'crash'), Fault(255, 'cut peer', lasts=600), Fault(408, 'crash'))), (2, 6, 60)),
-    'a dead peer, though EC2 refuses the claims': (
-        Schedule((Fault(20, 'forbid', 'secondary', 900, 4), Fault(60, 'crash'))), (1, 3, ANY)),
     # Taken over readily
     'own checks that fail keep nobody from claiming': (
         Schedule((Fault(190, 'false alarm', 'secondary', 150), Fault(200, 'crash'))), (1, 2, 6)),
@@ -89,9 +87,11 @@ SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
     'a probe follows an answer of EC2': (Schedule(
         (Fault(180, 'EC2 down', 'secondary', 120, 1), Fault(200, 'forwarding lost', 'primary', 900, 1)),
         probes=True), (0, 1, 110)),
-    'reliefs come an hour apart, the second time at once': (Schedule(
-        (Fault(200, 'forwarding lost', 'primary', 3500, 1), Fault(400, 'kill', lasts=5), Fault(600, 'kill', lasts=5)),
-        probes=True), (0, 4, 3400)),
+    'one that was relieved, and starts anew, is relieved at once': (Schedule(
+        (Fault(200, 'forwarding lost', 'primary', 5000, 1), Fault(400, 'kill', lasts=5)), probes=True), (0, 3, 120)),
+    'and then once an hour': (
+        Schedule((Fault(200, 'forwarding lost', 'primary', 3500, 1), Fault(400, 'kill', lasts=5),
+                  Fault(600, 'kill', lasts=5)), probes=True), (0, 4, ANY)),
     # Maintenance
     'who is worked on is left alone': (
         Schedule((Fault(200, 'maintenance', 'primary', 400), Fault(300, 'stop'))), (0, 2, 1)),
