@@ -19,15 +19,17 @@ def main() -> int:
     parser.add_argument('--count', type=int, default=pairs.count, help='of pairs (all %(default)s)')
     parser.add_argument('--seconds', type=float, default=math.inf, help='the longest time for them (%(default)g)')
     parser.add_argument('--more', type=float, default=600.0, help='seconds for three faults and more (%(default)g)')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1, help='processes (%(default)s)')
     parser.add_argument('--seed', type=int, default=int(time.time()) % 100000, help='of these; another one each time')
     options = parser.parse_args()
 
     def report(what: str, schedules: Iterator[Schedule], seconds: float) -> bool:
         """Live through these, tell what came of it, and whether all promises held."""
         started_at = time.monotonic()
-        found = search(schedules, os.cpu_count() or 1, seconds)
+        found = search(schedules, options.jobs, seconds)
         took = time.monotonic() - started_at
-        print(f'{found.runs} {what}, in {took:.0f} s, {found.runs / took:.0f} a second', found, sep='\n', flush=True)
+        print(f'{found.runs} {what}, in {took:.0f} s, {found.runs / took:.0f} a second', *found.failures,
+              sep='\n\n', flush=True)
         return not found.failures
 
     last = min(pairs.count, options.first + options.count)

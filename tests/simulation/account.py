@@ -23,7 +23,7 @@ from typing import Any, Counter, Dict, List, Tuple
 
 from nat_monitor import LOOK_INTERVAL
 
-from .cloud import Instance
+from .cloud import Instance, refusal
 from .faults import Conditions, Schedule
 from .hub import Hub
 from .pair import World
@@ -75,16 +75,16 @@ class Pair(World):
         self.died_at = self.hub.now
         self.cloud.crash(self.instances[0])
 
-    def throttled(self, name: str, how: Dict[str, Any]) -> bool:
-        return not self.account.admits(name, how)
-
     def ping(self, one: Instance, address: str) -> bool:
         if self.first_miss_at == math.inf > self.died_at and one is self.instances[1]:
             self.first_miss_at = self.hub.now
         return super().ping(one, address)
 
     def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
-        super().arrives(one, name, how, reply)
+        if self.account.admits(name, how):
+            super().arrives(one, name, how, reply)
+        else:
+            reply.append(refusal('RequestLimitExceeded'))
         if self.served_at == math.inf > self.died_at and self.holder() is self.instances[1]:
             self.served_at = self.hub.now
         if self.back_at == math.inf > self.served_at and self.holder() is self.instances[0]:

@@ -51,8 +51,6 @@ class Hub:
         self.now = until
         return False
 
-    # Threads
-
     def spawn(self, process: Process, function: Callable[[], Any]) -> None:
         def body() -> None:
             try:

@@ -34,7 +34,8 @@ class Promises:
         self.records, self.instances, self.peer = world.records, world.instances, world.peer
         self.begun: Dict[str, float] = {}          # since when a condition has held, by its name
         self.apart_at = NEVER                      # the latest time at which not all was at one that runs
-        self.ready: List[Instance] = []            # who was able when it was last served, and heard the holder
+        self.able: List[Instance] = []             # who can take over
+        self.ready: List[Instance] = []            # who could when it was last served, and heard the holder
         self.is_lit, self.counted_at, self.dark = True, 0.0, 0.0  # seconds not served, in all
         self.stops = 0                             # of one that ran, by a monitor
         self.changes: Dict[str, List[float]] = {}  # by part, when a monitor took it
@@ -180,7 +181,7 @@ class Promises:
             return
         if not record.has_heard and record.told[-1].peer == ('running', 'ok'):
             raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
-        relieves = record.forwarded_at > record.started_at and self.now - record.lame_at < MINUTE
+        relieves = record.forwarded_at > NEVER and self.now - record.lame_at < MINUTE
         if not self.is_silent(one) and not (
                 part in record.owed or record.source_checks[1] or relieves or self.now - record.claim_at < 30.0):
             raise Broken(f'taken: {one.name} claims {part} after {record.misses} misses')
@@ -235,14 +236,16 @@ class Promises:
         lives = holder and (world.hears(self.peer(holder)) or holder.up and (
             world.knows_fault(holder) or world.fault('forwarding lost', holder)))
         dark = not (self.is_lit or lives)
-        able = [one for one in self.instances if self.lasts(f'{one.name} is able', world.is_able(one)) >= MINUTE]
-        if not self.lasts('not served', dark):
-            self.ready = [one for one in able if holder and self.records[one.name].well_at <= self.now - 10.0]
-        since = self.now - self.lasts('not served', dark) - MINUTE
-        recent = [fault for fault in world.schedule.faults if since - fault.lasts < fault.at <= self.now]
+        self.able = [one for one in self.instances if world.is_able(one)]
+        for_long = [one for one in self.instances if self.lasts(f'{one.name} is able', one in self.able) >= MINUTE]
+        unserved = self.lasts('not served', dark)
+        if not unserved:
+            self.ready = [one for one in for_long if holder and self.records[one.name].well_at <= self.now - 10.0]
+        recent = [fault for fault in world.schedule.faults
+                  if self.now - unserved - MINUTE < fault.at + fault.lasts and fault.at <= self.now]
         for one in self.instances:
             bound = self.served_within(one, was_calm=one in self.ready and len(recent) <= 1)
-            self.is_in_time(f'not served: though {one.name} is able to', dark and world.is_able(one), bound)
+            self.is_in_time(f'not served: though {one.name} is able to', dark and one in self.able, bound)
 
     def served_within(self, one: Instance, was_calm: bool) -> float:
         """Return the bound: pings, calls, their late effect; or until EC2 must have told of a peer that is not heard.
@@ -264,15 +267,16 @@ class Promises:
         One that forwards no probe any more, and nothing else has happened, is relieved within half a minute.
         """
         world, peer, record = self.world, self.peer(one), self.records[one.name]
-        if not (world.forwards(peer) and world.hears(one)) or world.loss(one):
+        forwards, hears = world.forwards(peer), world.hears(one) and not world.loss(one)
+        if not (forwards and hears):
             record.lame_at = self.now
         tagged = self.cloud.tagged or any(record.tagged)
-        ready = peer.id in world.parts() and world.is_able(one) and world.hears(one) and not world.loss(one)
+        ready = hears and one in self.able and peer.id in world.parts()
         told = self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)
         self.is_in_time(f'not relieved: by {one.name}', bool(ready and told), LOOK_INTERVAL + MINUTE)
         alone = sum(fault.at <= self.now for fault in world.schedule.faults) == 1
-        mute = not world.forwards(peer) and world.holder() is peer and world.reaches_target(one)
-        self.is_in_time(f'not relieved: by probes of {one.name}', ready and alone and mute and not tagged
+        mute = not forwards and not tagged and world.holder() is peer and world.reaches_target(one)
+        self.is_in_time(f'not relieved: by probes of {one.name}', ready and alone and mute
                         and record.forwarded_at > NEVER, PROBE_INTERVAL + 10.0 * self.settings.num_pings)
 
     def settles_within(self) -> float:

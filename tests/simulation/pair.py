@@ -37,9 +37,9 @@ class Record:
     """What the invariants have to know of one process."""
 
     def __init__(self, now: float) -> None:
-        self.started_at = self.well_at = now       # since when its pings are answered without a miss
+        self.pinged_at = self.well_at = now        # the end of the latest ping; since when all are answered
         self.answered_at = self.silent_at = NEVER  # the latest answer; the first miss of those in a row was sent
-        self.pinged_at, self.misses = now, 0       # the end of the latest ping; misses in a row
+        self.misses = 0                            # in a row
         self.told = [Told(NEVER, NEVER)]           # all that EC2 has told of the states
         self.told_at: Dict[str, float] = {}        # by question: when that was sent which EC2 last answered
         self.tagged = self.source_checks = [False, False]  # so EC2 has told of this one and of its peer
@@ -140,8 +140,7 @@ class World:
                 self.cloud.stop(one, state='shutting-down')
         elif kind in ('kill', 'suspend'):
             if one.process and kind == 'suspend':
-                until = self.hub.now + fault.lasts
-                one.process.suspended_until = max(until, one.process.suspended_until)
+                one.process.suspended_until = max(self.hub.now + fault.lasts, one.process.suspended_until)
                 self.hub.at(fault.lasts, lambda: None)
             elif one.process:
                 self.end_monitor(one)
@@ -331,9 +330,6 @@ class World:
         if self.is_watched:
             self.promises.at_every_call(one, name, how)
 
-    def throttled(self, name: str, how: Dict[str, Any]) -> bool:
-        return self.cloud.throttled(name, bool(self.fault('throttle')))
-
     def forbidden(self, one: Instance) -> str:
         """Return the call that one may not make, if there is one."""
         fault = self.fault('forbid', one)
@@ -347,7 +343,7 @@ class World:
                 raise ClientError({}, name)
             if self.fault('EC2 down', one):
                 raise refusal('Unavailable', 'The service is unavailable. Please try again shortly.')
-            if self.throttled(name, how):
+            if self.cloud.throttled(name, bool(self.fault('throttle'))):
                 raise refusal('RequestLimitExceeded')
             if self.forbidden(one) == name:
                 raise refusal('UnauthorizedOperation')

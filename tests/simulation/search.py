@@ -6,7 +6,7 @@ import itertools
 import math
 import multiprocessing
 import time
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Sequence
 
 from .faults import Schedule
 from .invariants import Broken
@@ -18,10 +18,7 @@ MOST = 5                          # that break a promise, until the search ends
 
 class Findings(NamedTuple):
     runs: int
-    failures: List[Tuple[str, Schedule]]
-
-    def __str__(self) -> str:
-        return '\n\n'.join(f'{what}\n{schedule}' for what, schedule in self.failures)
+    failures: List[str]           # each with its schedule
 
 
 def broke(world: World) -> str:
@@ -47,7 +44,7 @@ def live_through(schedules: Sequence[Schedule]) -> Findings:
     gc.disable()  # greenlets leave cycles; between runs is early enough
     for number, schedule in enumerate(schedules):
         what = broke(World(schedule))
-        found.failures.extend([(what, schedule)] if what else [])
+        found.failures.extend([f'{what}\n{schedule}'] if what else [])
         if number % 10 == 9:
             gc.collect()
     gc.enable()
@@ -57,7 +54,7 @@ def live_through(schedules: Sequence[Schedule]) -> Findings:
 def search(schedules: Iterator[Schedule], jobs: int = 2, seconds: float = math.inf, batch: int = BATCH) -> Findings:
     """Live through schedules in several processes, until some of them have broken a promise or the time is over."""
     runs, end = 0, time.monotonic() + seconds
-    failures: List[Tuple[str, Schedule]] = []
+    failures: List[str] = []
     batches = iter(lambda: list(itertools.islice(schedules, batch)), [])
     with multiprocessing.get_context('fork').Pool(jobs) as pool:
         for found in pool.imap_unordered(live_through, batches):

@@ -16,13 +16,13 @@ PAIRS = 1000                      # of all pairs of faults; the soak lives throu
 @pytest.mark.parametrize('kind', KINDS)
 def test_no_single_fault_breaks_a_promise(kind: str) -> None:
     found = search(singles(kind), batch=25)
-    assert not found.failures, str(found)
+    assert not found.failures, '\n\n'.join(found.failures)
 
 
 def test_no_pair_of_faults_of_a_sample_breaks_a_promise(request: pytest.FixtureRequest) -> None:
     count = int(request.config.getoption('--schedules', PAIRS))
     found = search(map(Pairs().__getitem__, range(count)), batch=25)
-    assert not found.failures, str(found)
+    assert not found.failures, '\n\n'.join(found.failures)
     assert found.runs == count
 
 
@@ -35,8 +35,8 @@ def test_a_schedule_gives_the_same_time_line_each_time() -> None:
 def test_a_broken_promise_is_told_with_its_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, 'works', lambda world, one: False)
     schedule = Schedule((Fault(100, 'crash'),))
-    (what, told), = live_through([schedule]).failures
-    assert what.startswith('settles: ') and told == schedule
+    failure, = live_through([schedule]).failures
+    assert failure.startswith('settles: ') and str(schedule) in failure
 
 
 LAGS = Conditions(read_lag=3, effect_lag=3)
