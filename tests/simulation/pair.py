@@ -67,7 +67,7 @@ class World:
         self.chance = random.Random(schedule.seed)
         self.hub = hub or Hub()
         self.instances = Instance('primary', 1), Instance('secondary', 2)
-        self.active: Dict[Tuple[str, str], List[Fault]] = {}
+        self.active: Dict[str, List[Tuple[Instance, Fault]]] = {}  # by kind, the faults that last now
         self.cloud = Cloud(self)
         self.settings, settings = (module.Settings(
             self.instances[0].id, self.instances[1].id, tuple(self.cloud.tables),
@@ -98,9 +98,9 @@ class World:
 
     def fault(self, kind: str, one: Optional[Instance] = None) -> Optional[Fault]:
         """Return the fault of this kind that lasts now, if any."""
-        if not self.active:
+        if kind not in self.active:
             return None
-        found = self.active.get((kind, one.name if one else 'primary'))
+        found = [fault for who, fault in self.active[kind] if who is (one or self.instances[0])]
         return found[-1] if found else None
 
     def begin(self, fault: Fault) -> None:
@@ -108,7 +108,7 @@ class World:
         for one in self.instances:
             if fault.who in (one.name, 'both') or fault.kind in OF_BOTH:
                 if fault.kind in LASTING:
-                    self.active.setdefault((fault.kind, one.name), []).append(fault)
+                    self.active.setdefault(fault.kind, []).append((one, fault))
                     self.hub.at(fault.lasts, self.end, fault, one)
                     if fault.kind == 'cut off' and one.up:
                         self.cloud.change_health(one, False)
@@ -121,9 +121,9 @@ class World:
 
     def end(self, fault: Fault, one: Instance) -> None:
         self.note('FAULT', f'{fault.kind} {one.name} ends')
-        self.active[fault.kind, one.name].remove(fault)
-        if not self.active[fault.kind, one.name]:
-            del self.active[fault.kind, one.name]
+        self.active[fault.kind].remove((one, fault))
+        if not self.active[fault.kind]:
+            del self.active[fault.kind]
         if fault.kind == 'cut off' and one.up and one.state == 'running':
             self.cloud.change_health(one, True)
         self.cloud.keep()

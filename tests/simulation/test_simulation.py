@@ -92,7 +92,9 @@ SCHEDULES: Dict[str, Tuple[Schedule, Lived]] = {
     'and then once an hour': (
         Schedule((Fault(200, 'forwarding lost', 'primary', 3500, 1), Fault(400, 'kill', lasts=5),
                   Fault(600, 'kill', lasts=5)), probes=True), (0, 4, ANY)),
-    # Maintenance
+    # Maintenance, and an instance that EC2 does not call running
+    'who is being stopped claims nothing': (Schedule(
+        (Fault(50, 'stubborn', 'secondary'), Fault(100, 'stop', 'secondary'), Fault(120, 'crash'))), (0, 0, ANY)),
     'who is worked on is left alone': (
         Schedule((Fault(200, 'maintenance', 'primary', 400), Fault(300, 'stop'))), (0, 2, 1)),
     'who is worked on claims from a dead peer': (
