@@ -1,165 +1,94 @@
 """Many pairs of one account whose primaries all die within one second, as when the power of a zone fails.
 
-The monitors are real and have the default settings.  Each pair has instances, a route table and an Elastic IP of its
-own; all share one clock and the request buckets of one account in one Region.  These are the ones that EC2 publishes in
-"Request throttling for the Amazon EC2 API" (https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html),
-one for each action; size, and tokens a second:
-
-  Describe... with a filter or pages: 100, 20.  DescribeInstances and DescribeInstanceStatus without either: 50, 10.
-  What changes something (ReplaceRoute, CreateRoute, AssociateAddress, StopInstances): 50, 5.
-  StartInstances, an exception: 5, 2.  Of instances: StartInstances 1000, 2; StopInstances 1000, 20.
-
-What that page leaves open is assumed: tokens come evenly, not once a second; a call with DryRun takes a token like any
-other, but none of those that count instances; a refused call takes none; ids alone are no filter, and calls without one
-have a bucket apart from the larger one.
+Each pair has instances, a route table and an Elastic IP of its own; all share one clock and the request buckets of one
+account in one Region.  These are the ones that EC2 publishes, one for each action, in "Request throttling for the
+Amazon EC2 API" (https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html).  What that page leaves open
+is assumed: tokens come evenly; a call with DryRun takes a token like any other, but none of those that count
+instances; a refused call takes none; ids are no filter, and calls without one have a bucket of their own.
 
 What is measured: the time from the death of a primary until route and address are both at its secondary, beside the
-earliest time that silence and buckets allow; and the calls in each second of the quarter of an hour that follows,
-refused ones among them, beside those of before.  In that time each secondary stops and starts its peer, and that one
-takes everything back and rehearses; the bucket of StartInstances alone lets this take eight minutes for 500 pairs.
-
-EC2's checks lag by LAGS; each primary must be back in time after its own have failed.
+earliest time that silence and buckets allow; the calls a second in the minutes that follow, in which each secondary
+restarts its peer, and that one takes everything back and rehearses; and when the last primary is back.
 
 Run it: python -m tests.simulation.account; some minutes.
 """
 from __future__ import annotations
 
-import argparse
 import collections
-import heapq
 import math
 import random
 import sys
 import time
-from typing import Any, Callable, Counter, Dict, List, NamedTuple, Tuple
-
-from botocore.exceptions import ClientError
+from typing import Any, Counter, Dict, List, Tuple
 
 from nat_monitor import LOOK_INTERVAL
 
-from .cloud import Conditions, Instance, refusal
-from .hub import Hub, Thread
-from .pair import Schedule, World
+from .cloud import Instance, refusal
+from .faults import Conditions, Schedule
+from .hub import Hub
+from .pair import World
 
 PAIRS = 500
-LAGS = (60, 300)                   # s, of EC2's checks
+LAGS = (60, 300)                  # s, of EC2's checks
 STARTS_A_SECOND = 0.5             # pairs: all rehearse, and each needs a token of StartInstances for each monitor
 SETTLING = 600.0                  # s, from the last start until the power fails
-BEFORE = 240                      # s of calm before that which are measured
-AFTER = 1200                      # s after that
+BEFORE, AFTER = 240, 1200         # s of calm before that, and s after it, which are measured
 TARGET = 1.2                      # of the best time
 BACK = 900.0                      # s, from the failing of its checks until a primary serves again
 
 Size = Tuple[float, float]        # of a bucket: tokens at most, tokens a second
-READS: Size = (100.0, 20.0)
-UNFILTERED: Size = (50.0, 10.0)
+READS: Size = (100.0, 20.0)       # with a filter or pages
+UNFILTERED: Size = (50.0, 10.0)   # DescribeInstances and DescribeInstanceStatus without either
 WRITES: Size = (50.0, 5.0)
 STARTS: Size = (5.0, 2.0)
-STARTED: Size = (1000.0, 2.0)     # instances
-STOPPED: Size = (1000.0, 20.0)
+INSTANCES = {'start_instances': (1000.0, 2.0), 'stop_instances': (1000.0, 20.0)}
 
 
 def buckets_of(name: str, how: Dict[str, Any]) -> Dict[str, Size]:
     """Return the buckets that a call takes a token from."""
     if name.startswith('describe'):
-        if name in ('describe_instances', 'describe_instance_status') and not (
-                how.get('Filters') or how.get('MaxResults')):
-            return {f'{name} without a filter': UNFILTERED}
-        return {name: READS}
+        is_plain = name in ('describe_instances', 'describe_instance_status') and not {'Filters', 'MaxResults'} & {*how}
+        return {f'{name} without a filter': UNFILTERED} if is_plain else {name: READS}
     buckets = {name: STARTS if name == 'start_instances' else WRITES}
-    if name in ('start_instances', 'stop_instances') and not how.get('DryRun'):
-        buckets[f'{name}: instances'] = STARTED if name == 'start_instances' else STOPPED
+    if name in INSTANCES and not how.get('DryRun'):
+        buckets[f'{name}: instances'] = INSTANCES[name]
     return buckets
 
 
-class Clock(Hub):
-    """A hub for thousands of processes, of which none takes naps: it looks at the next event only."""
-
-    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
-        while self.queue and self.queue[0][0] < until:
-            self.now, _, function, arguments = heapq.heappop(self.queue)
-            function(*arguments)
-        self.now = until
-        return False
-
-
 class Pair(World):
-    """One pair of many: its EC2 shares the buckets of the account, and no invariant is looked at."""
+    """One pair of many: its EC2 shares the buckets of the account, and no promise is looked at."""
+
+    is_watched = False
 
     def __init__(self, account: Account, seed: int, phase: float) -> None:
         self.account = account
-        self.asleep: Dict[str, Tuple[float, Thread, int]] = {}  # until the next ping, and on while all are answered
         self.died_at = self.first_miss_at = self.served_at = self.back_at = math.inf
         super().__init__(Schedule(conditions=account.conditions, seed=seed, phase=phase), hub=account.hub)
 
     @property
     def floor(self) -> float:
         """Return when the claims can reach EC2 at the soonest: after the misses, and half a call."""
-        half = self.account.conditions.latency * 0.6 / 2  # on average, as World.travel draws it
-        misses: float = self.settings.num_pings * self.settings.ping_timeout
-        return self.first_miss_at + misses + half
+        half = self.conditions.latency * 0.6 / 2  # on average, as World.travel draws it
+        return float(self.first_miss_at + self.settings.num_pings * self.settings.ping_timeout + half)
 
     def die(self) -> None:
         self.died_at = self.hub.now
         self.cloud.crash(self.instances[0])
 
-    # Calls
-
-    def sends(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
-        pass
+    def ping(self, one: Instance, address: str) -> bool:
+        if self.first_miss_at == math.inf > self.died_at and one is self.instances[1]:
+            self.first_miss_at = self.hub.now
+        return super().ping(one, address)
 
     def arrives(self, one: Instance, name: str, how: Dict[str, Any], reply: List[Any]) -> None:
-        try:
-            if not self.account.admits(name, how):
-                raise refusal('RequestLimitExceeded')
-            if how.get('DryRun'):
-                raise refusal('DryRunOperation')
-            reply.append(getattr(self.cloud, name)(one, 0.0, **how))
-        except ClientError as error:
-            reply.append(error)
-        holders = set(self.cloud.owners().values())
-        if self.served_at == math.inf > self.died_at and holders == {self.instances[1].id}:
+        if self.account.admits(name, how):
+            super().arrives(one, name, how, reply)
+        else:
+            reply.append(refusal('RequestLimitExceeded'))
+        if self.served_at == math.inf > self.died_at and self.holder() is self.instances[1]:
             self.served_at = self.hub.now
-        if self.back_at == math.inf > self.served_at and holders == {self.instances[0].id}:
+        if self.back_at == math.inf > self.served_at and self.holder() is self.instances[0]:
             self.back_at = self.hub.now
-
-    def answers(self, one: Instance, name: str, sent_at: float, result: Any) -> None:
-        pass
-
-    # Pings that need not be lived through
-
-    def sleep(self, one: Instance, delay: float) -> None:
-        """Sleep; while the peer answers, to the last ping before something else falls due."""
-        monitor, record, due = one.monitor, self.records[one.name], self.hub.now + delay
-        if record.misses or record.answered_at < record.started_at or not (
-                abs(due - monitor.next_ping_at) < 0.01 and self.hears(one)):
-            self.hub.sleep(delay)
-            return
-        wait = self.settings.wait_between_pings
-        pings = max(0, int((min(monitor.ask_at, monitor.report_at) - due) / wait))
-        self.asleep[one.name] = due, *self.hub.ticket()
-        self.hub.at(due + pings * wait - self.hub.now, self.hub.resume, *self.asleep[one.name][1:])
-        self.hub.wait()
-        del self.asleep[one.name]
-
-    def has_booted(self, one: Instance) -> None:
-        super().has_booted(one)
-        self.note_who_hears_whom()
-
-    def end_monitor(self, one: Instance) -> None:
-        """An instance goes down: its monitor ends, and the other one's next ping must be lived through."""
-        super().end_monitor(one)
-        self.asleep.pop(one.name, None)
-        self.note_who_hears_whom()
-        peer = self.peer(one)
-        next_ping_at = peer.monitor.next_ping_at if peer.monitor else math.inf
-        if peer.name in self.asleep:
-            due, thread, ticket = self.asleep[peer.name]
-            wait = self.settings.wait_between_pings
-            next_ping_at = due + max(0, math.ceil((self.hub.now - due) / wait)) * wait
-            self.hub.at(next_ping_at - self.hub.now, self.hub.resume, thread, ticket)
-        if self.died_at == self.hub.now:
-            self.first_miss_at = max(self.hub.now, next_ping_at)
 
 
 class Account:
@@ -170,13 +99,12 @@ class Account:
 
         `scale` is that of the buckets; none is made smaller than that of StartInstances.
         """
-        self.hub = Clock()
+        self.hub = Hub()
         self.scale, self.conditions = scale, Conditions(check_lag=check_lag)
         self.chance = random.Random(seed)
         self.pairs: List[Pair] = []
         self.tokens: Dict[str, Tuple[float, float]] = {}  # by bucket: how many there were, and when
         self.calls: Counter[int] = collections.Counter()  # by second
-        self.refused: Counter[int] = collections.Counter()
         every = 1.0 / (STARTS_A_SECOND * scale)
         for number in range(pairs):
             self.hub.at((number + self.chance.random()) * every, self.start_pair, self.chance.randrange(2 ** 32))
@@ -190,19 +118,18 @@ class Account:
 
     def admits(self, name: str, how: Dict[str, Any]) -> bool:
         """Count a call, and take its tokens if there are any."""
-        now, second, left = self.hub.now, math.floor(self.hub.now), {}
+        now, left = self.hub.now, {}
         for bucket, published in buckets_of(name, how).items():
             size, refill = self.scaled(published)
             tokens, at = self.tokens.get(bucket, (size, now))
             left[bucket] = min(size, tokens + (now - at) * refill)
         admitted = all(tokens >= 1.0 for tokens in left.values())
         self.tokens.update({bucket: (tokens - admitted, now) for bucket, tokens in left.items()})
-        self.calls[second] += 1
-        self.refused[second] += not admitted
+        self.calls[math.floor(now)] += 1
         return admitted
 
-    def run(self) -> Result:
-        """Let everything become calm, let the power fail, and measure."""
+    def run(self) -> Account:
+        """Let everything become calm, then the power fails."""
         try:
             self.hub.run(self.failed_at)
             for pair in self.pairs:
@@ -211,11 +138,12 @@ class Account:
         finally:
             for process in list(self.hub.processes):
                 self.hub.kill(process)
-        seconds = range(-BEFORE, AFTER)
-        return Result(sorted(pair.served_at - pair.died_at for pair in self.pairs), self.best(),
-                      {s: self.calls[self.failed_at + s] for s in seconds},
-                      {s: self.refused[self.failed_at + s] for s in seconds},
-                      max(pair.back_at - pair.died_at for pair in self.pairs) - self.conditions.check_lag)
+        return self
+
+    # What came of it
+
+    def outages(self) -> List[float]:
+        return sorted(pair.served_at - pair.died_at for pair in self.pairs)
 
     def best(self) -> List[float]:
         """Return the shortest outages that the buckets allow, where a claim takes a token as soon as there is one."""
@@ -230,61 +158,40 @@ class Account:
             outages.append(at - pair.died_at)
         return sorted(outages)
 
-
-class Result(NamedTuple):
-    outages: List[float]
-    best: List[float]
-    calls: Dict[int, int]             # by second since the power failed
-    refused: Dict[int, int]           # those of them that EC2 has refused as too many
-    back: float                       # s, from the failing of the checks until the last primary serves again
-
-    def mean(self, start: int, end: int) -> float:
-        """Return the calls in a second, from one second up to another."""
-        return sum(self.calls[second] for second in range(start, end)) / (end - start)
-
-    @property
-    def calm(self) -> float:
-        return self.mean(-BEFORE, 0)
-
     def at(self, percent: float) -> Tuple[float, float, float]:
         """Return the time until so many subnets are served, the best one, and their ratio."""
-        place = max(1, math.ceil(len(self.outages) * percent / 100)) - 1
-        return self.outages[place], self.best[place], self.outages[place] / self.best[place]
+        place = max(1, math.ceil(len(self.pairs) * percent / 100)) - 1
+        outage, best = self.outages()[place], self.best()[place]
+        return outage, best, outage / best
 
+    def back(self) -> float:
+        """Return the time from the failing of the checks until the last primary serves again."""
+        return max(pair.back_at - pair.died_at for pair in self.pairs) - self.conditions.check_lag
 
-def targets(result: Result) -> List[str]:
-    """Return what was measured, a line each."""
-    lines = []
-    for percent in (50, 95, 100):
-        outage, best, ratio = result.at(percent)
-        lines.append(f'{percent} % of the subnets are served again after {outage:.1f} s, at best {best:.1f} s: '
-                     f'{ratio:.2f} x ({"reached" if ratio <= TARGET else "MISSED"}: {TARGET} x)')
-    lines.append(f'calls a second: {result.calm:.0f} before, {max(result.calls.values())} at most')
-    for start in range(0, AFTER, 300):
-        refused = sum(result.refused[second] for second in range(start, start + 300)) / 300
-        lines.append(f'  minutes {start // 60} to {start // 60 + 5}: {result.mean(start, start + 300):.0f}, of these '
-                     f'{refused:.0f} refused')
-    lines.append(f'the last primary serves again {result.back:.0f} s after its checks have failed '
-                 f'({"reached" if result.back <= BACK else "MISSED"}: {BACK:.0f} s)')
-    return lines
+    def mean(self, start: int, end: int) -> float:
+        """Return the calls in a second, between two seconds since the power failed."""
+        return sum(self.calls[self.failed_at + second] for second in range(start, end)) / (end - start)
+
+    def __str__(self) -> str:
+        """Return what was measured, a line each."""
+        lines = [f'{percent} % of the subnets are served again after {outage:.1f} s, at best {best:.1f} s: '
+                 f'{ratio:.2f} x ({"reached" if ratio <= TARGET else "MISSED"}: {TARGET} x)'
+                 for percent in (50, 95, 100) for outage, best, ratio in [self.at(percent)]]
+        lines.append(f'the last primary serves again {self.back():.0f} s after its checks have failed '
+                     f'({"reached" if self.back() <= BACK else "MISSED"}: {BACK:.0f} s)')
+        lines.append(f'calls a second: {self.mean(-BEFORE, 0):.0f} before, then in five minutes each '
+                     + ', '.join(f'{self.mean(start, start + 300):.0f}' for start in range(0, AFTER, 300)))
+        return '\n'.join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m tests.simulation.account', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--pairs', type=int, default=PAIRS, help='(%(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='(%(default)s)')
-    options = parser.parse_args()
-    missed = 0
+    missed = False
     for lag in LAGS:
-        started_at = time.monotonic()
-        account = Account(options.pairs, options.seed, check_lag=lag)
-        result = account.run()
-        print(f'{options.pairs} pairs, checks lag by {lag} s, lived through in {time.monotonic() - started_at:.0f} s')
-        lines = targets(result)
-        print('\n'.join(lines), flush=True)
-        missed += any('MISSED' in line for line in lines)
-    return 1 if missed else 0
+        started_at, result = time.monotonic(), str(Account(PAIRS, check_lag=lag).run())
+        print(f'{PAIRS} pairs, checks lag by {lag} s, lived through in {time.monotonic() - started_at:.0f} s',
+              result, sep='\n', flush=True)
+        missed |= 'MISSED' in result
+    return int(missed)
 
 
 if __name__ == '__main__':

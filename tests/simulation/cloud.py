@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import bisect
 import types
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from botocore.exceptions import (ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError,
                                  ReadTimeoutError)
 
 from nat_monitor import CONNECT_TIMEOUT, MAINTENANCE, READ_TIMEOUT
 
-from .hub import Hub, Process
+from .hub import Process
+
+if TYPE_CHECKING:
+    from .pair import World
 
 ENDPOINT = 'https://ec2.eu-central-1.amazonaws.com'
 ADDRESS, ALLOCATION = '198.51.100.7', 'eipalloc-0123456789abcdef0'
@@ -18,23 +21,6 @@ EVERYWHERE = '0.0.0.0/0'
 BUCKET, REFILL = 40.0, 4.0        # calls of one kind at once, and a second, before EC2 throttles
 PATIENCE = 300.0                  # s that EC2 leaves a guest which lives, but ignores a graceful stop
 FORGOTTEN_AFTER = 120.0           # s after which EC2 does not know a terminated instance any more
-
-
-class Conditions(NamedTuple):
-    """How long things take in one run, in seconds; what the monitor has to live with."""
-
-    tables: int = 1
-    address: bool = True
-    latency: float = 0.1          # of a call, there and back
-    read_lag: int = 0             # a read may show what was true so long ago
-    effect_lag: int = 0           # a write may take effect so late
-    check_lag: int = 60           # from a failure to 'impaired'
-    recovery_lag: int = 60        # from a repair to 'ok'
-    stop_takes: int = 10
-    boot_takes: int = 20          # from 'running' until the instance answers pings
-    monitor_starts: int = 5       # after that
-    public_back: int = 0          # who loses the address reaches EC2 again after so long
-    frames: int = 0               # to a neighbour, for what lies beyond: 0 are carried, 1 lost, 2 has no neighbour
 
 
 class Instance:
@@ -48,15 +34,15 @@ class Instance:
         self.up = True                # the guest runs: it answers pings and routes packets
         self.dead = False             # it has crashed, and only a new boot helps
         self.stubborn = False         # it ignores a graceful stop
-        self.forwarding = True        # since it has booted
         self.checks = 'ok'
         self.health = 0               # counts the changes that the checks will show after a while
         self.life = 0                 # counts boots and stops: what belonged to an earlier life is void
         self.public = 0               # counts the changes of its public address: older connections are dead
         self.public_at = 0.0          # it reaches EC2 from then on
-        self.metadata_at = self.credentials_at = 0.0
+        self.metadata_at = self.credentials_at = self.forwards_at = 0.0  # it has the first two, and does the last
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
-        self.terminated_at = float('inf')
+        self.stopping_at = -1e9
+        self.forgotten_at = float('inf')  # by EC2
         self.process: Optional[Process] = None
         self.monitor: Any = None
 
@@ -65,14 +51,8 @@ class Past(NamedTuple):
     """What was true at a time."""
 
     states: Dict[str, Tuple[str, str]]  # state and checks by id
-    routes: Dict[str, Optional[str]]
-    owner: Optional[str]                # of the address
+    owners: Dict[str, Optional[str]]    # by part
     tagged: FrozenSet[str]
-
-    @property
-    def owners(self) -> Dict[str, Optional[str]]:
-        """Return by part which instance has it."""
-        return {**self.routes, ADDRESS: self.owner}
 
 
 def refusal(code: str, message: str = '') -> ClientError:
@@ -82,32 +62,29 @@ def refusal(code: str, message: str = '') -> ClientError:
 class Cloud:
     """The API, one method for each call, run at the moment at which the call takes effect."""
 
-    def __init__(self, hub: Hub, conditions: Conditions, instances: Tuple[Instance, Instance]) -> None:
-        self.hub = hub
-        self.conditions = conditions
-        self.instances = {one.id: one for one in instances}
-        self.routes: Dict[str, Optional[str]] = {f'rtb-000000{n:02}': instances[0].id for n in range(conditions.tables)}
-        self.owner: Optional[str] = instances[0].id
+    def __init__(self, world: World) -> None:
+        self.world, self.hub, self.conditions, self.fault = world, world.hub, world.conditions, world.fault
+        self.instances = {one.id: one for one in world.instances}
+        parts = [f'rtb-000000{n:02}' for n in range(self.conditions.tables)] + [ADDRESS]
+        self.owners: Dict[str, Optional[str]] = dict.fromkeys(parts, world.instances[0].id)  # by part
         self.astray: Optional[str] = None  # where nobody has it: who has it at a private address that no traffic uses
         self.released = False             # there is no such address any more
-        self.tagged: FrozenSet[str] = frozenset()  # ids of the instances under maintenance
+        self.tagged: FrozenSet[str] = frozenset()  # those under maintenance
         self.buckets: Dict[str, Tuple[float, float]] = {}
-        self.fault: Callable[..., Any] = lambda kind, one=None: None  # that one which lasts now
         self.times: List[float] = []
         self.pasts: List[Past] = []
-        self.booted: Callable[[Instance], None] = lambda one: None
-        self.went_down: Callable[[Instance], None] = lambda one: None
         self.keep()
 
-    def owners(self) -> Dict[str, Optional[str]]:
-        """Return by part which instance has it."""
-        return {**self.routes, ADDRESS: self.owner}
+    @property
+    def tables(self) -> List[str]:
+        return [part for part in self.owners if part != ADDRESS]
 
     def keep(self) -> None:
         """Keep what is true now for reads that lag."""
+        self.tagged = frozenset(one.id for one in self.instances.values() if self.fault('maintenance', one))
         self.times.append(self.hub.now)
-        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.routes),
-                               self.owner, self.tagged))
+        self.pasts.append(Past({i: (one.state, one.checks) for i, one in self.instances.items()}, dict(self.owners),
+                               self.tagged))
 
     def seen(self, lag: float) -> Past:
         return self.pasts[max(0, bisect.bisect_right(self.times, self.hub.now - lag) - 1)]
@@ -119,14 +96,10 @@ class Cloud:
         self.buckets[action] = (max(0.0, tokens - 1.0), self.hub.now)
         return tokens < 1.0
 
-    def forgotten(self, one: Instance) -> bool:
-        return self.hub.now > one.terminated_at + FORGOTTEN_AFTER
-
     def known(self, *ids: str) -> List[Instance]:
         found = [self.instances[i] for i in ids]
-        for one in found:
-            if self.forgotten(one):
-                raise refusal('InvalidInstanceID.NotFound', f'The instance ID {one.id} does not exist')
+        if any(one.forgotten_at < self.hub.now for one in found):
+            raise refusal('InvalidInstanceID.NotFound')
         return found
 
     # The life of an instance
@@ -134,13 +107,13 @@ class Cloud:
     def change_health(self, one: Instance, well: bool) -> None:
         """Let the status checks show after a while how the guest is."""
         one.health += 1
-        health = one.health
+        lag = self.conditions.recovery_lag if well else self.conditions.check_lag
+        self.hub.at(lag, self.show_health, one, 'ok' if well else 'impaired', one.health)
 
-        def show() -> None:
-            if one.health == health:
-                one.checks = 'ok' if well else 'impaired'
-                self.keep()
-        self.hub.at(self.conditions.recovery_lag if well else self.conditions.check_lag, show)
+    def show_health(self, one: Instance, checks: str, health: int) -> None:
+        if one.health == health:
+            one.checks = checks
+            self.keep()
 
     def later(self, delay: float, one: Instance, function: Callable[[Instance], None]) -> None:
         """Call the function with the instance, if it still lives the same life then."""
@@ -152,15 +125,20 @@ class Cloud:
         self.hub.at(delay, call)
 
     def boot(self, one: Instance) -> None:
-        """Begin the boot of a running instance, or begin it again."""
+        """Begin a boot, or begin it again."""
         one.life += 1
-        one.up, one.dead, one.stubborn = False, False, False
+        one.state, one.up, one.dead, one.stubborn = 'running', False, False, False
         self.later(self.conditions.boot_takes, one, self.come_up)
+        self.keep()
 
     def come_up(self, one: Instance) -> None:
         one.up = True
         self.change_health(one, True)
-        self.booted(one)
+        self.world.has_booted(one)
+
+    def go_down(self, one: Instance) -> None:
+        one.up = False
+        self.world.end_monitor(one)
 
     def crash(self, one: Instance) -> None:
         one.life += 1
@@ -168,30 +146,16 @@ class Cloud:
         self.go_down(one)
         if one.state in ('stopping', 'shutting-down'):
             self.later(self.conditions.stop_takes, one, self.end)
-        elif one.state == 'pending':
-            self.later(self.conditions.boot_takes, one, self.call_running)
         else:
             self.change_health(one, False)
 
-    def go_down(self, one: Instance) -> None:
-        one.up = False
-        self.went_down(one)
-
-    def call_running(self, one: Instance) -> None:
-        one.state, one.checks = 'running', 'initializing'
-        self.keep()
-        if one.dead:
-            self.change_health(one, False)
-        else:
-            self.boot(one)
-
-    def stop(self, one: Instance, force: bool, by: Optional[Instance]) -> None:
-        if one.state == 'running':
-            one.state, one.stopped_by = 'stopping', by
+    def stop(self, one: Instance, force: bool = False, by: Optional[Instance] = None, state: str = 'stopping') -> None:
+        """Stop an instance, or terminate it, which is the same for the guest."""
+        if one.state == 'running' or state == 'shutting-down':
+            one.state, one.checks, one.stopped_by, one.stopping_at = state, 'not-applicable', by, self.hub.now
             one.life += 1
             one.health += 1
-            one.checks = 'not-applicable'
-            if not one.stubborn or force:
+            if not one.stubborn or force or state == 'shutting-down':
                 self.later(3.0, one, self.go_down)
                 self.later(3.0 if force else self.conditions.stop_takes, one, self.end)
             elif not one.dead:
@@ -206,30 +170,22 @@ class Cloud:
         one.dead, one.stubborn, one.checks = False, False, 'not-applicable'
         self.go_down(one)
         if one.state == 'terminated':
-            one.terminated_at = self.hub.now
-            if self.owner == one.id:
-                self.owner = None
+            one.forgotten_at = self.hub.now + FORGOTTEN_AFTER
+            if self.owners[ADDRESS] == one.id:
+                self.owners[ADDRESS] = None
         self.keep()
 
     def start(self, one: Instance) -> None:
         if one.state == 'stopped':
             one.state, one.checks, one.stopped_by = 'pending', 'initializing', None
             one.life += 1
-            self.later(self.conditions.boot_takes / 2, one, self.call_running)
+            self.later(self.conditions.boot_takes / 2, one, self.boot)
             self.keep()
-
-    def terminate(self, one: Instance) -> None:
-        one.state, one.checks = 'shutting-down', 'not-applicable'
-        one.life += 1
-        one.health += 1
-        self.later(3.0, one, self.go_down)
-        self.later(self.conditions.stop_takes, one, self.end)
-        self.keep()
 
     def give_address(self, taker: Optional[Instance]) -> None:
         """Give the address away: both sides' connections break, and the loser is cut off from EC2 for a while."""
-        loser = self.instances.get(self.owner or '')
-        self.owner, self.astray = taker.id if taker else None, None
+        loser = self.instances.get(self.owners[ADDRESS] or '')
+        self.owners[ADDRESS], self.astray = taker.id if taker else None, None
         if loser is not taker:
             for one in (loser, taker):
                 if one:
@@ -258,33 +214,32 @@ class Cloud:
             'Tags': [{'Key': MAINTENANCE, 'Value': ''}] if one.id in tagged else [],
             **({} if one.state == 'terminated' else {'PrivateIpAddress': one.address})}]}
             for one in map(self.instances.__getitem__, Filters[0]['Values'])
-            if not self.forgotten(one) and not getattr(self.fault('left out', one), 'how', 0) % 2]}
+            if one.forgotten_at >= self.hub.now and not getattr(self.fault('left out', one), 'how', 0) % 2]}
 
     def describe_route_tables(self, by: Instance, lag: float, Filters: Any) -> Any:
-        states, routes, *_ = self.seen(lag)
+        states, owners, _ = self.seen(lag)
         return {'RouteTables': [
             {'RouteTableId': table, 'Routes': [{'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local'}] + (
                 [{'DestinationCidrBlock': EVERYWHERE, 'InstanceId': target, 'State': 'blackhole' if states.get(
                     target, ('',))[0] in ('stopped', 'terminated') else 'active'}] if target else [])}
-            for table, target in routes.items()]}
+            for table, target in owners.items() if table != ADDRESS]}
 
     def describe_addresses(self, by: Instance, lag: float, Filters: Any) -> Any:
-        owner = self.seen(lag).owner or self.astray
+        owner = self.seen(lag).owners[ADDRESS] or self.astray
         return {'Addresses': [] if self.released else [{'PublicIp': ADDRESS, 'AllocationId': ALLOCATION, **(
             {'InstanceId': owner, 'AssociationId': 'eipassoc-0'} if owner else {}), **(
             {'PrivateIpAddress': '10.0.0.99'} if owner and owner == self.astray else {})}]}
 
-    def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
-        if self.routes[RouteTableId] is None:
-            raise refusal('InvalidParameterValue', 'There is no route defined for 0.0.0.0/0')
-        self.routes[RouteTableId] = self.known(InstanceId)[0].id
+    def replace_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, is_new: bool = False, **_: Any
+                      ) -> Any:
+        if (self.owners[RouteTableId] is None) != is_new:
+            raise refusal('RouteAlreadyExists') if is_new else refusal(
+                'InvalidParameterValue', 'There is no route defined for 0.0.0.0/0')
+        self.owners[RouteTableId] = self.known(InstanceId)[0].id
         self.keep()
 
-    def create_route(self, by: Instance, lag: float, RouteTableId: str, InstanceId: str, **_: Any) -> Any:
-        if self.routes[RouteTableId] is not None:
-            raise refusal('RouteAlreadyExists')
-        self.routes[RouteTableId] = self.known(InstanceId)[0].id
-        self.keep()
+    def create_route(self, by: Instance, lag: float, **how: Any) -> Any:
+        self.replace_route(by, lag, is_new=True, **how)
 
     def associate_address(self, by: Instance, lag: float, InstanceId: str, **_: Any) -> Any:
         one, = self.known(InstanceId)
@@ -317,9 +272,8 @@ class Client:
         operation_model=lambda action: types.SimpleNamespace(
             input_shape=types.SimpleNamespace(members={'SkipOsShutdown': None}))))
 
-    def __init__(self, world: Any, one: Instance) -> None:
-        self.world = world
-        self.one = one
+    def __init__(self, world: World, one: Instance) -> None:
+        self.world, self.one = world, one
         self.void = world.hub.now < one.credentials_at  # made too early, it never gets any
         self.connected: Optional[int] = None            # by which public address
 
@@ -333,8 +287,7 @@ class Client:
         world, one, hub = self.world, self.one, self.world.hub
         if self.void:
             raise NoCredentialsError()
-        sent_at = hub.now
-        public = one.public
+        sent_at, public = hub.now, one.public
         fault = world.fault('cut EC2', one) or world.fault('cut off', one)
         if fault or hub.now < one.public_at:
             hub.sleep(0.05 if fault and fault.how % 2 else CONNECT_TIMEOUT)

@@ -13,10 +13,7 @@ class Process:
 
     def __init__(self) -> None:
         self.threads: Set[Thread] = set()
-        self.alive = True
-        self.suspended = 0
-        self.frozen: List[Tuple[Thread, int, Any]] = []  # what would have woken a thread meanwhile
-        self.nap: Optional[Tuple[float, Thread, int]] = None  # asleep between two pings that are both answered
+        self.suspended_until = 0.0
 
 
 class Thread(greenlet.greenlet):  # type: ignore[misc]
@@ -24,20 +21,17 @@ class Thread(greenlet.greenlet):  # type: ignore[misc]
 
     def __init__(self, process: Process, function: Callable[[], Any], parent: greenlet.greenlet) -> None:
         super().__init__(function, parent)
-        self.process = process
-        self.ticket = 0
+        self.process, self.ticket = process, 0
 
 
 class Hub:
     """The clock and the queue of what is to come."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now, self.count = 0.0, 0
         self.queue: List[Tuple[float, int, Callable[..., None], Tuple[Any, ...]]] = []
-        self.count = 0
         self.main = greenlet.getcurrent()
         self.processes: List[Process] = []
-        self.skip: Callable[[float], None] = lambda horizon: None
         self.changed: Callable[[], None] = lambda: None
 
     def at(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
@@ -47,50 +41,18 @@ class Hub:
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> bool:
         """Let things happen until then, or until `done`, which is asked after each event; tell whether it was."""
-        while True:
-            first, nap = self.queue[0][0] if self.queue else until, None
-            if any(process.nap for process in self.processes):
-                self.skip(min(first, until))
-                nap = min((p for p in self.processes if p.nap), key=lambda p: p.nap[0] if p.nap else until)
-            if min(nap.nap[0] if nap and nap.nap else until, first) >= until:
-                self.now = until
-                return False
-            if nap and nap.nap and nap.nap[0] < first:
-                self.now, thread, ticket = nap.nap
-                nap.nap = None
-                self.resume(thread, ticket)
-                continue
+        while self.queue and self.queue[0][0] < until:
             self.now, _, function, arguments = heapq.heappop(self.queue)
             function(*arguments)
             if function != self.resume:
                 self.changed()
             if done():
                 return True
-
-    def resume(self, thread: Thread, ticket: int, value: Any = None) -> None:
-        """Let a thread go on that still waits with this ticket; one of a suspended process has to wait."""
-        if thread.process.suspended:
-            thread.process.frozen.append((thread, ticket, value))
-        elif not thread.dead and thread.ticket == ticket:
-            thread.switch(value)
-
-    def wait(self) -> Any:
-        """Switch to other threads until somebody resumes this one; return what they hand over."""
-        return self.main.switch()
-
-    def ticket(self) -> Tuple[Thread, int]:
-        """Return this thread and the ticket of its next wait."""
-        thread = greenlet.getcurrent()
-        assert isinstance(thread, Thread)
-        thread.ticket += 1
-        return thread, thread.ticket
-
-    def sleep(self, delay: float) -> None:
-        self.at(delay, self.resume, *self.ticket())
-        self.wait()
+        self.now = until
+        return False
 
     def spawn(self, process: Process, function: Callable[[], Any]) -> None:
-        def body(_: Any = None) -> None:
+        def body() -> None:
             try:
                 function()
             finally:
@@ -99,14 +61,34 @@ class Hub:
         process.threads.add(thread)
         self.at(0.0, self.resume, thread, 0)
 
+    def resume(self, thread: Thread, ticket: int) -> None:
+        """Let a thread go on that still waits with this ticket; one of a suspended process has to wait."""
+        if self.now < thread.process.suspended_until:
+            self.at(thread.process.suspended_until - self.now, self.resume, thread, ticket)
+        elif not thread.dead and thread.ticket == ticket:
+            thread.switch()
+
+    def ticket(self) -> Tuple[Thread, int]:
+        """Return this thread and the ticket of its next wait."""
+        thread = greenlet.getcurrent()
+        assert isinstance(thread, Thread)
+        thread.ticket += 1
+        return thread, thread.ticket
+
+    def wait(self) -> None:
+        """Switch to other threads until somebody resumes this one."""
+        self.main.switch()
+
+    def sleep(self, delay: float) -> None:
+        self.at(delay, self.resume, *self.ticket())
+        self.wait()
+
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
                      meanwhile: Optional[Callable[[], float]], at_once: int, no_answer: Exception) -> Dict[str, Any]:
         """Do what the monitor's run_together does with threads: a late call goes on, and its result is dropped."""
         done: Dict[str, Any] = {}
-        deadline = self.now + timeout
+        deadline, left = self.now + timeout, iter(tuple(calls.items()))  # one iterator for all threads
         waiting: List[Tuple[Thread, int]] = []
-        thread = greenlet.getcurrent()
-        assert isinstance(thread, Thread)
 
         def make_some() -> None:
             for name, call in left:
@@ -121,9 +103,9 @@ class Hub:
                 if waiting and len(done) == len(calls):
                     self.at(0.0, self.resume, *waiting[0])
 
-        left = iter(tuple(calls.items()))  # one for all threads
+        process = self.ticket()[0].process
         for _ in range(min(len(calls), at_once)):
-            self.spawn(thread.process, make_some)
+            self.spawn(process, make_some)
         self.sleep(0.0)  # the calls are sent before anything else
         while len(done) < len(calls) and self.now < deadline:
             pause = meanwhile() if meanwhile else math.inf
@@ -136,25 +118,7 @@ class Hub:
 
     def kill(self, process: Process) -> None:
         """End a process at whatever point it is, as SIGKILL does; what it has sent is under way all the same."""
-        if process.alive:
-            process.alive = False
-            process.nap = None
-            self.processes.remove(process)
-            for thread in list(process.threads):
-                if greenlet.getcurrent() is not thread:
-                    thread.throw()
-
-    def suspend(self, process: Process, seconds: float) -> None:
-        process.suspended += 1
-        if process.nap:
-            due, thread, ticket = process.nap
-            process.nap = None
-            self.at(due - self.now, self.resume, thread, ticket)
-        self.at(seconds, self.go_on, process)
-
-    def go_on(self, process: Process) -> None:
-        process.suspended -= 1
-        if not process.suspended:
-            frozen, process.frozen = process.frozen, []
-            for thread, ticket, value in frozen:
-                self.at(0.0, self.resume, thread, ticket, value)
+        self.processes.remove(process)
+        for thread in list(process.threads):
+            if greenlet.getcurrent() is not thread:
+                thread.throw()

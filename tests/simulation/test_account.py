@@ -3,17 +3,17 @@ from __future__ import annotations
 
 import pytest
 
-from .account import AFTER, BACK, LAGS, PAIRS, TARGET, Account
+from .account import AFTER, BACK, BEFORE, LAGS, PAIRS, TARGET, Account
 
 
 @pytest.mark.parametrize('lag', LAGS)
 def test_pairs_of_one_account_that_fail_together_are_served_nearly_as_soon_as_its_buckets_allow(lag: int) -> None:
-    result = Account(pairs=40, scale=40 / PAIRS, check_lag=lag).run()
+    account = Account(pairs=40, scale=40 / PAIRS, check_lag=lag).run()
 
-    assert len(result.outages) == 40 and result.best[-1] > 60.0
-    assert all(result.at(percent)[2] <= TARGET for percent in (50, 95, 100)), result.outages
-    assert result.back <= BACK
-    assert result.mean(AFTER - 300, AFTER) < 1.3 * result.calm
+    assert len(account.outages()) == 40 and account.best()[-1] > 60.0
+    assert all(account.at(percent)[2] <= TARGET for percent in (50, 95, 100)), str(account)
+    assert account.back() <= BACK
+    assert account.mean(AFTER - 300, AFTER) < 1.3 * account.mean(-BEFORE, 0)
 
 
 def test_a_call_without_a_token_is_refused_and_takes_none() -> None:
