@@ -170,10 +170,10 @@ class World:
             cloud.owners[tables[how // 4 % len(tables)]] = target
         elif kind == 'delete route':
             cloud.owners[tables[how % len(tables)]] = None
-        elif kind.endswith('address') and self.conditions.address:
+        elif kind.endswith('address') and self.conditions.address and not cloud.released:
             cloud.give_address(cloud.instances.get(target or '') if kind == 'move address' else None)
-            cloud.released |= kind == 'release address'
-            cloud.astray = self.instances[how % 2].id if kind == 'stray address' and not cloud.released else None
+            cloud.released = kind == 'release address'
+            cloud.astray = self.instances[how % 2].id if kind == 'stray address' else None
         if kind in SOMEBODY:
             for record in self.records.values():
                 record.has_lost = True
