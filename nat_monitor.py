@@ -965,7 +965,8 @@ RULE = re.compile(  # conditions, then what is done with a packet, '' if nothing
     r'|snat(?=.* to )|synproxy|vmap|xt target(?! "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS)))'
     r'(?: (.*))?)?$')
 CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what it means
-    r'(?!ct state != \w+(?:,| \|))(?:(?P<term>(?:ip|ct|meta) \w+|[io]if)(?:name)?|'
+    r'(?!ct state != \w+(?:,| \|))'
+    r'(?:(?P<term>(?:ip|ct|meta) \w+|fib [sd]addr type|[io]if)(?:name)?|'
     r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
     r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
 PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
@@ -1083,7 +1084,8 @@ class Host:
     def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
         same = {'iif': self.interface, 'oif': self.interface, 'meta nfproto': 'ipv4',
-                'meta l4proto': 'tcp 6', 'ip protocol': 'tcp 6'}
+                'meta l4proto': 'tcp 6', 'ip protocol': 'tcp 6',
+                'fib saddr type': 'unicast', 'fib daddr type': 'unicast'}
         return ({**same, 'ip saddr': network, 'ip daddr': INTERNET, 'ct state': 'new',
                  'ct status': 'none'},
                 {**same, 'ip saddr': INTERNET, 'ip daddr': network, 'ct state': 'established'})

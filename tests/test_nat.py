@@ -258,7 +258,8 @@ CASES = {
     'iptables, a comment': (iptables('-A POSTROUTING -m comment --comment "no \\"-j MASQUERADE\\"" -j ACCEPT'),
                             True, False),
     'iptables, SNAT': (iptables(f'-A POSTROUTING -o ens+ -j SNAT --to-source {OWN}'), True, True),
-    'iptables, local alone': (iptables('-A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE'), True, None),
+    'iptables, local alone': (iptables('-A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE'), True, False),
+    'but for its own packets': (nat('oifname "ens5" fib saddr type != local masquerade'), True, True),
     'iptables and nft': ("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n"
                          'nft add rule ip nat POSTROUTING ip saddr 10.0.1.0/24 masquerade', True, True),
     # forwarding, by rules
