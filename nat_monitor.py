@@ -728,11 +728,11 @@ def forbid_late_sending() -> None:
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
+                 meanwhile: Callable[[], float] = lambda: math.inf,
                  after_sending: float = math.inf) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
+    They begin in their order, CONNECTIONS at a time.  Each is given up `timeout` seconds from now,
     and `after_sending` seconds from its latest request, if that is earlier: what it takes to find
     and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
     not leave, and its thread is left to itself, for no time-out of the libraries covers name
@@ -776,7 +776,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
 
     waiting = iter(tuple(calls.items()))  # one for all threads
     try:
-        for _ in range(min(len(calls), at_once)):
+        for _ in range(min(len(calls), CONNECTIONS)):
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
@@ -1375,8 +1375,8 @@ class Ec2:
         self.allocation_id = ''
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
-    def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
-             after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], after_sending: float = math.inf,
+             **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if not calls:
             return {}
@@ -1386,7 +1386,7 @@ class Ec2:
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
-            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, at_once, after_sending)
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending)
         answers = [results[name] for name in calls]
         unanswered = [answer for answer in answers if not has_answered(answer)]
         if unanswered:
@@ -1415,12 +1415,9 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str]
                 ) -> Optional[Observation]:
-        """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
-
-        While all is calm, over two connections: most of what a look costs are their handshakes.
-        """
+        """Ask for all that a decision needs, in one go; None if EC2 has not told the states."""
         pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip
         cards = {card: i for i, one in self.facts.items() for card in one.interfaces}
         questions: Dict[str, Call] = {
@@ -1433,8 +1430,8 @@ class Ec2:
                 client, address or '', *pair, self.facts)
         self.close_connections()  # an older one may have died without a FIN
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
-        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=functools.partial(
-            nat_fault, self.networks or peer_alone))
+        results = self.call(
+            questions, nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
@@ -2026,15 +2023,10 @@ class Monitor:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
-        memory = self.memory
-        is_due = min(memory.owed.values(), default=math.inf) <= self.asked_at
-        hurry = bool(self.misses or is_due or memory.lost)
-        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
-        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY) if hurry else (
-            LOOK_AFTER_CHANGE)
-        now = self.clock.monotonic()
-        self.ask_at = min(self.ask_at, now + pause)  # a miss may have set it
-        if memory.lost:
+        seen = self.ec2.observe(self.asked_at, self.nat_fault)
+        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY)
+        self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
+        if self.memory.lost:
             self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
             self.note(seen)
