@@ -86,7 +86,7 @@ CONNECTIONS = 16           # at the same time: of more, the handshakes take long
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
-LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, or not yet rehearsed
+LOOK_AFTER_CHANGE = 15.0   # while something is apart or missing
 SOON = 5.0                 # while something is on its way
 CLAIM_RETRY = 3.0          # longest pause between two claims
 
@@ -1312,8 +1312,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
-SOURCE_CHECK = ('its source/destination check is on: aws ec2 modify-instance-attribute '
-                '--instance-id {} --no-source-dest-check')
+SOURCE_CHECK = 'its source/destination check is on'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1325,8 +1324,7 @@ class Observation:
     own_checks: str = ''
     peer_state: str = ''    # 'gone': there is no such instance
     peer_checks: str = ''   # 'ok', 'impaired', or other words of EC2's
-    error: str = ''         # EC2's, where a state is ''
-    reason: str = ''        # why the peer is in its state, in EC2's words
+    reason: str = ''        # in EC2's words: why the peer is in its state, or is not told
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # of the parts that it told
     is_complete: bool = True         # these are all parts
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
@@ -1342,7 +1340,7 @@ class Observation:
         """What EC2 says of the peer."""
         if self.peer_state == 'running':
             return f'calls it running (checks: {self.peer_checks or "none"})'
-        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.error}'
+        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.reason}'
 
     def failed(self) -> Optional[bool]:
         """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.
@@ -1369,8 +1367,7 @@ class Ec2:
         self.meanwhile, self.lasting = meanwhile, lasting
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
-        self.allowed: Set[str] = set()  # rehearsed calls, and those that were denied
-        self.denied: Set[str] = set()
+        self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
@@ -1388,19 +1385,16 @@ class Ec2:
         results = self.run_together(
             {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending)
         answers = [results[name] for name in calls]
-        unanswered = [answer for answer in answers if not has_answered(answer)]
-        if unanswered:
-            self.close_connections()
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
-            self.allowed.clear()
-        if len(unanswered) < len(answers):
+            self.rehearsed.clear()
+        if any(map(has_answered, answers)):
             self.lasting('EC2', '')
-            skew = max((clock_skew(answer) for answer in answers), key=abs)
+            skew = max(map(clock_skew, answers), key=abs)
             is_off = abs(skew) > CLOCK_TOLERANCE
             self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
         elif after_sending == math.inf:
-            self.lasting('EC2', in_words(unanswered[0]))
+            self.lasting('EC2', in_words(answers[0]))
         return results
 
     def facts_of(self, instance_id: str) -> InstanceFacts:
@@ -1418,16 +1412,17 @@ class Ec2:
     def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str]
                 ) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states."""
-        pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip
-        cards = {card: i for i, one in self.facts.items() for card in one.interfaces}
+        pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip or ''
+        tables, facts = self.settings.route_table_ids, self.facts
+        cards = {card: i for i, one in facts.items() for card in one.interfaces}
         questions: Dict[str, Call] = {
             'states': lambda client: describe_states(client, *pair),
             'instances': lambda client: describe_pair(client, *pair),
-            'tables': lambda client: describe_tables(
-                client, self.settings.route_table_ids, *pair, cards)}
+            'tables': lambda client: describe_tables(client, tables, *pair, cards)}
         if address:
-            questions['address'] = lambda client: describe_address(
-                client, address or '', *pair, self.facts)
+            questions['address'] = lambda client: describe_address(client, address, *pair, facts)
+        if self.networks is None:  # until then, only routes are judged
+            questions['networks'] = lambda client: describe_networks(client, tables)
         self.close_connections()  # an older one may have died without a FIN
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
         results = self.call(
@@ -1438,54 +1433,39 @@ class Ec2:
         told = {name: result for name, result in results.items()
                 if not isinstance(result, Exception)}
         states, described = told.get('states', {}), told.get('instances', {})
-        self.facts.update(described)  # an answer may leave one out
+        facts.update(described)  # an answer may leave one out
+        self.networks = told.get('networks', self.networks)
         holders = dict(told.get('tables', {}))
         if 'address' in told:
-            holders[address or ''], allocation_id = told['address']
-            self.allocation_id = allocation_id or self.allocation_id
+            holders[address], self.allocation_id = told['address']
         if not has_answered(results['states']):
             return None
         own, peer = (states.get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
-            self.facts.pop(self.peer_id, None)
-        own_facts, facts = map(self.facts_of, pair)
-        own_check = SOURCE_CHECK.format(self.own_id) if own_facts.source_dest_check else ''
+            facts.pop(self.peer_id, None)
+        of_own, of_peer = map(self.facts_of, pair)
         return Observation(
-            asked_at, own[0], own[1], peer[0], peer[1], reason=facts.reason, holders=holders,
-            error='nothing about it' if states else in_words(results['states']),
-            is_complete=len(holders) == len(self.settings.parts),
-            nat_fault=told.get('nat_fault') or own_check,
-            own_tag=MAINTENANCE in own_facts.tags, peer_tag=MAINTENANCE in facts.tags,
-            tells_tags=self.peer_id in described, peer_source_check=facts.source_dest_check,
-            lacks_answer=not all(answered),
+            asked_at, own[0], own[1], peer[0], peer[1],
+            of_peer.reason if states else in_words(results['states']), holders,
+            is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
+            nat_fault=told.get('nat_fault') or SOURCE_CHECK * of_own.source_dest_check,
+            own_tag=MAINTENANCE in of_own.tags, peer_tag=MAINTENANCE in of_peer.tags,
+            tells_tags=self.peer_id in described, peer_source_check=of_peer.source_dest_check,
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
-    def learn_networks(self) -> None:
-        """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
-        tables = self.settings.route_table_ids
-        found = self.call({'found': lambda client: describe_networks(client, tables)})['found']
-        self.networks = None if isinstance(found, Exception) else found
-
-    def rehearse(self) -> bool:
+    def rehearse(self) -> None:
         """Make the calls of a failover with DryRun, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
-        Returns whether more is to be rehearsed soon.
         """
-        if self.networks is None:
-            self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        left = {name: call for name, call in calls.items() if name not in self.allowed}
+        left = {name: call for name, call in calls.items()
+                if self.rehearsed.get(name, DENIED[0]) in DENIED}
         codes = {name: code_of(result) for name, result in self.call(left).items()}
-        told = {name for name, code in codes.items()
-                if code and code not in BUSY + REFUSED_CREDENTIALS}
-        denied = {name for name in told if codes[name] in DENIED}
-        self.allowed |= told - denied
-        self.denied = self.denied - told | denied
-        self.lasting('permissions', ', '.join(sorted(self.denied)), at_once=True)
-        is_busy = any(code in BUSY for code in codes.values())
-        return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
-            self.settings.elastic_ip and not self.allocation_id)
+        self.rehearsed.update({name: code for name, code in codes.items()
+                               if code not in ('', *BUSY, *REFUSED_CREDENTIALS)})
+        denied = [name for name, code in self.rehearsed.items() if code in DENIED]
+        self.lasting('permissions', ', '.join(denied), at_once=True)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1724,7 +1704,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
         cause = (LOST_PROBES if relief else
-                 'its source/destination check is on' * seen.peer_source_check)
+                 SOURCE_CHECK * seen.peer_source_check)
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, relief=relief)
@@ -2044,8 +2024,7 @@ class Monitor:
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('unknown', ' and '.join(absent))
         self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
-        self.lasting('peer', 'its source/destination check is on' * seen.peer_source_check,
-                     self.peer_id, at_once=True)
+        self.lasting('peer', SOURCE_CHECK * seen.peer_source_check, self.peer_id, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -2100,8 +2079,7 @@ class Monitor:
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or ('unknown', '') in self.lasting.troubles:
-                self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
+            self.ec2.rehearse()
         if not restarting.why:
             self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do

@@ -354,7 +354,6 @@ def test_a_step_without_an_answer_may_have_been_taken() -> None:
     scene.cloud.checks[PRIMARY] = 'impaired'
     scene.cloud.errors['stop_instances'] = [LOST]
     assert len(scene.run(75.0).steps()) == 1 and scene.monitor.left_stopped
-    assert any(0.0 <= at - scene.times('stop_instances')[0] < 1.2 for at in scene.cloud.closed)
 
 
 # Observing
@@ -421,15 +420,14 @@ def test_a_client_without_credentials_is_made_anew_and_one_that_cannot_be_made_o
     assert scene.run(60.0).made == 4
 
 
-def test_what_ec2_does_not_know_is_told_and_looked_for_every_fifteen_seconds() -> None:
+def test_what_ec2_does_not_know_is_told() -> None:
     scene = at_rest()
     scene.cloud.hidden = PRIMARY  # left out of one answer, it is pinged as before
     assert scene.run(300.0).said('EC2 does not know') == scene.said('missed') == 0
     scene.cloud.hidden, scene.cloud.calls = '', []
     scene.cloud.allocated = False
-    scene.monitor.look_now()
-    assert len(scene.run(61.0).questions()) == 5
     del scene.cloud.state[PRIMARY]
+    scene.monitor.look_now()
     assert scene.run(40.0).levels(f'EC2 does not know {ADDRESS} and {PRIMARY}') == ['INFO']
     assert scene.said(f'{PRIMARY} missed 3 pings in a row') == 1 and scene.cloud.routes[TABLE] == SECONDARY
 
@@ -442,15 +440,12 @@ def test_a_part_outside_the_pair_is_told_and_left_there_but_by_the_primarys_star
     assert not scene.claims()
 
 
-NO_CHECK = 'aws ec2 modify-instance-attribute --instance-id {} --no-source-dest-check'
-
-
 @pytest.mark.parametrize('start', [True, False])
 def test_who_has_its_source_check_on_claims_nothing_until_it_is_off(start: bool) -> None:
     scene = Scene(True, SECONDARY) if start else silent(True, SECONDARY, fail_back=False)
     scene.cloud.checked.add(PRIMARY)
     assert not scene.run(300.0).claims() and not scene.steps()
-    assert scene.said(f'{PRIMARY} cannot NAT (') and scene.said(NO_CHECK.format(PRIMARY))
+    assert scene.said(f'{PRIMARY} cannot NAT (its source/destination check is on): it claims nothing; run on')
     scene.cloud.checked.clear()
     assert scene.run(130.0).cloud.owner == PRIMARY and scene.said('over after')
 
@@ -463,10 +458,10 @@ def test_one_that_holds_with_its_source_check_on_is_relieved_but_not_by_one_that
         scene.cloud.checked = set()
         scene.run(130.0).cloud.routes, scene.cloud.owner = {TABLE: PRIMARY}, PRIMARY
         scene.run(130.0)
-    assert [level for level, message in scene.lines if NO_CHECK.format(PRIMARY) in message][0] == 'ERROR'
+    assert [level for level, message in scene.lines if f'{PRIMARY} --no-source-dest-check' in message][0] == 'ERROR'
     scene.cloud.checked, since = {PRIMARY, SECONDARY}, scene.now
     assert not scene.run(600.0).claims(since=since)
-    assert scene.said(NO_CHECK.format(PRIMARY)) and scene.said(NO_CHECK.format(SECONDARY))
+    assert scene.said(f'{PRIMARY} cannot NAT (') and scene.said(f'{SECONDARY} cannot NAT (')
 
 
 def test_this_host_is_judged_by_the_way_to_the_peer_until_the_private_networks_are_told() -> None:
@@ -519,13 +514,13 @@ def test_all_calls_of_a_failover_are_rehearsed_once() -> None:
     assert {name for _, name in rehearsed} == {*CLAIMS, 'stop_instances', 'start_instances'}
 
 
-@pytest.mark.parametrize('code, every', [('UnauthorizedOperation', 120.0), ('RequestLimitExceeded', 120.0), ('', 15.0)])
-def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str, every: float) -> None:
+@pytest.mark.parametrize('code', ['UnauthorizedOperation', 'RequestLimitExceeded', ''])
+def test_what_is_not_allowed_is_an_error_and_is_rehearsed_until_it_is(code: str) -> None:
     scene = Scene()
     scene.cloud.errors['start_instances'] = refusal(code) if code else LOST
     asked = scene.run(300.0).times('start_instances', dry=True)
 
-    assert gaps(asked) == pytest.approx([every] * (len(asked) - 1), abs=1.0) and len(asked) > 2
+    assert gaps(asked) == pytest.approx([120.0] * (len(asked) - 1), abs=1.0) and len(asked) > 2
     assert len(scene.times('stop_instances', dry=True)) == 1
     told = [(level, message) for level, message in scene.lines if 'does not allow' in message]
     assert told[:1] == (code == 'UnauthorizedOperation') * [('ERROR', (
