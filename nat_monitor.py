@@ -2118,45 +2118,39 @@ class Monitor:
         is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
-    def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
+    def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
         yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
-        table is here.  What was not sent in time is known not to be done, and tried again at once.
+        table is here.  Where no answer came the first time, EC2 is asked at once.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
         tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
-        goes_along = not memory.failures if calls else (
-            PEER not in tables or NOBODY in memory.holders.values())
-        if address in parts and self.ec2.allocation_id and (SELF in tables or goes_along):
+        waits = calls and memory.failures and SELF not in tables
+        if address in parts and self.ec2.allocation_id and not waits:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        limit = MOVE_DEADLINE if address in calls else math.inf
-        results = self.ec2.call(calls, after_sending=limit)
+        results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
         before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         for part, result in results.items():
             self.note_claim(part, result, now)
         self.log_moved(before)
         self.ec2.close_connections()
-        refused = [code_of(result) for result in results.values() if code_of(result)]
-        rest = tuple(part for part in parts if isinstance(results.get(part, NotSent()), NotSent))
+        refused = [code for code in map(code_of, results.values()) if code]
         is_answered = all(map(has_answered, results.values()))
-        if refused or rest and not (calls and is_first) or were_unanswered and not is_answered:
+        if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
-            return
-        if is_answered:
-            memory.failures = []
-        else:
+        elif not is_answered or len(calls) < len(parts):
             self.ask_at = NEVER
-        if rest:
-            self.claim(rest, is_first=False)
+        else:
+            memory.failures = []
 
     def note_claim(self, part: str, result: Any, now: float) -> None:
         """Note what came of a claim; where no answer came, EC2 is asked before anything is said."""
@@ -2172,13 +2166,11 @@ class Monitor:
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
 
-        What EC2 refuses for long, or for the credentials, is asked for once a minute, then once in
-        five; not where it is only busy.
+        What it refuses for long is asked for once a minute, then once in five; not where EC2 is
+        only busy.
         """
         count = len(self.memory.failures)
-        is_busy = bool(refused) and all(code in BUSY for code in refused)
-        is_lasting = count >= REFUSED_FOR_LONG and not is_busy
-        if count and (is_lasting or {*refused} & {*REFUSED_CREDENTIALS}):
+        if count >= REFUSED_FOR_LONG and not (refused and {*refused} <= {*BUSY}):
             return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
         return float(self.chance.uniform(0.0, SOON)) if count else 0.0
 

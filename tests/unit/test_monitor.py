@@ -8,7 +8,7 @@ from typing import Any, List, Tuple
 import pytest
 from botocore.exceptions import ClientError
 
-from nat_monitor import CALL_DEADLINE, NOBODY, OTHER, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
+from nat_monitor import CALL_DEADLINE, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
 from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Cloud,
                               Ending, Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
 
@@ -169,26 +169,15 @@ def test_a_claim_moves_tables_and_address_at_the_same_moment() -> None:
     assert 2.5 < then - claimed < 4.1
 
 
-def test_the_address_waits_for_a_table_that_was_refused_and_follows_it_without_another_question() -> None:
+def test_the_address_waits_for_a_table_that_was_refused_and_follows_it_at_once() -> None:
     scene = silent(ping_timeout=0.1)
     scene.cloud.errors.update({'replace_route': [BUSY] * 4, 'associate_address': [BUSY]})
     scene.run(60.0)
     tables, addresses = scene.times('replace_route'), scene.times('associate_address')
     assert addresses[0] == tables[0]
     assert len(tables) == 5 and 0.0 < addresses[1] - tables[4] < 0.6
-    assert not [at for at in scene.questions() if tables[4] <= at <= addresses[1]]
     assert scene.cloud.owner == SECONDARY
     assert scene.levels(f'{TABLE} is not moved to {SECONDARY} yet (RequestLimitExceeded: said EC2)') == ['INFO'] * 2
-
-
-@pytest.mark.parametrize('table, address, comes', [
-    (SELF, PEER, True), (PEER, PEER, False), (PEER, NOBODY, True), (OTHER, PEER, True)])
-def test_the_address_comes_alone_only_to_a_table_or_where_the_peer_has_none_or_from_nowhere(
-        table: str, address: str, comes: bool) -> None:
-    scene = at_rest()
-    scene.monitor.memory.holders = {TABLE: table, ADDRESS: address}
-    scene.monitor.claim((ADDRESS,))
-    assert bool(scene.claims()) is comes
 
 
 def test_a_move_of_the_address_without_an_answer_is_asked_about_at_once_and_not_repeated_while_ec2_throttles() -> None:
@@ -219,17 +208,17 @@ def test_the_answer_to_a_move_of_the_address_is_not_awaited_for_long(call: str, 
     assert bool(scene.said(f'EC2 does not answer {SECONDARY}')) is (deadline == CALL_DEADLINE)
 
 
-def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_claimed_again_at_once() -> None:
+def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_looked_for_and_claimed_at_once() -> None:
     scene = silent()
     scene.resolving = 2.0
     assert scene.run(15.0).cloud.owner == SECONDARY and not scene.said('is not moved')
     scene = silent()
-    claim, scene.now = scene.monitor.claim, scene.now + 1.0
-    scene.resolving, begins = CALL_DEADLINE + 1.0, scene.now
-    claim((TABLE, ADDRESS))
-    assert not scene.claims() and scene.now - begins == pytest.approx(2 * CALL_DEADLINE)
-    assert len(scene.monitor.memory.failures) == 1 and scene.monitor.memory.holders[ADDRESS] == PEER
+    scene.resolving = CALL_DEADLINE + 1.0
+    scene.monitor.claim((TABLE, ADDRESS))
+    assert not scene.claims() and scene.monitor.memory.holders[ADDRESS] == PEER
     assert scene.said(f'{ADDRESS} is not moved to {SECONDARY} yet (NotSent: no answer in time)') == 1
+    scene.resolving, begins = 0.0, scene.now
+    assert scene.run(5.0).claims()[0] - begins < 3.0 and not scene.monitor.memory.failures
 
 
 def refused_for_long(code: str) -> List[float]:
@@ -250,7 +239,6 @@ def test_claims_that_are_refused_are_made_again_at_once_then_with_jitter_and_slo
     assert all(60.0 <= pause < 67.0 for pause in pauses[20:30])
     assert all(300.0 <= pause < 307.0 for pause in pauses[30:]) and len(pauses) > 32
     assert max(refused_for_long('RequestLimitExceeded')) < 9.0
-    assert min(refused_for_long('AuthFailure')[1:]) > 59.0  # the credentials
 
 
 def test_claims_without_an_answer_that_do_nothing_slow_down_too_and_are_told_once(
