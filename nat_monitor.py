@@ -1475,8 +1475,7 @@ class Step(NamedTuple):
 
     name: str
     at: float
-    refused: bool
-    pause: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
+    pause: float = 0.0  # s until the next try, where EC2 has refused it
 
 
 @dataclasses.dataclass
@@ -1573,7 +1572,7 @@ class Memory:
     def note_step(self, step: Step) -> None:
         """A step of a restart was asked for."""
         self.steps = [one for one in self.steps if step.at - one.at < REMEMBERED] + [step]
-        if not step.refused:
+        if not step.pause:
             self.heard_at = NEVER
 
     def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
@@ -1583,14 +1582,13 @@ class Memory:
         From the first to the latest that does; one that says None is as if it were not there, and
         a longer gap between two ends the run.
         """
-        times: List[float] = []
-        for seen in reversed(self.history):
+        run: List[float] = []
+        for seen in [one for one in self.history if one.asked_at > after]:
             told = says(seen)
-            later_at = times[-1] if times else self.history[-1].asked_at
-            if told is False or seen.asked_at <= after or later_at - seen.asked_at > gap:
-                break
-            times += [seen.asked_at] if told else []
-        return times[0] - times[-1] if times else 0.0
+            if told is False or run and seen.asked_at - run[-1] > gap:
+                run = []
+            run += [seen.asked_at] if told else []
+        return run[-1] - run[0] if run else 0.0
 
     def has_failed(self, after: float) -> bool:
         """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
@@ -1640,20 +1638,13 @@ class Memory:
         """
         seen = [one.asked_at for one in self.history
                 if one.peer_tag or one.peer_state not in ('running', '')]
-        return max(seen + [one.at for one in self.steps if not one.refused], default=NEVER)
+        return max(seen + [one.at for one in self.steps if not one.pause], default=NEVER)
 
     def due_at(self, name: str, pause: float = MINUTE, longest: float = 600.0) -> float:
-        """Return when a step may be taken once more: each time after twice the pause.
-
-        A refused one is tried again after one minute, up to ten.
-        """
-        due_at = NEVER
-        for refused, first, most in ((True, MINUTE, 600.0), (False, pause, longest)):
-            tries = [one for one in self.steps if (one.name, one.refused) == (name, refused)]
-            if tries:
-                later = tries[-1].pause or min(most, first * 2.0 ** (len(tries) - 1))
-                due_at = max(due_at, tries[-1].at + later)
-        return due_at
+        """Return when a step may be taken once more: each time after twice the pause."""
+        tries = [one for one in self.steps if one.name == name]
+        later = min(longest, pause * 2.0 ** (sum(not one.pause for one in tries) - 1))
+        return max((one.at + (one.pause or later) for one in tries), default=NEVER)
 
 
 class Decision(NamedTuple):
@@ -1752,7 +1743,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
             return Decision('{peer} is stopped: starting it', SOON, step=START)
         return Decision('{peer} is stopped again, or still: starting it later and later '
                         f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
-                            logging.INFO if memory.steps[-1].refused else logging.WARNING))
+                            logging.INFO if memory.steps[-1].pause else logging.WARNING))
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
@@ -1901,8 +1892,6 @@ class Monitor:
         """
         address, timeout, failure = self.peer_address, self.settings.ping_timeout, ''
         sent_at, answered = self.clock.monotonic(), False
-        if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
-            self.start_over()
         try:
             if address:
                 answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
@@ -1916,7 +1905,7 @@ class Monitor:
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
-        elif failure or address is None or now - sent_at > timeout + 1.0:
+        elif failure or address is None or now - self.next_ping_at > timeout + CALL_DEADLINE + 2.0:
             self.start_over()
             self.next_ping_at = now + 1.0
         else:
@@ -1925,13 +1914,11 @@ class Monitor:
 
     def ping_meanwhile(self) -> float:
         """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
-        if self.misses == self.threshold - 1 or self.peer_address is None:
+        if self.misses == self.threshold - 1:
             return math.inf
-        pause = self.next_ping_at - self.clock.monotonic()
-        if pause <= 0.0:
+        if self.clock.monotonic() >= self.next_ping_at:
             self.ping_once()
-            pause = self.next_ping_at - self.clock.monotonic()
-        return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)
+        return max(0.0, self.next_ping_at - self.clock.monotonic())
 
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
@@ -2182,9 +2169,9 @@ class Monitor:
         now = self.clock.monotonic()
         results = self.ec2.call({done: call})
         code = code_of(results[done])
-        pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         if not isinstance(results[done], NotSent):
-            self.memory.note_step(Step(name, now, bool(code), pause))
+            pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code else 0.0
+            self.memory.note_step(Step(name, now, pause))
         if not self.lasting('restart', failures_in(results), self.peer_id):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
@@ -2211,7 +2198,7 @@ class Monitor:
     @property
     def left_stopped(self) -> bool:
         """The peer was stopped by this monitor, and is not back yet."""
-        return any(step.name == STOP and not step.refused and step.at > self.answered_at
+        return any(step.name == STOP and not step.pause and step.at > self.answered_at
                    for step in self.memory.steps)
 
 

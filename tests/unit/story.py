@@ -63,9 +63,9 @@ class Story:
         self.memory.failures += [NOW + pause for pause in until]
         return self
 
-    def asks_for(self, step: str, *ago: float, refused: bool = False, pause: float = 0.0) -> Story:
+    def asks_for(self, step: str, *ago: float, refused: bool = False, pause: float = 60.0) -> Story:
         for each in ago:
-            self.memory.note_step(Step(step, NOW - each, refused, pause))
+            self.memory.note_step(Step(step, NOW - each, pause * refused))
         return self
 
     def probes(self, ago: float, through: bool) -> Story:

@@ -347,12 +347,6 @@ def test_a_start_that_failed_before_the_peer_last_answered_counts_no_more() -> N
     assert once_more.step == '' and 'EC2 tells no reason' in words(once_more)
 
 
-def test_a_step_for_which_ec2_was_too_busy_is_tried_again_after_its_pause() -> None:
-    for pause, step in ((49.0, START), (51.0, '')):
-        story = fell_silent(90.0, SELF).asks_for(START, 50.0, refused=True, pause=pause)
-        assert story.sees(0.0, SELF, peer_state='stopped').step == step
-
-
 @pytest.mark.parametrize('since, step', [(59.9, ''), (60.0, FORCE)])
 def test_a_stop_that_takes_long_is_forced(since: float, step: str) -> None:
     story = fell_silent(300.0, SELF).sees(since, SELF, peer_state='stopping').sees(since / 2, SELF, **ERROR)
@@ -368,7 +362,8 @@ def test_history_reaches_as_far_back_as_the_longest_setting_and_no_further() -> 
     assert len(Story(wait_for_instance_start=30.0).watches(900.0, PEER).memory.history) == 15  # what lies apart: 150 s
 
 
-@pytest.mark.parametrize('ago, due', [([59.9], False), ([60.0], True), ([200.0, 119.9], False), ([200.0, 120.0], True)])
-def test_a_refused_stop_is_tried_later_and_later_too(ago: Any, due: bool) -> None:
-    story = Story().hears(9000.0).misses(900.0).asks_for(STOP, *ago, refused=True).watches(45.0, SELF, **FAILED)
-    assert (story.step == STOP) is due
+@pytest.mark.parametrize('ago, due', [([89.9], False), ([90.0], True), ([200.0, 89.9], False), ([200.0, 90.0], True)])
+@pytest.mark.parametrize('step, told', [(STOP, FAILED), (START, {'peer_state': 'stopped'})])
+def test_a_step_that_ec2_refuses_is_tried_again_after_its_pause(ago: Any, due: bool, step: str, told: Any) -> None:
+    story = Story().hears(9000.0).misses(900.0).asks_for(step, *ago, refused=True, pause=90.0)
+    assert (story.watches(45.0, SELF, **told).step == step) is due
