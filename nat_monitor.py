@@ -1508,6 +1508,11 @@ class Memory:
         return self.silent_at < math.inf
 
     @property
+    def is_news(self) -> bool:
+        """This run of misses follows ten seconds without one, so it is not one of many."""
+        return self.silent_at == self.deaf_at
+
+    @property
     def heir(self) -> str:
         """To whom everything belongs; both of the pair come to the same result.
 
@@ -1809,7 +1814,6 @@ class Monitor:
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses = 0                    # in a row
-        self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
         self.answered_at = NEVER           # the latest answer to a ping
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
@@ -1914,26 +1918,25 @@ class Monitor:
 
     def ping_meanwhile(self) -> float:
         """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
-        if self.misses == self.threshold - 1:
+        if self.misses == self.threshold - 1 or self.peer_address is None:
             return math.inf
         if self.clock.monotonic() >= self.next_ping_at:
             self.ping_once()
-        return max(0.0, self.next_ping_at - self.clock.monotonic())
+        return float(max(0.0, self.next_ping_at - self.clock.monotonic()))
 
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
         if not self.misses:
             self.memory.note_silence(sent_at)
         self.misses += 1
-        if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
-                self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
+        is_last = self.misses == self.threshold - 1 and self.asked_at <= self.memory.silent_at
+        if is_last and self.memory.is_news:
             self.ask_at = NEVER
         elif self.misses == 1:
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
         if self.misses == self.threshold:
             self.memory.failures = []  # what EC2 refused before counts no more
-            self.is_news, self.told_of = self.told_of != self.memory.deaf_at, self.memory.deaf_at
-            if self.is_news:
+            if self.memory.is_news:
                 self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it '
                               'once EC2 answers')
 
@@ -1941,7 +1944,7 @@ class Monitor:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
-        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
+        elif not self.memory.is_heard or self.misses >= self.threshold and self.memory.is_news:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
         self.misses = 0
