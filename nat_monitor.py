@@ -1668,10 +1668,8 @@ class Decision(NamedTuple):
 
 
 LOOK_BETWEEN = 'look at the security groups, network ACLs and packet filters between the two'
-RESTART_BY_HAND = ('if it is dead, run: aws ec2 stop-instances --instance-ids {peer}, and once it '
-                   'is stopped: aws ec2 start-instances --instance-ids {peer}')
-LOST_PROBES = ('it lets no packet through, while one beside it came back (look at forwarding, '
-               'masquerading and firewall there)')
+STOP_BY_HAND = 'if it is dead, run: aws ec2 stop-instances --instance-ids {peer}'
+LOST_PROBES = 'it lets no packet through (look at forwarding, masquerading and firewall there)'
 
 
 def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
@@ -1699,8 +1697,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
-        cause = (LOST_PROBES if relief else
-                 SOURCE_CHECK * seen.peer_source_check)
+        cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, relief=relief)
@@ -1747,14 +1744,12 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         if now >= memory.due_at(START):
             return Decision('{peer} is stopped: starting it', SOON, step=START)
         return Decision('{peer} is stopped again, or still: starting it later and later '
-                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
-                            logging.INFO if memory.steps[-1].pause else logging.WARNING))
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=logging.WARNING)
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
         if stopping >= wait_stop and now >= memory.due_at(FORCE):
-            return Decision(f'{{peer}} is stopping for {wait_stop:g} s: forcing it', SOON,
-                            step=FORCE)
+            return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
         return Decision('{peer} is stopping: waiting until it is stopped', SOON)
     # pending
     if state == 'pending':
@@ -1770,7 +1765,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again, remedy = (
-        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, RESTART_BY_HAND))
+        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, STOP_BY_HAND))
     if now >= max(memory.silent_at, down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
                         level=logging.ERROR)
@@ -1910,7 +1905,7 @@ class Monitor:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
         elif failure or address is None or now - self.next_ping_at > timeout + CALL_DEADLINE + 2.0:
-            self.start_over()
+            self.misses, self.memory.silent_at = 0, math.inf  # which may be known no more
             self.next_ping_at = now + 1.0
         else:
             self.note_miss(sent_at)
@@ -1926,19 +1921,18 @@ class Monitor:
 
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
+        memory = self.memory
         if not self.misses:
-            self.memory.note_silence(sent_at)
-        self.misses += 1
-        is_last = self.misses == self.threshold - 1 and self.asked_at <= self.memory.silent_at
-        if is_last and self.memory.is_news:
-            self.ask_at = NEVER
-        elif self.misses == 1:
+            memory.note_silence(sent_at)
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
+        self.misses += 1
+        is_asked = self.asked_at > memory.silent_at or not memory.is_news
+        if self.misses == self.threshold - 1 and not is_asked:
+            self.ask_at = NEVER
         if self.misses == self.threshold:
-            self.memory.failures = []  # what EC2 refused before counts no more
-            if self.memory.is_news:
-                self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it '
-                              'once EC2 answers')
+            memory.failures = []  # what EC2 refused before counts no more
+            if memory.is_news:
+                self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: asking EC2')
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
@@ -1947,13 +1941,8 @@ class Monitor:
         elif not self.memory.is_heard or self.misses >= self.threshold and self.memory.is_news:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
-        self.misses = 0
-        self.answered_at = now
+        self.misses, self.answered_at = 0, now
         self.memory.note_answer(now)
-
-    def start_over(self) -> None:
-        """Count misses anew: what was known of a silence may no longer be so."""
-        self.misses, self.memory.silent_at = 0, math.inf
 
     def probe_once(self, target: str) -> None:
         """Send a packet through the peer that serves, and one by the own route; hold up no ping.
@@ -2037,28 +2026,24 @@ class Monitor:
         patience = max(UNWATCHED, 3 * self.settings.wait_between_pings)
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
-        is_late = now - self.requested_at >= patience
-        self.lasting('watcher', f'{patience:g} s' * is_late, at_once=True)
+        missing = f'{patience:g} s' * (now - self.requested_at >= patience)
+        self.lasting('watcher', missing, at_once=True)
 
     # Judge and act
 
     def may_judge(self, seen: Observation) -> bool:
         """Tell whether the peer may be judged: no ping is missed, or it is silent since before."""
         lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout
-        if self.clock.monotonic() - seen.asked_at > lifetime:
-            self.observation = None
-            return False
-        return not self.misses or (
-            self.misses >= self.threshold and seen.asked_at > self.memory.silent_at)
+        return self.clock.monotonic() - seen.asked_at <= lifetime and (not self.misses or (
+            self.misses >= self.threshold and seen.asked_at > self.memory.silent_at))
 
     def judge(self, seen: Observation) -> None:
         """Decide, once for each observation; say why when it is news; do it."""
         now, memory = self.clock.monotonic(), self.memory
         serving, restarting = decide(memory, seen, self.settings, now)
         self.observation = None
-        again = min(serving.again, restarting.again)
-        if seen.lacks_answer:
-            again = min(again, LOOK_AFTER_CHANGE)
+        again = min(serving.again, restarting.again,
+                    LOOK_AFTER_CHANGE if seen.lacks_answer else LOOK_INTERVAL)
         if self.ask_at != NEVER:  # a signal has set it meanwhile
             self.ask_at = now + max(again, self.give_way(seen, serving))
         self.say(serving, restarting)
@@ -2083,18 +2068,17 @@ class Monitor:
 
         What stands before the last colon tells, as parts come one by one.
         """
-        kept, self.reasons = self.said if self.memory.failures else (), []
-        for why, _, claims, _, level, _ in decisions:
-            level = logging.WARNING if claims else level
-            what = why.rpartition(': ')[0] or why
-            why = why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
-            if why:
-                self.reasons.append(why)
-                kept = (*kept, what)
-            if why and what not in self.said:
+        known, self.reasons = self.said, []
+        self.said = known if self.memory.failures else ()
+        for one in (one for one in decisions if one.why):
+            what = one.why.rpartition(': ')[0] or one.why
+            why = one.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
+            self.reasons.append(why)
+            self.said += (what,)
+            if what not in known:
+                level = logging.WARNING if one.claims else one.level
                 self.log.log(level, why)
                 self.alarmed |= level >= logging.WARNING and self.memory.is_silent
-        self.said = kept
 
     def give_way(self, seen: Observation, serving: Decision) -> float:
         """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
@@ -2104,8 +2088,7 @@ class Monitor:
         """
         if not seen.is_throttled or serving.claims:
             return 0.0
-        holders = self.memory.holders.values()
-        is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
+        is_soon = seen.is_complete or CLAIMED in self.memory.holders.values()
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
     def claim(self, parts: Tuple[str, ...]) -> None:
@@ -2128,11 +2111,17 @@ class Monitor:
         results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
         before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
+        refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
-            self.note_claim(part, result, now)
+            if not isinstance(result, Exception):
+                memory.note_here(part, now)
+            elif not has_answered(result):  # EC2 is asked before anything is said
+                memory.holders[part] = CLAIMED
+            else:
+                nobody_serves = memory.is_silent and code_of(result) not in BUSY
+                self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
         self.ec2.close_connections()
-        refused = [code for code in map(code_of, results.values()) if code]
         is_answered = all(map(has_answered, results.values()))
         if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
@@ -2141,17 +2130,6 @@ class Monitor:
             self.ask_at = NEVER
         else:
             memory.failures = []
-
-    def note_claim(self, part: str, result: Any, now: float) -> None:
-        """Note what came of a claim; where no answer came, EC2 is asked before anything is said."""
-        if not isinstance(result, Exception):
-            self.memory.note_here(part, now)
-        elif not has_answered(result) and not isinstance(result, NotSent):
-            self.memory.holders[part] = CLAIMED
-            return
-        is_refused = code_of(result) not in ('', *BUSY)
-        self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
-                     at_once=is_refused and self.memory.is_silent)  # nobody may be serving
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
@@ -2167,10 +2145,8 @@ class Monitor:
     def take_step(self, name: str) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
         options = {} if name == START else self.stop_options
-        done, call = DONE[name], functools.partial(
-            take_step, instance_id=self.peer_id, step=name, options=options)
-        now = self.clock.monotonic()
-        results = self.ec2.call({done: call})
+        done, now = DONE[name], self.clock.monotonic()
+        results = self.ec2.call({done: lambda ec2: take_step(ec2, self.peer_id, name, options)})
         code = code_of(results[done])
         if not isinstance(results[done], NotSent):
             pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code else 0.0
@@ -2186,15 +2162,14 @@ class Monitor:
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + STATUS_INTERVAL
         ids = {SELF: self.own_id, PEER: self.peer_id}
-        seen_at = max([one.asked_at for one in memory.history[-1:]], default=NEVER)
-        answered_age, seen_age = (None if at == NEVER else now - at
-                                  for at in (self.answered_at, seen_at))
+        seen_at = memory.history[-1].asked_at if memory.history else NEVER
+        ages = [None if at == NEVER else now - at for at in (self.answered_at, seen_at)]
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
             'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
-            'last_answer_age': answered_age, 'last_observation_age': seen_age,
+            'last_answer_age': ages[0], 'last_observation_age': ages[1],
             'decision': '; '.join(self.reasons),
             'troubles': self.lasting.errors})
 

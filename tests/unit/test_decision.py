@@ -310,7 +310,7 @@ def test_where_both_have_a_table_both_call_the_primary_heir(primary: bool, heir:
     (ERROR, '', SOON, 'is not restarted for now, as EC2 answered Unavailable'),
     ({'own_state': ''}, '', SOON, 'is not restarted for now'),
     ({'peer_state': 'stopped'}, START, SOON, 'is stopped: starting it'),
-    ({'peer_state': 'stopping'}, FORCE, SOON, 'is stopping for 60 s: forcing it'),
+    ({'peer_state': 'stopping'}, FORCE, SOON, 'is stopping for too long: forcing it'),
     ({'peer_state': 'pending'}, '', SOON, 'is starting'),
     *(({'peer_state': state}, '', MINUTE, f'is gone: {{self}} serves on alone (EC2 calls it {state})')
       for state in ('gone', 'shutting-down', 'terminated')),

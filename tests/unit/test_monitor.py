@@ -215,10 +215,10 @@ def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_looke
     scene = silent()
     scene.resolving = CALL_DEADLINE + 1.0
     scene.monitor.claim((TABLE, ADDRESS))
-    assert not scene.claims() and scene.monitor.memory.holders[ADDRESS] == PEER
-    assert scene.said(f'{ADDRESS} is not moved to {SECONDARY} yet (NotSent: no answer in time)') == 1
+    assert not scene.claims()
     scene.resolving, begins = 0.0, scene.now
     assert scene.run(5.0).claims()[0] - begins < 3.0 and not scene.monitor.memory.failures
+    assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (no answer came)') == ['INFO'] * 2
 
 
 def refused_for_long(code: str) -> List[float]:
@@ -312,7 +312,7 @@ def test_a_step_that_is_refused_is_asked_for_again_after_one_to_two_minutes() ->
     asked = scene.run(450.0).times('start_instances')
     assert all(90.0 <= pause < 98.0 for pause in gaps(asked)) and len(asked) == 5 and (60.0, 120.0) in scene.jitter
     assert scene.said(f'{PRIMARY} could not be started: Unauth') >= 1 and not scene.said('is being started')
-    assert {*scene.levels(f'{PRIMARY} is stopped again, or still: starting it later and later')} == {'INFO'}
+    assert {*scene.levels(f'{PRIMARY} is stopped again, or still: starting it later and later')} == {'WARNING'}
 
 
 def test_a_step_that_was_not_sent_is_taken_at_the_next_look() -> None:
