@@ -1375,8 +1375,6 @@ class Ec2:
     def call(self, calls: Dict[str, Call], after_sending: float = math.inf,
              **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
-        if not calls:
-            return {}
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
             if self.lasting('client', failures_in(made)):
@@ -1393,7 +1391,7 @@ class Ec2:
             skew = max(map(clock_skew, answers), key=abs)
             is_off = abs(skew) > CLOCK_TOLERANCE
             self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
-        elif after_sending == math.inf:
+        elif answers and after_sending == math.inf:
             self.lasting('EC2', in_words(answers[0]))
         return results
 
@@ -1992,9 +1990,8 @@ class Monitor:
 
     def note(self, seen: Observation) -> None:
         """Remember what was observed, and log what is news."""
-        before = dict(self.memory.holders)
+        before, self.observation = dict(self.memory.holders), seen
         self.memory.note(seen, self.settings)
-        self.observation = seen
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
             if holder == SELF or before.get(part) == CLAIMED:
