@@ -2093,7 +2093,7 @@ class Monitor:
 
         The address comes last, as its move can cut the connections of the calls that are not sent
         yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
-        table is here.  Where no answer came the first time, EC2 is asked at once.
+        table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
@@ -2107,7 +2107,6 @@ class Monitor:
                 AllowReassociation=True)
         results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
         before = dict(memory.holders)
-        were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
             if not isinstance(result, Exception):
@@ -2119,11 +2118,10 @@ class Monitor:
                 self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
         self.ec2.close_connections()
-        is_answered = all(map(has_answered, results.values()))
-        if refused or not calls or were_unanswered and not is_answered:
+        if not calls or any(isinstance(result, Exception) for result in results.values()):
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
-        elif not is_answered or len(calls) < len(parts):
+        elif len(calls) < len(parts):
             self.ask_at = NEVER
         else:
             memory.failures = []

@@ -367,3 +367,8 @@ def test_history_reaches_as_far_back_as_the_longest_setting_and_no_further() -> 
 def test_a_step_that_ec2_refuses_is_tried_again_after_its_pause(ago: Any, due: bool, step: str, told: Any) -> None:
     story = Story().hears(9000.0).misses(900.0).asks_for(step, *ago, refused=True, pause=90.0)
     assert (story.watches(45.0, SELF, **told).step == step) is due
+
+
+def test_what_ec2_has_refused_makes_no_later_step_wait_for_longer() -> None:
+    story = Story().hears(9000.0).misses(900.0).asks_for(START, 500.0, 300.0, refused=True).asks_for(START, 61.0)
+    assert story.sees(0.0, SELF, peer_state='stopped').step == START

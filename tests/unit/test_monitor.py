@@ -8,7 +8,7 @@ from typing import Any, List, Tuple
 import pytest
 from botocore.exceptions import ClientError
 
-from nat_monitor import CALL_DEADLINE, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
+from nat_monitor import CALL_DEADLINE, OTHER, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
 from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Cloud,
                               Ending, Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
 
@@ -180,6 +180,14 @@ def test_the_address_waits_for_a_table_that_was_refused_and_follows_it_at_once()
     assert scene.levels(f'{TABLE} is not moved to {SECONDARY} yet (RequestLimitExceeded: said EC2)') == ['INFO'] * 2
 
 
+def test_an_address_of_which_ec2_tells_nothing_is_asked_about_with_pauses() -> None:
+    scene = Scene()
+    scene.cloud.errors['describe_addresses'] = refusal('UnauthorizedOperation')
+    scene.run(20.0).silence()
+    since = scene.now
+    assert 10 < len(scene.run(60.0).questions(since)) < 30 and scene.cloud.routes[TABLE] == SECONDARY
+
+
 def test_a_move_of_the_address_without_an_answer_is_asked_about_at_once_and_not_repeated_while_ec2_throttles() -> None:
     scene = silent()
     scene.cloud.errors.update({'associate_address': LOST, 'describe_addresses': [None] + [BUSY] * 5})
@@ -217,7 +225,7 @@ def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_looke
     scene.monitor.claim((TABLE, ADDRESS))
     assert not scene.claims()
     scene.resolving, begins = 0.0, scene.now
-    assert scene.run(5.0).claims()[0] - begins < 3.0 and not scene.monitor.memory.failures
+    assert scene.run(5.0).claims()[0] - begins < 3.0 and scene.cloud.owner == SECONDARY
     assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (no answer came)') == ['INFO'] * 2
 
 
@@ -264,6 +272,19 @@ def test_the_address_goes_along_where_a_table_is_here_already_whatever_was_refus
     scene.monitor.memory.failures, scene.cloud.errors['replace_route'] = [0.0], BUSY
     scene.monitor.claim((SECOND, ADDRESS))
     assert scene.cloud.owner == SECONDARY
+
+
+def test_the_address_goes_alone_where_no_table_is_claimed_whatever_was_refused() -> None:
+    scene = at_rest()
+    scene.monitor.memory.holders, scene.monitor.memory.failures = {TABLE: OTHER, ADDRESS: PEER}, [0.0]
+    scene.monitor.claim((ADDRESS,))
+    assert scene.cloud.owner == SECONDARY
+
+
+def test_a_claim_that_ec2_forbids_in_a_silence_is_an_error_at_once() -> None:
+    scene = silent()
+    scene.cloud.errors['replace_route'] = refusal('UnauthorizedOperation')
+    assert scene.run(5.0).levels(f'{TABLE} is not moved to {SECONDARY} yet (Unauth') == ['ERROR']
 
 
 def test_an_accepted_claim_ends_the_count_of_refusals() -> None:
