@@ -1674,17 +1674,16 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     """Decide who serves: the first row that fits, as in README.adoc."""
     left, silent, may_live = memory.left(settings), memory.is_silent, memory.may_live(settings)
     taking = f'taking over {" and ".join(left)}'
-    rest = LOOK_AFTER_CHANGE if silent else LOOK_INTERVAL
 
     # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
         return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
     if seen.nat_fault:
-        return Decision(again=rest)
+        return Decision()
     if now < max(memory.failures, default=NEVER):
         return Decision('EC2 has refused what {self} claims: it tries again later',
-                        min(rest, memory.failures[-1] - now))
+                        min(LOOK_INTERVAL, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
@@ -1703,10 +1702,10 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if silent and not may_live and left:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
     # S7: anything else
-    return keep_together(memory, seen, rest, now)
+    return keep_together(memory, seen, now)
 
 
-def keep_together(memory: Memory, seen: Observation, rest: float, now: float) -> Decision:
+def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
     """Claim what the primary's start is owed, then what lies apart or nowhere.
 
     The heir is given the time to look first, as each of the two looks only now and then.
@@ -1725,7 +1724,7 @@ def keep_together(memory: Memory, seen: Observation, rest: float, now: float) ->
         return Decision(f'{" and ".join(apart)} not at {{self}}, unlike the rest, or nowhere: '
                         'claiming', LOOK_AFTER_CHANGE, apart)
     pending = [max(SOON, at - now) for at in owed.values()] + [LOOK_AFTER_CHANGE] * bool(apart)
-    return Decision(again=min([rest, *pending]))
+    return Decision(again=min([LOOK_INTERVAL, *pending]))
 
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
