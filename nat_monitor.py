@@ -2106,6 +2106,7 @@ class Monitor:
                 AllowReassociation=True)
         results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
         before = dict(memory.holders)
+        were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
             if not isinstance(result, Exception):
@@ -2117,10 +2118,11 @@ class Monitor:
                 self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
         self.ec2.close_connections()
-        if not calls or any(isinstance(result, Exception) for result in results.values()):
+        is_answered = all(map(has_answered, results.values()))
+        if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
-        elif len(calls) < len(parts):
+        elif not is_answered or len(calls) < len(parts):
             self.ask_at = NEVER
         else:
             memory.failures = []

@@ -205,6 +205,7 @@ def test_a_move_whose_answer_is_lost_tells_only_who_has_it_then() -> None:
     scene.run(20.0)
     told = [message for _, message in scene.lines if ADDRESS in message]
     assert told[1:] == [f'{ADDRESS} at {SECONDARY}'] and f'taking over {TABLE} and {ADDRESS}' in told[0]
+    assert not scene.monitor.memory.failures  # it was none: the address goes along with the next claim, too
 
 
 @pytest.mark.parametrize('call, deadline', [('associate_address', 1.5), ('replace_route', CALL_DEADLINE)])
