@@ -181,10 +181,9 @@ def test_the_address_waits_for_a_table_that_was_refused_and_follows_it_at_once()
 
 
 def test_an_address_of_which_ec2_tells_nothing_is_asked_about_with_pauses() -> None:
-    scene = Scene()
+    scene = Scene(ping_timeout=0.1)
     scene.cloud.errors['describe_addresses'] = refusal('UnauthorizedOperation')
-    scene.run(20.0).silence()
-    since = scene.now
+    since = scene.run(20.0).silence()
     assert 10 < len(scene.run(60.0).questions(since)) < 30 and scene.cloud.routes[TABLE] == SECONDARY
 
 
@@ -267,25 +266,16 @@ def test_what_ec2_refused_before_the_peer_fell_silent_delays_no_take_over() -> N
     assert scene.run(10.0).claims()[0] - begins < 4.0
 
 
-def test_the_address_goes_along_where_a_table_is_here_already_whatever_was_refused() -> None:
+def test_the_address_goes_along_where_a_table_is_here_or_none_is_claimed_whatever_was_refused() -> None:
     scene = at_rest(tables=(TABLE, SECOND))
     scene.monitor.memory.holders = {TABLE: SELF, SECOND: PEER, ADDRESS: PEER}
     scene.monitor.memory.failures, scene.cloud.errors['replace_route'] = [0.0], BUSY
     scene.monitor.claim((SECOND, ADDRESS))
     assert scene.cloud.owner == SECONDARY
-
-
-def test_the_address_goes_alone_where_no_table_is_claimed_whatever_was_refused() -> None:
     scene = at_rest()
     scene.monitor.memory.holders, scene.monitor.memory.failures = {TABLE: OTHER, ADDRESS: PEER}, [0.0]
     scene.monitor.claim((ADDRESS,))
     assert scene.cloud.owner == SECONDARY
-
-
-def test_a_claim_that_ec2_forbids_in_a_silence_is_an_error_at_once() -> None:
-    scene = silent()
-    scene.cloud.errors['replace_route'] = refusal('UnauthorizedOperation')
-    assert scene.run(5.0).levels(f'{TABLE} is not moved to {SECONDARY} yet (Unauth') == ['ERROR']
 
 
 def test_an_accepted_claim_ends_the_count_of_refusals() -> None:
@@ -362,6 +352,14 @@ def test_a_step_without_an_answer_may_have_been_taken() -> None:
     scene.cloud.checks[PRIMARY] = 'impaired'
     scene.cloud.errors['stop_instances'] = [LOST]
     assert len(scene.run(75.0).steps()) == 1 and scene.monitor.left_stopped
+
+
+def test_what_ec2_forbids_in_a_silence_is_an_error_at_once_and_leaves_nobody_stopped() -> None:
+    scene = silent()
+    scene.cloud.checks[PRIMARY] = 'impaired'
+    scene.cloud.errors.update(dict.fromkeys(('replace_route', 'stop_instances'), refusal('UnauthorizedOperation')))
+    assert scene.run(75.0).steps() and not scene.monitor.left_stopped
+    assert scene.levels(f'{TABLE} is not moved to {SECONDARY} yet (Unauth') == ['ERROR']
 
 
 # Observing
