@@ -54,7 +54,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 try:
     import boto3
@@ -81,7 +81,7 @@ CONNECTIONS = 16           # at the same time: of more, the handshakes take long
 
 # Seconds to the next question to EC2
 LOOK_INTERVAL = 120.0      # while all is well
-LOOK_AFTER_CHANGE = 15.0   # while something is apart, missing, or not yet rehearsed
+LOOK_AFTER_CHANGE = 15.0   # while something is apart or missing
 SOON = 5.0                 # while something is on its way
 CLAIM_RETRY = 3.0          # longest pause between two claims
 
@@ -663,11 +663,11 @@ def forbid_late_sending() -> None:
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
-                 meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
+                 meanwhile: Callable[[], float] = lambda: math.inf,
                  after_sending: float = math.inf) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
+    They begin in their order, CONNECTIONS at a time.  Each is given up `timeout` seconds from now,
     and `after_sending` seconds from its latest request, if that is earlier: what it takes to find
     and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
     not leave, and its thread is left to itself, for no time-out of the libraries covers name
@@ -706,7 +706,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             changed.set()
 
     try:
-        for _ in range(min(len(calls), at_once)):
+        for _ in range(min(len(calls), CONNECTIONS)):
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
@@ -1194,8 +1194,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
 
 CLAIMED = 'claimed'  # who holds a part: a claim of it got no answer
 MAINTENANCE = 'nat_monitor_maintenance'  # the tag of an instance that is being worked on
-SOURCE_CHECK = ('its source/destination check is on: aws ec2 modify-instance-attribute '
-                '--instance-id {} --no-source-dest-check')
+SOURCE_CHECK = 'its source/destination check is on'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1207,8 +1206,7 @@ class Observation:
     own_checks: str = ''
     peer_state: str = ''    # 'gone': there is no such instance
     peer_checks: str = ''   # 'ok', 'impaired', or other words of EC2's
-    error: str = ''         # EC2's, where a state is ''
-    reason: str = ''        # why the peer is in its state, in EC2's words
+    reason: str = ''        # in EC2's words: why the peer is in its state, or is not told
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # of the parts that it told
     is_complete: bool = True         # these are all parts
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
@@ -1224,7 +1222,7 @@ class Observation:
         """What EC2 says of the peer."""
         if self.peer_state == 'running':
             return f'calls it running (checks: {self.peer_checks or "none"})'
-        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.error}'
+        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.reason}'
 
     def failed(self) -> Optional[bool]:
         """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.
@@ -1251,38 +1249,32 @@ class Ec2:
         self.meanwhile, self.lasting = meanwhile, lasting
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
-        self.allowed: Set[str] = set()  # rehearsed calls, and those that were denied
-        self.denied: Set[str] = set()
+        self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
         self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
         self.allocation_id = ''
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
-    def call(self, calls: Dict[str, Call], at_once: int = CONNECTIONS,
-             after_sending: float = math.inf, **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: Dict[str, Call], after_sending: float = math.inf,
+             **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
-        if not calls:
-            return {}
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
             if self.lasting('client', failures_in(made)):
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
-            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, at_once, after_sending)
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending)
         answers = [results[name] for name in calls]
-        unanswered = [answer for answer in answers if not has_answered(answer)]
-        if unanswered:
-            self.close_connections()
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
-            self.allowed.clear()
-        if len(unanswered) < len(answers):
+            self.rehearsed.clear()
+        if any(map(has_answered, answers)):
             self.lasting('EC2', '')
-            skew = max((clock_skew(answer) for answer in answers), key=abs)
+            skew = max(map(clock_skew, answers), key=abs)
             is_off = abs(skew) > CLOCK_TOLERANCE
             self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
-        elif after_sending == math.inf:
-            self.lasting('EC2', in_words(unanswered[0]))
+        elif answers and after_sending == math.inf:
+            self.lasting('EC2', in_words(answers[0]))
         return results
 
     def facts_of(self, instance_id: str) -> InstanceFacts:
@@ -1297,79 +1289,63 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str]
                 ) -> Optional[Observation]:
-        """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
-
-        While all is calm, over two connections: most of what a look costs are their handshakes.
-        """
-        pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip
+        """Ask for all that a decision needs, in one go; None if EC2 has not told the states."""
+        pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip or ''
+        tables, facts = self.settings.route_table_ids, self.facts
         questions: Dict[str, Call] = {
             'states': lambda client: describe_states(client, *pair),
             'instances': lambda client: describe_pair(client, *pair),
-            'tables': lambda client: describe_tables(
-                client, self.settings.route_table_ids, *pair, self.facts)}
+            'tables': lambda client: describe_tables(client, tables, *pair, facts)}
         if address:
-            questions['address'] = lambda client: describe_address(
-                client, address or '', *pair, self.facts)
+            questions['address'] = lambda client: describe_address(client, address, *pair, facts)
+        if self.networks is None:  # until then, only routes are judged
+            questions['networks'] = lambda client: describe_networks(client, tables)
         self.close_connections()  # an older one may have died without a FIN
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
-        results = self.call(questions, 2 if calm else CONNECTIONS, nat_fault=functools.partial(
-            nat_fault, self.networks or peer_alone))
+        results = self.call(
+            questions, nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
         told = {name: result for name, result in results.items()
                 if not isinstance(result, Exception)}
         states, described = told.get('states', {}), told.get('instances', {})
-        self.facts.update(described)  # an answer may leave one out
+        facts.update(described)  # an answer may leave one out
+        self.networks = told.get('networks', self.networks)
         holders = dict(told.get('tables', {}))
         if 'address' in told:
-            holders[address or ''], allocation_id = told['address']
-            self.allocation_id = allocation_id or self.allocation_id
+            holders[address], self.allocation_id = told['address']
         if not has_answered(results['states']):
             return None
         own, peer = (states.get(i, ('', '')) for i in pair)
         if peer[0] == 'gone':
-            self.facts.pop(self.peer_id, None)
-        own_facts, facts = map(self.facts_of, pair)
-        own_check = SOURCE_CHECK.format(self.own_id) if own_facts.source_dest_check else ''
+            facts.pop(self.peer_id, None)
+        of_own, of_peer = map(self.facts_of, pair)
+        own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
         return Observation(
-            asked_at, own[0], own[1], peer[0], peer[1], reason=facts.reason, holders=holders,
-            error='nothing about it' if states else in_words(results['states']),
-            is_complete=len(holders) == len(self.settings.parts),
-            nat_fault=told.get('nat_fault') or own_check,
-            own_tag=MAINTENANCE in own_facts.tags, peer_tag=MAINTENANCE in facts.tags,
-            tells_tags=self.peer_id in described, peer_source_check=facts.source_dest_check,
-            lacks_answer=not all(answered),
+            asked_at, own[0], own[1], peer[0], peer[1],
+            of_peer.reason if states else in_words(results['states']), holders,
+            is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
+            nat_fault=told.get('nat_fault') or own_check * of_own.source_dest_check,
+            own_tag=MAINTENANCE in of_own.tags, peer_tag=MAINTENANCE in of_peer.tags,
+            tells_tags=self.peer_id in described, peer_source_check=of_peer.source_dest_check,
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
-    def learn_networks(self) -> None:
-        """Ask EC2 for the networks of the tables' subnets; until then, only routes are judged."""
-        tables = self.settings.route_table_ids
-        found = self.call({'found': lambda client: describe_networks(client, tables)})['found']
-        self.networks = None if isinstance(found, Exception) else found
-
-    def rehearse(self) -> bool:
+    def rehearse(self) -> None:
         """Make the calls of a failover with DryRun, and log what is not allowed.
 
         What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
-        Returns whether more is to be rehearsed soon.
         """
-        if self.networks is None:
-            self.learn_networks()
         calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        left = {name: call for name, call in calls.items() if name not in self.allowed}
+        left = {name: call for name, call in calls.items()
+                if self.rehearsed.get(name, DENIED[0]) in DENIED}
         codes = {name: code_of(result) for name, result in self.call(left).items()}
-        told = {name for name, code in codes.items()
-                if code and code not in BUSY + REFUSED_CREDENTIALS}
-        denied = {name for name in told if codes[name] in DENIED}
-        self.allowed |= told - denied
-        self.denied = self.denied - told | denied
-        self.lasting('permissions', ', '.join(sorted(self.denied)), at_once=True)
-        is_busy = any(code in BUSY for code in codes.values())
-        return not is_busy and not calls.keys() <= self.allowed | self.denied or bool(
-            self.settings.elastic_ip and not self.allocation_id)
+        self.rehearsed.update({name: code for name, code in codes.items()
+                               if code not in ('', *BUSY, *REFUSED_CREDENTIALS)})
+        denied = [name for name, code in self.rehearsed.items() if code in DENIED]
+        self.lasting('permissions', ', '.join(denied), at_once=True)
 
 
 # The decision -------------------------------------------------------------------------------------
@@ -1379,8 +1355,7 @@ class Step(NamedTuple):
 
     name: str
     at: float
-    refused: bool
-    pause: float = 0.0  # s until the next try, where EC2 has refused it for the number of calls
+    pause: float = 0.0  # s until the next try, where EC2 has refused it
 
 
 @dataclasses.dataclass
@@ -1411,6 +1386,11 @@ class Memory:
     @property
     def is_silent(self) -> bool:
         return self.silent_at < math.inf
+
+    @property
+    def is_news(self) -> bool:
+        """This run of misses follows ten seconds without one, so it is not one of many."""
+        return self.silent_at == self.deaf_at
 
     @property
     def heir(self) -> str:
@@ -1477,7 +1457,7 @@ class Memory:
     def note_step(self, step: Step) -> None:
         """A step of a restart was asked for."""
         self.steps = [one for one in self.steps if step.at - one.at < 4 * AN_HOUR] + [step]
-        if not step.refused:
+        if not step.pause:
             self.heard_at = NEVER
 
     def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
@@ -1487,14 +1467,13 @@ class Memory:
         From the first to the latest that does; one that says None is as if it were not there, and
         a longer gap between two ends the run.
         """
-        times: List[float] = []
-        for seen in reversed(self.history):
+        run: List[float] = []
+        for seen in [one for one in self.history if one.asked_at > after]:
             told = says(seen)
-            later_at = times[-1] if times else self.history[-1].asked_at
-            if told is False or seen.asked_at <= after or later_at - seen.asked_at > gap:
-                break
-            times += [seen.asked_at] if told else []
-        return times[0] - times[-1] if times else 0.0
+            if told is False or run and seen.asked_at - run[-1] > gap:
+                run = []
+            run += [seen.asked_at] if told else []
+        return run[-1] - run[0] if run else 0.0
 
     def has_failed(self, after: float) -> bool:
         """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
@@ -1544,20 +1523,13 @@ class Memory:
         """
         seen = [one.asked_at for one in self.history
                 if one.peer_tag or one.peer_state not in ('running', '')]
-        return max(seen + [one.at for one in self.steps if not one.refused], default=NEVER)
+        return max(seen + [one.at for one in self.steps if not one.pause], default=NEVER)
 
     def due_at(self, name: str, pause: float = MINUTE, longest: float = 600.0) -> float:
-        """Return when a step may be taken once more: each time after twice the pause.
-
-        A refused one is tried again after one minute, up to ten.
-        """
-        due_at = NEVER
-        for refused, first, most in ((True, MINUTE, 600.0), (False, pause, longest)):
-            tries = [one for one in self.steps if (one.name, one.refused) == (name, refused)]
-            if tries:
-                later = tries[-1].pause or min(most, first * 2.0 ** (len(tries) - 1))
-                due_at = max(due_at, tries[-1].at + later)
-        return due_at
+        """Return when a step may be taken once more: each time after twice the pause."""
+        tries = [one for one in self.steps if one.name == name]
+        later = min(longest, pause * 2.0 ** (sum(not one.pause for one in tries) - 1))
+        return max((one.at + (one.pause or later) for one in tries), default=NEVER)
 
 
 class Decision(NamedTuple):
@@ -1576,27 +1548,24 @@ class Decision(NamedTuple):
 
 
 LOOK_BETWEEN = 'look at the security groups, network ACLs and packet filters between the two'
-RESTART_BY_HAND = ('if it is dead, run: aws ec2 stop-instances --instance-ids {peer}, and once it '
-                   'is stopped: aws ec2 start-instances --instance-ids {peer}')
-LOST_PROBES = ('it lets no packet through, while one beside it came back (look at forwarding, '
-               'masquerading and firewall there)')
+STOP_BY_HAND = 'if it is dead, run: aws ec2 stop-instances --instance-ids {peer}'
+LOST_PROBES = 'it lets no packet through (look at forwarding, masquerading and firewall there)'
 
 
 def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Decide who serves: the first row that fits, as in README.adoc."""
     left, silent, may_live = memory.left(settings), memory.is_silent, memory.may_live(settings)
     taking = f'taking over {" and ".join(left)}'
-    rest = LOOK_AFTER_CHANGE if silent else LOOK_INTERVAL
 
     # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
         return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
     if seen.nat_fault:
-        return Decision(again=rest)
+        return Decision()
     if now < max(memory.failures, default=NEVER):
         return Decision('EC2 has refused what {self} claims: it tries again later',
-                        min(rest, memory.failures[-1] - now))
+                        min(LOOK_INTERVAL, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
@@ -1607,8 +1576,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     # S5: the peer answers, holds something and does not forward
     if not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
-        cause = (LOST_PROBES if relief else
-                 'its source/destination check is on' * seen.peer_source_check)
+        cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, relief=relief)
@@ -1616,10 +1584,10 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if silent and not may_live and left:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
     # S7: anything else
-    return keep_together(memory, seen, rest, now)
+    return keep_together(memory, seen, now)
 
 
-def keep_together(memory: Memory, seen: Observation, rest: float, now: float) -> Decision:
+def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
     """Claim what the primary's start is owed, then what lies apart or nowhere.
 
     The heir is given the time to look first, as each of the two looks only now and then.
@@ -1638,7 +1606,7 @@ def keep_together(memory: Memory, seen: Observation, rest: float, now: float) ->
         return Decision(f'{" and ".join(apart)} not at {{self}}, unlike the rest, or nowhere: '
                         'claiming', LOOK_AFTER_CHANGE, apart)
     pending = [max(SOON, at - now) for at in owed.values()] + [LOOK_AFTER_CHANGE] * bool(apart)
-    return Decision(again=min([rest, *pending]))
+    return Decision(again=min([LOOK_INTERVAL, *pending]))
 
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
@@ -1656,13 +1624,12 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
             return Decision('{peer} is stopped: starting it', SOON, step=START)
         return Decision('{peer} is stopped again, or still: starting it later and later '
                         f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
-                            logging.INFO if memory.steps[-1].refused else logging.WARNING))
+                            logging.INFO if memory.steps[-1].pause else logging.WARNING))
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
         if stopping >= wait_stop and now >= memory.due_at(FORCE):
-            return Decision(f'{{peer}} is stopping for {wait_stop:g} s: forcing it', SOON,
-                            step=FORCE)
+            return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
         return Decision('{peer} is stopping: waiting until it is stopped', SOON)
     # pending
     if state == 'pending':
@@ -1678,7 +1645,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again, remedy = (
-        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, RESTART_BY_HAND))
+        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, STOP_BY_HAND))
     if now >= max(memory.silent_at, down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
                         level=logging.ERROR)
@@ -1722,7 +1689,6 @@ class Monitor:
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses = 0                    # in a row
-        self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
         self.answered_at = NEVER           # the latest answer to a ping
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
@@ -1805,8 +1771,6 @@ class Monitor:
         """
         address, timeout, failure = self.peer_address, self.settings.ping_timeout, ''
         sent_at, answered = self.clock.monotonic(), False
-        if sent_at - self.next_ping_at > CALL_DEADLINE + 1.0:
-            self.start_over()
         try:
             if address:
                 answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
@@ -1820,8 +1784,8 @@ class Monitor:
         if answered:
             self.note_answer(now)
             self.next_ping_at = now + self.settings.wait_between_pings
-        elif failure or address is None or now - sent_at > timeout + 1.0:
-            self.start_over()
+        elif failure or address is None or now - self.next_ping_at > timeout + CALL_DEADLINE + 2.0:
+            self.misses, self.memory.silent_at = 0, math.inf  # which may be known no more
             self.next_ping_at = now + 1.0
         else:
             self.note_miss(sent_at)
@@ -1831,43 +1795,34 @@ class Monitor:
         """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
         if self.misses == self.threshold - 1 or self.peer_address is None:
             return math.inf
-        pause = self.next_ping_at - self.clock.monotonic()
-        if pause <= 0.0:
+        if self.clock.monotonic() >= self.next_ping_at:
             self.ping_once()
-            pause = self.next_ping_at - self.clock.monotonic()
-        return math.inf if self.misses == self.threshold - 1 else max(0.0, pause)
+        return float(max(0.0, self.next_ping_at - self.clock.monotonic()))
 
     def note_miss(self, sent_at: float) -> None:
         """Count a miss; EC2 is asked at the first one, and again before the one that decides."""
+        memory = self.memory
         if not self.misses:
-            self.memory.note_silence(sent_at)
-        self.misses += 1
-        if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
-                self.asked_at <= self.memory.silent_at == self.memory.deaf_at):
-            self.ask_at = NEVER
-        elif self.misses == 1:
+            memory.note_silence(sent_at)
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
+        self.misses += 1
+        is_asked = self.asked_at > memory.silent_at or not memory.is_news
+        if self.misses == self.threshold - 1 and not is_asked:
+            self.ask_at = NEVER
         if self.misses == self.threshold:
-            self.memory.failures = []  # what EC2 refused before counts no more
-            self.is_news, self.told_of = self.told_of != self.memory.deaf_at, self.memory.deaf_at
-            if self.is_news:
-                self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: judging it '
-                              'once EC2 answers')
+            memory.failures = []  # what EC2 refused before counts no more
+            if memory.is_news:
+                self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: asking EC2')
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
-        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
+        elif not self.memory.is_heard or self.misses >= self.threshold and self.memory.is_news:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
-        self.misses = 0
-        self.answered_at = now
+        self.misses, self.answered_at = 0, now
         self.memory.note_answer(now)
-
-    def start_over(self) -> None:
-        """Count misses anew: what was known of a silence may no longer be so."""
-        self.misses, self.memory.silent_at = 0, math.inf
 
     def probe_once(self, target: str) -> None:
         """Send a packet through the peer that serves, and one by the own route; hold up no ping.
@@ -1907,24 +1862,18 @@ class Monitor:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
-        memory = self.memory
-        is_due = min(memory.owed.values(), default=math.inf) <= self.asked_at
-        hurry = bool(self.misses or is_due or memory.lost)
-        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm=memory.is_heard and not hurry)
-        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY) if hurry else (
-            LOOK_AFTER_CHANGE)
-        now = self.clock.monotonic()
-        self.ask_at = min(self.ask_at, now + pause)  # a miss may have set it
-        if memory.lost:
+        seen = self.ec2.observe(self.asked_at, self.nat_fault)
+        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY)
+        self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
+        if self.memory.lost:
             self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
             self.note(seen)
 
     def note(self, seen: Observation) -> None:
         """Remember what was observed, and log what is news."""
-        before = dict(self.memory.holders)
+        before, self.observation = dict(self.memory.holders), seen
         self.memory.note(seen, self.settings)
-        self.observation = seen
         self.log_moved(before)
         for part, holder in self.memory.holders.items():
             if holder == SELF or before.get(part) == CLAIMED:
@@ -1933,8 +1882,7 @@ class Monitor:
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('unknown', ' and '.join(absent))
         self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
-        self.lasting('peer', 'its source/destination check is on' * seen.peer_source_check,
-                     self.peer_id, at_once=True)
+        self.lasting('peer', SOURCE_CHECK * seen.peer_source_check, self.peer_id, at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: Dict[str, str]) -> None:
@@ -1957,28 +1905,24 @@ class Monitor:
         patience = max(UNWATCHED, 3 * self.settings.wait_between_pings)
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
-        is_late = now - self.requested_at >= patience
-        self.lasting('watcher', f'{patience:g} s' * is_late, at_once=True)
+        missing = f'{patience:g} s' * (now - self.requested_at >= patience)
+        self.lasting('watcher', missing, at_once=True)
 
     # Judge and act
 
     def may_judge(self, seen: Observation) -> bool:
         """Tell whether the peer may be judged: no ping is missed, or it is silent since before."""
         lifetime = CALL_DEADLINE + 2 * self.settings.ping_timeout
-        if self.clock.monotonic() - seen.asked_at > lifetime:
-            self.observation = None
-            return False
-        return not self.misses or (
-            self.misses >= self.threshold and seen.asked_at > self.memory.silent_at)
+        return self.clock.monotonic() - seen.asked_at <= lifetime and (not self.misses or (
+            self.misses >= self.threshold and seen.asked_at > self.memory.silent_at))
 
     def judge(self, seen: Observation) -> None:
         """Decide, once for each observation; say why when it is news; do it."""
         now, memory = self.clock.monotonic(), self.memory
         serving, restarting = decide(memory, seen, self.settings, now)
         self.observation = None
-        again = min(serving.again, restarting.again)
-        if seen.lacks_answer:
-            again = min(again, LOOK_AFTER_CHANGE)
+        again = min(serving.again, restarting.again,
+                    LOOK_AFTER_CHANGE if seen.lacks_answer else LOOK_INTERVAL)
         if self.ask_at != NEVER:  # a signal has set it meanwhile
             self.ask_at = now + max(again, self.give_way(seen, serving))
         self.say(serving, restarting)
@@ -1989,8 +1933,7 @@ class Monitor:
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
-            if self.ec2.rehearse() or ('unknown', '') in self.lasting.troubles:
-                self.ask_at = min(self.ask_at, self.clock.monotonic() + LOOK_AFTER_CHANGE)
+            self.ec2.rehearse()
         if not restarting.why:
             self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do
@@ -2004,18 +1947,17 @@ class Monitor:
 
         What stands before the last colon tells, as parts come one by one.
         """
-        kept, self.reasons = self.said if self.memory.failures else (), []
-        for why, _, claims, _, level, _ in decisions:
-            level = logging.WARNING if claims else level
-            what = why.rpartition(': ')[0] or why
-            why = why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
-            if why:
-                self.reasons.append(why)
-                kept = (*kept, what)
-            if why and what not in self.said:
+        known, self.reasons = self.said, []
+        self.said = known if self.memory.failures else ()
+        for one in (one for one in decisions if one.why):
+            what = one.why.rpartition(': ')[0] or one.why
+            why = one.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
+            self.reasons.append(why)
+            self.said += (what,)
+            if what not in known:
+                level = logging.WARNING if one.claims else one.level
                 self.log.log(level, why)
                 self.alarmed |= level >= logging.WARNING and self.memory.is_silent
-        self.said = kept
 
     def give_way(self, seen: Observation, serving: Decision) -> float:
         """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
@@ -2025,85 +1967,72 @@ class Monitor:
         """
         if not seen.is_throttled or serving.claims:
             return 0.0
-        holders = self.memory.holders.values()
-        is_soon = seen.is_complete or CLAIMED in holders  # which asks what a claim has done
+        is_soon = seen.is_complete or CLAIMED in self.memory.holders.values()
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
 
-    def claim(self, parts: Tuple[str, ...], is_first: bool = True) -> None:
+    def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
         yet.  Alone it would part from the route: once EC2 has refused something, it waits until a
-        table is here.  What was not sent in time is known not to be done, and tried again at once.
+        table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
         tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
-        goes_along = not memory.failures if calls else (
-            PEER not in tables or NOBODY in memory.holders.values())
-        if address in parts and self.ec2.allocation_id and (SELF in tables or goes_along):
+        waits = calls and memory.failures and SELF not in tables
+        if address in parts and self.ec2.allocation_id and not waits:
             calls[address] = lambda client: client.associate_address(
                 AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
                 AllowReassociation=True)
-        limit = MOVE_DEADLINE if address in calls else math.inf
-        results = self.ec2.call(calls, after_sending=limit)
+        results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
         before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
+        refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
-            self.note_claim(part, result, now)
+            if not isinstance(result, Exception):
+                memory.note_here(part, now)
+            elif not has_answered(result):  # EC2 is asked before anything is said
+                memory.holders[part] = CLAIMED
+            else:
+                nobody_serves = memory.is_silent and code_of(result) not in BUSY
+                self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
         self.ec2.close_connections()
-        refused = [code_of(result) for result in results.values() if code_of(result)]
-        rest = tuple(part for part in parts if isinstance(results.get(part, NotSent()), NotSent))
         is_answered = all(map(has_answered, results.values()))
-        if refused or rest and not (calls and is_first) or were_unanswered and not is_answered:
+        if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
             self.ask_at = min(self.ask_at, memory.failures[-1])
-            return
-        if is_answered:
-            memory.failures = []
-        else:
+        elif not is_answered or len(calls) < len(parts):
             self.ask_at = NEVER
-        if rest:
-            self.claim(rest, is_first=False)
-
-    def note_claim(self, part: str, result: Any, now: float) -> None:
-        """Note what came of a claim; where no answer came, EC2 is asked before anything is said."""
-        if not isinstance(result, Exception):
-            self.memory.note_here(part, now)
-        elif not has_answered(result) and not isinstance(result, NotSent):
-            self.memory.holders[part] = CLAIMED
-            return
-        is_refused = code_of(result) not in ('', *BUSY)
-        self.lasting('claim', in_words(result) if isinstance(result, Exception) else '', part,
-                     at_once=is_refused and self.memory.is_silent)  # nobody may be serving
+        else:
+            memory.failures = []
 
     def pause(self, refused: List[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
 
-        What EC2 refuses for long, or for the credentials, is asked for once a minute, then once in
-        five; not where it is only busy.
+        What it refuses for long is asked for once a minute, then once in five; not where EC2 is
+        only busy.
         """
         count = len(self.memory.failures)
-        is_busy = bool(refused) and all(code in BUSY for code in refused)
-        is_lasting = count >= REFUSED_FOR_LONG and not is_busy
-        if count and (is_lasting or {*refused} & {*REFUSED_CREDENTIALS}):
+        if count >= REFUSED_FOR_LONG and not (refused and {*refused} <= {*BUSY}):
             return 60.0 if count < REFUSED_FOR_LONG + 10 else 300.0
         return float(self.chance.uniform(0.0, SOON)) if count else 0.0
 
     def take_step(self, name: str) -> None:
         """Stop, force or start the peer; without an answer, the next observation tells."""
         options = {} if name == START else self.stop_options
-        done, call = DONE[name], functools.partial(
-            take_step, instance_id=self.peer_id, step=name, options=options)
-        now = self.clock.monotonic()
-        results = self.ec2.call({done: call})
+        done, now = DONE[name], self.clock.monotonic()
+        results = self.ec2.call({done: lambda ec2: take_step(ec2, self.peer_id, name, options)})
         code = code_of(results[done])
-        pause = self.chance.uniform(MINUTE, 2 * MINUTE) if code in THROTTLED else 0.0
         if not isinstance(results[done], NotSent):
-            self.memory.note_step(Step(name, now, bool(code), pause))
+            refused = sum(one.pause > 0.0 for one in self.memory.steps if one.name == name)
+            pause = min(10 * MINUTE, MINUTE * 2.0 ** refused) if code else 0.0
+            if code in THROTTLED:
+                pause = self.chance.uniform(MINUTE, 2 * MINUTE)
+            self.memory.note_step(Step(name, now, pause))
         if not self.lasting('restart', failures_in(results), self.peer_id):
             self.log.info(f'{self.peer_id} is being {done}: ' + (
                 'waiting for its answer' if name == START else 'starting it once it is stopped'))
@@ -2115,22 +2044,21 @@ class Monitor:
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + MINUTE
         ids = {SELF: self.own_id, PEER: self.peer_id}
-        seen_at = max([one.asked_at for one in memory.history[-1:]], default=NEVER)
-        answered_age, seen_age = (None if at == NEVER else now - at
-                                  for at in (self.answered_at, seen_at))
+        seen_at = memory.history[-1].asked_at if memory.history else NEVER
+        ages = [None if at == NEVER else now - at for at in (self.answered_at, seen_at)]
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
             'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
-            'last_answer_age': answered_age, 'last_observation_age': seen_age,
+            'last_answer_age': ages[0], 'last_observation_age': ages[1],
             'decision': '; '.join(self.reasons),
             'troubles': self.lasting.errors})
 
     @property
     def left_stopped(self) -> bool:
         """The peer was stopped by this monitor, and is not back yet."""
-        return any(step.name == STOP and not step.refused and step.at > self.answered_at
+        return any(step.name == STOP and not step.pause and step.at > self.answered_at
                    for step in self.memory.steps)
 
 

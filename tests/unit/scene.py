@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from nat_monitor import CONNECTIONS, Monitor, NoAnswer, NotSent, Probed, Settings
+from nat_monitor import Monitor, NoAnswer, NotSent, Probed, Settings
 
 PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-00000000000000000'
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
@@ -217,9 +217,8 @@ class Scene(logging.Handler):
         return Probed(0.01 if outcome else None)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
-                     meanwhile: Callable[[], float] = lambda: math.inf, at_once: int = CONNECTIONS,
-                     after_sending: float = math.inf) -> Dict[str, Any]:
-        """Make the calls, two rounds of them where few may be made at once."""
+                     meanwhile: Callable[[], float] = lambda: math.inf, after_sending: float = math.inf
+                     ) -> Dict[str, Any]:
         results: Dict[str, Any] = dict.fromkeys(calls, NotSent('no answer in time'))
         self.lasts.clear()
         for name, call in calls.items() if self.resolving <= timeout else ():
@@ -227,7 +226,7 @@ class Scene(logging.Handler):
                 results[name] = call()
             except Exception as error:
                 results[name] = error
-        takes = max(self.lasts, default=self.latency * min(2, -(-len(calls) // at_once)))
+        takes = max(self.lasts, default=self.latency)
         until = self.now + min(self.resolving + min(takes, after_sending), timeout)
         while True:
             pause = meanwhile()

@@ -13,7 +13,7 @@ TABLE, ADDRESS = 'rtb-0123456789abcdef0', '198.51.100.7'
 BOTH = (TABLE, ADDRESS)
 SETTINGS = Settings('i-0123456789abcdef0', 'i-0fedcba9876543210', (TABLE,), ADDRESS)
 WELL: Any = {'own_state': 'running', 'own_checks': 'ok', 'peer_state': 'running', 'peer_checks': 'ok'}
-ERROR: Any = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'error': 'Unavailable'}
+ERROR: Any = {'own_state': '', 'own_checks': '', 'peer_state': '', 'peer_checks': '', 'reason': 'Unavailable'}
 FAILED: Any = {'peer_checks': 'impaired'}
 NO_DATA: Any = {'peer_checks': 'initializing'}
 # How a sentence ends that a person must heed: with a command and where to run it, or with what to look at and where.
@@ -63,9 +63,9 @@ class Story:
         self.memory.failures += [NOW + pause for pause in until]
         return self
 
-    def asks_for(self, step: str, *ago: float, refused: bool = False, pause: float = 0.0) -> Story:
+    def asks_for(self, step: str, *ago: float, refused: bool = False, pause: float = 60.0) -> Story:
         for each in ago:
-            self.memory.note_step(Step(step, NOW - each, refused, pause))
+            self.memory.note_step(Step(step, NOW - each, pause * refused))
         return self
 
     def probes(self, ago: float, through: bool) -> Story:
