@@ -196,7 +196,7 @@ maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_main
 protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
 subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet> \
 # where that has another table: replace-route-table-association
-main table: aws ec2 associate-route-table --subnet-id {own[SubnetId]} --route-table-id <public one>
+main table: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
 default route: aws ec2 describe-route-tables --route-table-ids {about}
 Elastic IP: aws ec2 describe-addresses --public-ips {about}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
@@ -295,7 +295,8 @@ def is_public_address(value: Any) -> bool:
     """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
     with contextlib.suppress(ValueError):
         address = ipaddress.IPv4Address(str(value))
-        return address.is_global or str(value).startswith(FOR_DOCUMENTATION)
+        return address.is_global and not address.is_multicast or str(value).startswith(
+            FOR_DOCUMENTATION)
     return False
 
 
@@ -306,7 +307,7 @@ def is_number(value: Any, least: float, most: float, *types: type) -> bool:
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
     return (isinstance(value, (list, tuple)) and set(map(type, value)) == {str}
-            and os.path.isabs(value[0]) and os.path.isfile(value[0])
+            and '\0' not in ''.join(value) and os.path.isabs(value[0]) and os.path.isfile(value[0])
             and os.access(value[0], os.X_OK) and all(fine for _, fine in on_the_way_to(value[0])))
 
 
@@ -802,7 +803,8 @@ def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str
             **describe_states(client, first), **describe_states(client, *others)}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
-        checks = {one[kind]['Status'] for kind in ('InstanceStatus', 'SystemStatus')}
+        checks = {one[kind].get('Status', '')
+                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
         verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
@@ -835,7 +837,8 @@ def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, InstanceF
     cards = {i: one.get('NetworkInterfaces', []) for i, one in found.items()}
     return {i: InstanceFacts(
         one.get('PrivateIpAddress', ''),
-        tuple(its['PrivateIpAddress'] for card in cards[i] for its in card['PrivateIpAddresses']),
+        tuple(its['PrivateIpAddress'] for card in cards[i]
+              for its in card.get('PrivateIpAddresses', [])),
         tuple(card['NetworkInterfaceId'] for card in cards[i]),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
         one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
@@ -904,7 +907,10 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
     except ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        client.create_route(**route)
+        try:
+            client.create_route(**route)
+        except ClientError as second:
+            raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
@@ -962,7 +968,8 @@ VERDICTS = {'': ON, ON: ON, 'return': ON, ACCEPT: ACCEPT, DROP: DROP, 'reject': 
 WORST_FIRST = (False, None, True)  # of what a verdict may be
 RULE = re.compile(  # conditions, then what is done with a packet, '' if nothing is, then how
     r'^(.*?)(?:(?<!\S)(?:policy )?(accept|drop|reject|continue|return|jump|goto|masquerade|queue'
-    r'|snat(?=.* to )|synproxy|vmap|xt target(?! "?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS)))'
+    r'|snat(?=.* to )|synproxy|vmap'
+    r'|(?:xt target|#\w*)(?! "?(?:xt_)?(?:LOG|NFLOG|MARK|CONNMARK|TCPMSS)))'
     r'(?: (.*))?)?$')
 CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what it means
     r'(?!ct state != \w+(?:,| \|))'
@@ -970,7 +977,8 @@ CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what
     r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
     r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
 PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
-    (r' ?comment "[^"]*"$', ''), (r'xt target "?(MASQUERADE|REJECT)"?', lambda xt: xt[1].lower()),
+    (r' ?comment "[^"]*"$', ''), (  # as an nft without libxtables lists it, too
+        r'(?:xt target "?|# xt_)(MASQUERADE|REJECT)"?', lambda xt: xt[1].lower()),
     (r'(?<=\s)(?:counter(?: name \S+| packets \d+ bytes \d+)?|xt match "?comment"?'
      r'|log(?: prefix "[^"]*"| (?:level|group|snaplen) \S+| flags (?:tcp |ip )?\S+)*)(?: |$)', ''),
     (r'^(.*) vmap \{ (.*) \} ?$', lambda found: '\n'.join(
@@ -997,11 +1005,11 @@ def read_rules(listing: str) -> Chains:
 
 def covers(value: str, has: Any) -> Optional[bool]:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
-    if not has or value[0] == '@':
+    if not has or value[0] == '@' or isinstance(has, Network) and not value[0].isdigit():
         return None
     if not isinstance(has, Network):
         return value in has.split() or value.endswith('*') and has.startswith(value[:-1])
-    ends = [Network(one) for one in value.split('-')]
+    ends = [Network(one, False) for one in value.split('-')]
     some = [one for one in ipaddress.summarize_address_range(ends[0][0], ends[-1][-1])
             if one.overlaps(has) and (has != INTERNET or one.is_global)]
     return True if any(one.supernet_of(has) for one in some) else None if some else False
@@ -1057,7 +1065,7 @@ class Host:
         def proc(name: str) -> str:
             return text_of(os.path.join(root, 'proc', name)).strip()
 
-        found = re.findall(r'(?m)^(\S+)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
+        found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
         calls: Dict[str, Callable[[], Any]] = {
             'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
@@ -1179,15 +1187,17 @@ def routed(network: Network, interface: str) -> Verdict:
 def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
 
-    It takes some 20 ms, at most 2 s.  Of a single host, the peer, only the routes count: rules may
-    rightly be for the private networks alone.
+    It takes some 20 ms, at most 2 s, and never raises.  Of a single host, the peer, only the routes
+    count: rules may rightly be for the private networks alone.
     """
-    asked = [Network(one) for one in networks]
-    host = Host(root, asked)
-    private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
-    sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
-                         *map(host.masquerading, private)])
-    return words if sure is False else ''
+    with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
+        asked = [Network(one) for one in networks]
+        host = Host(root, asked)
+        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
+        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+                             *map(host.masquerading, private)])
+        return words if sure is False else ''
+    return ''
 
 
 # The observation ----------------------------------------------------------------------------------
@@ -1965,7 +1975,7 @@ class Monitor:
         Where hundreds of pairs of an account have failed at once, those that are served leave its
         request buckets to the others.  A minute between two answers would undo what they prove.
         """
-        if not seen.is_throttled or serving.claims:
+        if not seen.is_throttled or serving.claims or self.memory.failures:
             return 0.0
         is_soon = seen.is_complete or CLAIMED in self.memory.holders.values()
         return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
@@ -2069,8 +2079,10 @@ DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint polic
 REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
 CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
             r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
-BOOT_FILES = ('etc/rc*', 'etc/*.d/*', 'etc/*cron*', 'etc/cron.*/*', 'var/spool/cron/**',
-              '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+BOOT_FILES = (
+    'etc/rc*', 'etc/rc*.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
+    '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
 
 
 def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
@@ -2090,7 +2102,7 @@ def starts_monitor(path: str, line: str) -> Verdict:
     """Tell whether cron runs that line of a file at boot."""
     job, words = re.fullmatch(CRON_JOB, line), f'{path}: {line.strip()}'
     name, status, in_etc = os.path.basename(path), os.stat(path), '/etc/' in path
-    if not job or not in_etc and name != 'root':
+    if not job or not re.search(CRON_FILE, path):
         return None, f'{words} (nobody can tell if this starts it at boot)'
     user, program, end = job.groups()
     right = user == ('root' if in_etc else None)
@@ -2106,7 +2118,7 @@ def remedy_for(error: Exception) -> str:
     if isinstance(error, requests.RequestException):
         return ''
     if isinstance(error, OwnFault):
-        return 'own fault'
+        return 'no answer' if isinstance(error, NoNeighbour) else 'own fault'
     denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
     return denier if code_of(error) in DENIED else 'no answer'
 
@@ -2382,7 +2394,11 @@ class Check:
                        'RouteTableId', 'vpc-id', own['VpcId'])
         links = {link.get('SubnetId', REST): link for one in tables.values()
                  for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
-        mine = links.get(own['SubnetId'], links[REST])
+        pair = [one for one in self.things.values() if one.get('SubnetId')]
+        mine = {one['SubnetId']: links.get(one['SubnetId'], links.get(REST, {})) for one in pair}
+        if {one['VpcId'] for one in pair} != {own['VpcId']}:
+            self.say(False, 'route table', self.peer_id,
+                     f'the peer is not in {own["VpcId"]}', 'gone')
         for i in chosen:
             self.say(i in tables, 'route table', i, 'not ' * (i not in tables) + 'in the VPC')
         for i, one in tables.items():
@@ -2391,11 +2407,11 @@ class Check:
             if i in chosen:
                 self.say_holder('default route', i, default_route(one))
                 served = sorted(name for name in links if links[name]['RouteTableId'] == i)
-                found, itself = ', '.join(served) or 'none', mine['RouteTableId'] == i
-                if itself:
-                    found += f': this instance, in {own["SubnetId"]}, would route to itself'
-                self.say(served and not itself, 'subnets', i, found, '' if not itself else
-                         'settings' if mine.get('SubnetId') else 'main table')
+                found, remedy, subnet = ', '.join(served) or 'none', '', ''
+                for subnet in (one for one in mine if mine[one].get('RouteTableId') == i):
+                    found += f': the pair, in {subnet}, would route to itself'
+                    remedy = 'settings' if mine[subnet].get('SubnetId') else 'main table'
+                self.say(served and not remedy, 'subnets', i, found, remedy, subnet=subnet)
             elif led:
                 self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
                          'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
@@ -2489,10 +2505,12 @@ class Writer(logging.Handler):
 
 def write_line(level: str, line: str) -> bool:
     """Write a line to standard output, however long it takes; tell whether it could be written."""
-    data = (line + '\n').encode(errors='replace')
+    rest = (line + '\n').encode(errors='replace')
     with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed pipe; none
-        return os.write(sys.stdout.fileno(), data) == len(data)
-    return False
+        while rest:
+            select.select([], [sys.stdout], [])  # somebody may have set it not to block
+            rest = rest[os.write(sys.stdout.fileno(), rest):]
+    return not rest
 
 
 def notify(command: Sequence[str], level: str, line: str) -> bool:
@@ -2584,7 +2602,7 @@ def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
             if monitor and monitor.left_stopped else '')
     log.info(f'ended by {signal.Signals(number).name}{left}')
     log.handlers[0].flush()
-    os._exit(0 if monitor else 1)  # at once, also with a call under way in a thread
+    os._exit(1 if sys.argv[1:] else 0)  # at once, also with a call under way in a thread
 
 
 def heed_signals(monitor: Optional[Monitor] = None) -> None:

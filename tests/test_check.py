@@ -194,8 +194,8 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.disassociate_route_table(AssociationId=pair.association),
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
-     'FAIL', 'subnets', '{public}: this instance, in {public}, would route to itself; run: nano {settings_file}'),
-    (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: this instance, in {public}, would route '
+     'FAIL', 'subnets', '{public}: the pair, in {public}, would route to itself; run: nano {settings_file}'),
+    (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: the pair, in {public}, would route '
      'to itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
                                          GatewayId=pair.gateway), 'warn', 'default route',
@@ -275,7 +275,8 @@ TARGET = '203.0.113.20'
      'run: nat_monitor.py --check  # on {primary}'),
     ((None,), TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
      f'run: ping -c 20 {TARGET}  # if that is lost, too, PROBE_ADDRESS is to be another one'),
-    (nat_monitor.NoNeighbour('said the test'), '', 'FAIL', 'NoNeighbour: said the test; run: ip route get')])
+    (nat_monitor.NoNeighbour('said the test'), '', 'unknown',
+     'NoNeighbour: said the test; run: nat_monitor.py --check')])
 def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, deaf: str, verdict: str, words: str
                                            ) -> None:
     edit_settings(pair, 'ELASTIC_IP', f'PROBE_ADDRESS = {TARGET!r}\nELASTIC_IP')
@@ -285,7 +286,7 @@ def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, 
     code, lines = pair.check(capfd)
 
     [line] = [line for line in lines if line.what == 'forwards']
-    assert (line.verdict, line.about) == (verdict, TARGET if verdict == 'unknown' else pair.primary)
+    assert (line.verdict, line.about) == (verdict, TARGET if TARGET in words else pair.primary)
     assert line.words.startswith(words.format(primary=pair.primary)), line.words
     assert {line.what for line in lines if line.verdict != 'ok'} <= {'forwards'}, pair.text
     assert code == (1 if verdict == 'FAIL' else 0)
@@ -522,6 +523,7 @@ OF_ANOTHER_FORM = [
     ('etc/rc.local', '#!/bin/sh\n{root}/nat_monitor.py >> /var/log/nat_monitor.log 2>&1 &'),
     ('etc/rc.d/rc.local', '{root}/nat_monitor.py &'),
     ('etc/init.d/nat', 'start-stop-daemon --start --exec {root}/nat_monitor.py'),
+    ('etc/cron.d.bak/nat', JOB.strip()), ('etc/crontab-old', JOB.strip()),
     ('etc/cron.hourly/nat', 'pgrep nat_monitor.py || {root}/nat_monitor.py &'),
     ('var/lib/cloud/scripts/per-boot/nat', '{root}/nat_monitor.py &')]
 
@@ -539,7 +541,8 @@ def test_only_a_plain_job_for_root_in_a_file_that_cron_accepts_is_sure_to_start_
     assert line.words.startswith(f'{host.root}/{name}: {mention}{why}')
 
 
-@pytest.mark.parametrize('name', ['etc/cron.d/nat_monitor', 'etc/rc.local', 'etc/systemd/system/nat.service'])
+@pytest.mark.parametrize('name', [
+    'etc/cron.d/nat_monitor', 'etc/rc.local', 'etc/systemd/system/nat.service', 'etc/logrotate.d/nat_monitor'])
 def test_a_comment_starts_nothing(host: Host, capfd: Any, name: str) -> None:
     assert cron_line(host, capfd, name, f' # {JOB}').words.startswith('none starts the monitor')
 

@@ -259,6 +259,7 @@ CASES = {
                             True, False),
     'iptables, SNAT': (iptables(f'-A POSTROUTING -o ens+ -j SNAT --to-source {OWN}'), True, True),
     'iptables, local alone': (iptables('-A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE'), True, False),
+    'a mark by a map': (nat('meta mark set ip saddr map { 10.0.1.1 : 1 }', 'masquerade'), True, True),
     'but for its own packets': (nat('oifname "ens5" fib saddr type != local masquerade'), True, True),
     'iptables and nft': ("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE\n"
                          'nft add rule ip nat POSTROUTING ip saddr 10.0.1.0/24 masquerade', True, True),
@@ -414,6 +415,13 @@ def test_rules_of_the_old_iptables_may_be_there_too(root: Path) -> None:
     assert told(root) == (None, None, '')
 
 
+def test_nothing_odd_keeps_a_monitor_from_its_work_nor_hides_what_interface_leads_out(root: Path) -> None:
+    with open(root / 'proc/net/route', 'a') as routes:
+        routes.write('* 00000000 00000000 0200 0 0 4278198272 00000000 0 0 0\n')  # an unreachable one besides
+    assert told(root) == (True, True, '')
+    assert nat_monitor.nat_fault(['no network'], str(root)) == ''
+
+
 def test_with_two_default_routes_no_interface_is_ruled_out(root: Path) -> None:
     with open(root / 'proc/net/route', 'a') as routes:
         routes.write('eth1 00000000 0100000A 0003 0 0 200 00000000 0 0 0\n')
@@ -426,6 +434,7 @@ def test_with_two_default_routes_no_interface_is_ruled_out(root: Path) -> None:
     ('xt match "policy" counter packets 0 bytes 0 accept', False),
     ('xt match "comment" xt target "MASQUERADE"', True), ('xt target "LOG"\n\t\tmasquerade', True),
     ('xt match "set" xt target "MASQUERADE"', None), ('queue to 0', None),
+    ('oifname "ens5" # xt_MASQUERADE', True), ('# xt_SNAT', None), ('# xt_conntrack masquerade', None),
     ('snat to 10.0.0.11', None)])
 def test_an_nft_that_does_not_know_the_words_of_iptables_is_understood(
         root: Path, rule: str, masquerades: Optional[bool]) -> None:

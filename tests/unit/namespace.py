@@ -25,6 +25,6 @@ def inside(setup: str, script: str, *kinds: str) -> Any:
         lacking(f'no network namespaces with bridges here: {trial.stderr.strip()}')
     done = subprocess.run([*unshare, 'bash', '-c', f'set -e\n{setup}\nexec "$0" -c "$1"', sys.executable,
                            f'import json\n{script}\nprint(json.dumps(out))'],
-                          cwd=ROOT, text=True, timeout=60, stdout=subprocess.PIPE, env=environment)
+                          cwd=ROOT, text=True, timeout=300, stdout=subprocess.PIPE, env=environment)
     assert done.returncode == 0
     return json.loads(done.stdout)

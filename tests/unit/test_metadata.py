@@ -24,7 +24,7 @@ class Service(Server):
         if asked.what.startswith('PUT'):
             return self.token_status, b'a-token'
         if not self.item_status:
-            self.ends.wait(20)
+            self.ends.wait(100)
         known = asked.headers.get('x-aws-ec2-metadata-token') == 'a-token'
         return self.item_status if known else 401, b'i-0123456789abcdef0\n'
 
