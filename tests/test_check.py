@@ -195,6 +195,11 @@ def masquerade(pair: Pair, rule: str) -> None:
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
      'FAIL', 'subnets', '{public}: the pair, in {public}, would route to itself; run: nano {settings_file}'),
+    (lambda pair: setattr(pair.record(pair.primary), '_subnet_id', pair.private),
+     'FAIL', 'subnets', '{private}: the pair, in {private}, would route to itself; run: nano {settings_file}'),
+    (lambda pair: setattr(pair.record(pair.primary), '_subnet_id', pair.ec2.create_subnet(
+        VpcId=pair.ec2.create_vpc(CidrBlock='10.8.0.0/16')['Vpc']['VpcId'], CidrBlock='10.8.0.0/24')['Subnet']['SubnetId']),
+     'FAIL', 'route table', 'the peer is not in vpc-'),
     (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: the pair, in {public}, would route '
      'to itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
