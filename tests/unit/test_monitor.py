@@ -399,8 +399,7 @@ def test_a_clock_that_is_wrong_is_told() -> None:
     scene, date = at_rest(), email.utils.formatdate(time.time() + 3600.0)
     answer: Any = {'Error': {'Code': 'RequestExpired'}, 'ResponseMetadata': {'HTTPHeaders': {'date': date}}}
     scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
-    scene.run(250.0)
-    assert scene.levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
+    assert scene.run(250.0).levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
 
 
 def test_a_signal_while_ec2_is_asked_has_it_asked_again_at_once() -> None:
@@ -444,8 +443,7 @@ def test_what_ec2_does_not_know_is_told() -> None:
 def test_a_part_outside_the_pair_is_told_and_left_there_but_by_the_primarys_start() -> None:
     assert Scene(primary=True, holder=OUTSIDE).run(60.0).cloud.owner == PRIMARY
     scene = Scene(holder=OUTSIDE).run(300.0)
-    assert [level for level, message in scene.lines if 'outside the pair' in message] == ['WARNING']
-    assert not scene.claims()
+    assert scene.levels('outside the pair') == ['WARNING'] and not scene.claims()
 
 
 @pytest.mark.parametrize('start', [True, False])
