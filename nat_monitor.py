@@ -1398,11 +1398,6 @@ class Memory:
         return self.silent_at < math.inf
 
     @property
-    def is_news(self) -> bool:
-        """This run of misses follows ten seconds without one, so it is not one of many."""
-        return self.silent_at == self.deaf_at
-
-    @property
     def heir(self) -> str:
         """To whom everything belongs; both of the pair come to the same result.
 
@@ -1699,6 +1694,7 @@ class Monitor:
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses = 0                    # in a row
+        self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
         self.answered_at = NEVER           # the latest answer to a ping
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.probe_at = self.report_at = NEVER
@@ -1816,19 +1812,20 @@ class Monitor:
             memory.note_silence(sent_at)
             self.ask_at = min(self.ask_at, self.asked_at + CLAIM_RETRY)
         self.misses += 1
-        is_asked = self.asked_at > memory.silent_at or not memory.is_news
-        if self.misses == self.threshold - 1 and not is_asked:
+        if self.misses == self.threshold - 1 and (  # not at each run of misses, at a high loss
+                self.asked_at <= memory.silent_at == memory.deaf_at):
             self.ask_at = NEVER
         if self.misses == self.threshold:
             memory.failures = []  # what EC2 refused before counts no more
-            if memory.is_news:
+            self.is_news, self.told_of = self.told_of != memory.deaf_at, memory.deaf_at
+            if self.is_news:
                 self.log.info(f'{self.peer_id} missed {self.misses} pings in a row: asking EC2')
 
     def note_answer(self, now: float) -> None:
         """Note that the peer answers; say so when it was not heard before, or silent."""
         if self.alarmed:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
-        elif not self.memory.is_heard or self.misses >= self.threshold and self.memory.is_news:
+        elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
             self.log.info(f'{self.peer_id} answers')
         self.alarmed = False
         self.misses, self.answered_at = 0, now

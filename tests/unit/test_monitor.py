@@ -88,7 +88,7 @@ def test_ec2_is_asked_once_in_three_seconds_however_many_pings_are_lost(lost: st
 
 
 def test_where_many_pings_are_lost_silence_and_answer_are_told_once_until_ten_seconds_without_a_miss() -> None:
-    scene, sent = at_rest(holder=SECONDARY), [-1]
+    scene, sent = at_rest(holder=SECONDARY), [0]
 
     def flapping(now: float) -> bool:
         sent[0] += 1
