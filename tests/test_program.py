@@ -30,7 +30,7 @@ def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str) -> Non
     with quiet_lab(python) as lab:
         lab.ec2.inject('silent')
         process = lab.primary.popen(*lab.primary.monitor_command)
-        lab.wait_until(lambda: len(lab.ec2.calls(instance='primary')) == 4, 'its first four calls are under way')
+        lab.wait_until(lambda: len(lab.ec2.calls(instance='primary')) >= 4, 'its first calls are under way')
         since = time.monotonic()
 
         lab.primary.kill_monitor(signal.SIGTERM)
