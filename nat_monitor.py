@@ -665,10 +665,10 @@ def forbid_late_sending() -> None:
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
                  meanwhile: Callable[[], float] = lambda: math.inf,
-                 after_sending: float = math.inf) -> Dict[str, Any]:
+                 after_sending: float = math.inf, at_once: int = CONNECTIONS) -> Dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
-    They begin in their order, CONNECTIONS at a time.  Each is given up `timeout` seconds from now,
+    They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
     and `after_sending` seconds from its latest request, if that is earlier: what it takes to find
     and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
     not leave, and its thread is left to itself, for no time-out of the libraries covers name
@@ -707,7 +707,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             changed.set()
 
     try:
-        for _ in range(min(len(calls), CONNECTIONS)):
+        for _ in range(min(len(calls), at_once)):
             threading.Thread(target=make_some, daemon=True).start()
     except RuntimeError as error:  # no memory for a thread
         for name, _ in waiting:
@@ -1265,7 +1265,7 @@ class Ec2:
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
     def call(self, calls: Dict[str, Call], after_sending: float = math.inf,
-             **beside: Callable[[], Any]) -> Dict[str, Any]:
+             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> Dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
@@ -1273,7 +1273,8 @@ class Ec2:
                 return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
-            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending)
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending,
+            at_once=at_once)
         answers = [results[name] for name in calls]
         if any(map(lost_credentials, answers)):
             self.client = None  # a new one gets those that the role has now
@@ -1299,9 +1300,12 @@ class Ec2:
         if self.client is not None:
             self.client.close()
 
-    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str]
+    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
                 ) -> Optional[Observation]:
-        """Ask for all that a decision needs, in one go; None if EC2 has not told the states."""
+        """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
+
+        While all is calm, over two connections: most of what a look costs are their handshakes.
+        """
         pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip or ''
         tables, facts = self.settings.route_table_ids, self.facts
         questions: Dict[str, Call] = {
@@ -1315,7 +1319,8 @@ class Ec2:
         self.close_connections()  # an older one may have died without a FIN
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
         results = self.call(
-            questions, nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
+            questions, at_once=2 if calm else CONNECTIONS,
+            nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
@@ -1516,9 +1521,11 @@ class Memory:
         """Return what a take-over has left to claim.
 
         What was claimed, and got no answer, is not claimed anew while EC2 throttles the question
-        where it is: that call would be made instead of another pair's.
+        where it is, for some minutes: that call would be made instead of another pair's.
         """
-        done = (SELF, OTHER, ABSENT) + (CLAIMED,) * self.history[-1].is_throttled
+        seen = self.history[-1]
+        waits = seen.is_throttled and self.lasts(lambda one: one.is_throttled) < PATIENCE
+        done = (SELF, OTHER, ABSENT) + (CLAIMED,) * waits
         return tuple(part for part in settings.parts if self.holders.get(part) not in done)
 
     def down_at(self) -> float:
@@ -1869,10 +1876,14 @@ class Monitor:
         """Ask EC2 while pinging goes on; remember what it told, and log what is news."""
         self.asked_at = self.clock.monotonic()
         self.ask_at = self.asked_at + LOOK_AFTER_CHANGE  # whatever comes of this one
-        seen = self.ec2.observe(self.asked_at, self.nat_fault)
-        pause = SOON if seen else self.chance.uniform(1.0, CLAIM_RETRY)
+        memory = self.memory
+        calm = memory.is_heard and not (self.misses or memory.owed or memory.lost
+                                        or CLAIMED in memory.holders.values())
+        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm)
+        in_a_hurry = self.chance.uniform(1.0, CLAIM_RETRY)
+        pause = SOON if seen else LOOK_AFTER_CHANGE if calm else in_a_hurry
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
-        if self.memory.lost:
+        if memory.lost:
             self.probe_at = NEVER  # only one that is sent after EC2's answer decides
         if seen:
             self.note(seen)
@@ -1960,7 +1971,7 @@ class Monitor:
             what = one.why.rpartition(': ')[0] or one.why
             why = one.why.replace('{self}', self.own_id).replace('{peer}', self.peer_id)
             self.reasons.append(why)
-            self.said += (what,)
+            self.said += (what,) * (what not in self.said)
             if what not in known:
                 level = logging.WARNING if one.claims else one.level
                 self.log.log(level, why)
@@ -2001,6 +2012,8 @@ class Monitor:
         for part, result in results.items():
             if not isinstance(result, Exception):
                 memory.note_here(part, now)
+            elif isinstance(result, NotSent):  # it is where it was, whatever EC2 tells
+                self.lasting('claim', 'no answer came', part)
             elif not has_answered(result):  # EC2 is asked before anything is said
                 memory.holders[part] = CLAIMED
             else:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from nat_monitor import Monitor, NoAnswer, NotSent, Probed, Settings
+from nat_monitor import CONNECTIONS, Monitor, NoAnswer, NotSent, Probed, Settings
 
 PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-00000000000000000'
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
@@ -129,6 +129,7 @@ class Scene(logging.Handler):
         self.cloud = Cloud(self, holder)
         self.latency = 0.1
         self.resolving = 0.0                        # before a call is sent
+        self.side_by_side: List[int] = []           # the most calls of each go
         self.lasts: List[float] = []                # what calls of the present go say that they take
         self.pings: List[float] = []
         self.outcome: Callable[[float], Any] = lambda now: True
@@ -217,9 +218,10 @@ class Scene(logging.Handler):
         return Probed(0.01 if outcome else None)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
-                     meanwhile: Callable[[], float] = lambda: math.inf, after_sending: float = math.inf
-                     ) -> Dict[str, Any]:
+                     meanwhile: Callable[[], float] = lambda: math.inf, after_sending: float = math.inf,
+                     at_once: int = CONNECTIONS) -> Dict[str, Any]:
         results: Dict[str, Any] = dict.fromkeys(calls, NotSent('no answer in time'))
+        self.side_by_side.append(at_once)
         self.lasts.clear()
         for name, call in calls.items() if self.resolving <= timeout else ():
             try:

@@ -142,6 +142,12 @@ def test_nobody_stops_another_one_while_its_own_checks_fail() -> None:
         assert step == '' or 'impaired' not in (case.own_checks, case.before) and step == STOP, case
 
 
+def test_an_answer_that_tells_only_one_of_the_two_proves_nothing() -> None:
+    for case in cases(own_state=('', 'running'), peer_state=('', 'running')):
+        story = Story().hears(LONG).misses(400.0).sees(60.0, SELF, **FAILED, **vars(case))
+        assert (decided(story.sees(0.0, SELF, **FAILED))[1] == STOP) == all(vars(case).values()), case
+
+
 def test_no_step_is_taken_against_one_that_is_under_maintenance_or_that_answers() -> None:
     for case in cases(
             spared=('tag', 'answers', 'answers again'), state=STATES, checks=CHECKS, own_state=('running', ''),

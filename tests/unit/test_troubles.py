@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import ast
+import email.utils
 import inspect
 import logging
 import re
+import time
 import types
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import pytest
+from botocore.exceptions import ClientError
 
 import nat_monitor
 from nat_monitor import TROUBLES, Lasting
@@ -180,3 +183,10 @@ def test_before_anything_is_known_ages_are_none_and_a_status_comes_once_a_minute
     scene.run(200.0)
     assert scene.pings == [] and published[0][1]['last_answer_age'] is published[0][1]['last_observation_age'] is None
     assert [round(gap) for gap in gaps([at for at, _ in published])] == [60, 60, 60]
+
+
+def test_a_clock_that_is_wrong_is_told() -> None:
+    scene, date = at_rest(), email.utils.formatdate(time.time() + 3600.0)
+    answer: Any = {'Error': {'Code': 'RequestExpired'}, 'ResponseMetadata': {'HTTPHeaders': {'date': date}}}
+    scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
+    assert scene.run(250.0).levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
