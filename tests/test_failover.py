@@ -95,7 +95,8 @@ def all_is_well(lab: Lab, when: str) -> None:
 
 @pytest.mark.core
 def test_a_crashed_primary_is_replaced_restarted_and_claims_again_at_boot_in_four_loud_lines(python: str) -> None:
-    with serving_pair(python, impaired=1.0) as lab:
+    patient = {**SETTINGS, 'WAIT_FOR_INSTANCE_START': 300}  # or a slow machine adds that it stays silent
+    with serving_pair(python, settings=patient, impaired=1.0) as lab:
         all_is_well(lab, 'before')
         since, before = time.monotonic(), {name: len(loud(instance)) for name, instance in lab.instances.items()}
 

@@ -137,5 +137,6 @@ def test_a_command_is_told_of_a_failover(python: str) -> None:
 
         lab.primary.crash()
 
-        lab.wait_until(lambda: any('taking over' in line for line in told(lab.secondary)), 'the command is told')
-        assert [line.split(' ', 2)[2] for line in told(lab.secondary)] == loud(lab.secondary)
+        lab.wait_until(lambda: [line for line in loud(lab.secondary) if 'taking over' in line], 'it is loud')
+        lab.wait_until(lambda: [line.split(' ', 2)[2] for line in told(lab.secondary)] == loud(lab.secondary),
+                       'the command is told of each loud line')
