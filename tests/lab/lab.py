@@ -271,7 +271,8 @@ class Terminal:
         assert self._process.stdin and self._process.stdout
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self.output = ''
-        threading.Thread(target=self._read, daemon=True, name='terminal').start()
+        self._reader = threading.Thread(target=self._read, daemon=True, name='terminal')
+        self._reader.start()
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError, OSError):
@@ -288,8 +289,8 @@ class Terminal:
 
     @property
     def exit_code(self) -> Optional[int]:
-        """The exit code of the program; None while it runs."""
-        return self._process.poll()
+        """The exit code of the program; None while it runs, or not all that it shows has been read."""
+        return None if self._reader.is_alive() else self._process.poll()
 
 
 class Lab:
