@@ -1586,7 +1586,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if seen.own_tag and (not silent or may_live or seen.peer_tag):
         return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
-    if not silent and PEER in memory.holders.values():
+    if memory.is_heard and not silent and PEER in memory.holders.values():
         relief = memory.does_not_forward(settings, now)
         cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:

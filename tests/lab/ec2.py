@@ -83,8 +83,8 @@ class Fault:
     times: float = float('inf')
 
     def hits(self, call: Call) -> bool:
-        """Tell whether *call* is one of those, and count it."""
-        if (self.times < 1 or self.instance not in (None, call.instance)
+        """Tell whether *call* is one of those, and count it; a rehearsal, which may come at any time, uses up none."""
+        if (self.times < 1 or call.dry_run and self.times < float('inf') or self.instance not in (None, call.instance)
                 or not fnmatch.fnmatchcase(call.action, self.action)):
             return False
         self.times -= 1

@@ -179,7 +179,7 @@ class Promises:
         held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners[part] == peer.id
         if not held or peer.state != 'running' or self.now - self.apart_at < 30.0 or record.tagged == [False, True]:
             return
-        if not record.has_heard and record.told[-1].peer == ('running', 'ok'):
+        if not (record.has_heard or record.source_checks[1]) and record.told[-1].peer == ('running', 'ok'):
             raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
         relieves = record.forwarded_at > NEVER and self.now - record.lame_at < MINUTE
         if not self.is_silent(one) and not (

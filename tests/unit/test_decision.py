@@ -79,6 +79,7 @@ def test_s5_all_is_taken_from_a_peer_that_answers_with_its_source_check_on() -> 
     assert serving(at_peace(PEER, peer_source_check=True)) == (BOTH, SOON)
     assert serving(at_peace((SELF, PEER), 5.0, peer_source_check=True)) == ((ADDRESS,), SOON)
     assert not at_peace(PEER, peer_source_check=True).judged()[0].relief
+    assert Story().sees(0.0, PEER, peer_source_check=True).claims == ()  # it has not answered yet
     assert serving(at_peace(SELF, peer_source_check=True)) == ((), LOOK_INTERVAL)
     assert serving(at_peace((NOBODY, OTHER), 5.0, peer_source_check=True)) == ((), LOOK_AFTER_CHANGE)
     assert Story().misses(9.0).sees(0.0, PEER, peer_source_check=True).claims == BOTH  # it serves nobody, deaf or not
