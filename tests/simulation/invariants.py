@@ -156,8 +156,9 @@ class Promises:
         record = self.records[one.name]
         silent = self.is_silent(one) and record.told[-1].peer[0] in ('running', '') and not any(record.tagged)
         idle = record.error_at < record.silent_at and self.now - record.stepped_at > LOOK_AFTER_CHANGE
-        self.is_in_time(f'not said: {one.name} hears nothing', silent and idle and self.world.may_restart(one),
-                        self.settings.wait_for_instance_start + MINUTE)
+        is_there = self.peer(one).state != 'terminated'
+        self.is_in_time(f'not said: {one.name} hears nothing', silent and idle and is_there
+                        and self.world.may_restart(one), self.settings.wait_for_instance_start + MINUTE)
 
     # Who takes what
 
@@ -234,7 +235,8 @@ class Promises:
             self.apart_at = self.now
         # One that lives is left alone though it does not forward; but see `who_cannot_serve_is_relieved`.
         lives = holder and (world.hears(self.peer(holder)) or holder.up and (
-            world.knows_fault(holder) or world.fault('forwarding lost', holder)))
+            world.knows_fault(holder) or world.fault('forwarding lost', holder)
+            or holder.checks == 'ok' and not self.records[self.peer(holder).name].has_heard))
         dark = not (self.is_lit or lives)
         self.able = [one for one in self.instances if world.is_able(one)]
         for_long = [one for one in self.instances if self.lasts(f'{one.name} is able', one in self.able) >= MINUTE]
@@ -271,7 +273,7 @@ class Promises:
         if not (forwards and hears):
             record.lame_at = self.now
         tagged = self.cloud.tagged or any(record.tagged)
-        ready = hears and one in self.able and peer.id in world.parts()
+        ready = hears and one in self.able and peer.id in world.parts() and not world.fault('left out', peer)
         told = self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)
         self.is_in_time(f'not relieved: by {one.name}', bool(ready and told), LOOK_INTERVAL + MINUTE)
         alone = sum(fault.at <= self.now for fault in world.schedule.faults) == 1

@@ -20,7 +20,7 @@ from .hub import Hub, Process, Thread
 from .invariants import LATEST_EFFECT, NEVER, Broken, Promises
 
 TARGET = '192.0.2.1'              # of probes
-SUSPENDED = 7.0                   # s by which no call holds up a ping: the process was suspended
+SUSPENDED = 8.0                   # s by which no call holds up a ping: the process was suspended
 Lived = Tuple[int, int, float]    # stops of one that ran, the most changes of a part by monitors, seconds not served
 
 
@@ -258,8 +258,8 @@ class World:
         record, timeout, sent_at = self.records[one.name], self.settings.ping_timeout, self.hub.now
         fault = self.fault('cut off', one)
         if fault and fault.how % 2:
-            record.misses = 0
             self.hub.sleep(0.02)
+            record.misses, record.pinged_at = 0, self.hub.now
             raise self.programs[one.name][0].OwnFault('Network is unreachable')
         right = address == self.peer(one).address
         answered = right and self.hears(one) and not self.is_lost(one)
@@ -267,13 +267,12 @@ class World:
             self.hub.sleep(timeout)
             answered = right and self.hears(one) and not all(
                 self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING - 1))
-        before, record.pinged_at = record.pinged_at, self.hub.now
+        due, record.pinged_at = record.pinged_at + self.pause * (not record.misses), self.hub.now
         if answered:
             record.well_at = self.hub.now if record.misses or not record.has_heard else record.well_at
             record.answered_at, record.misses = self.hub.now, 0
             return True
-        record.misses = record.misses + 1 if sent_at - before <= SUSPENDED else 1
-        record.misses *= self.hub.now - sent_at <= timeout + 1.0
+        record.misses = record.misses + 1 if self.hub.now - due <= timeout + SUSPENDED else 0
         record.silent_at = sent_at if record.misses == 1 else record.silent_at
         return False
 
