@@ -156,9 +156,8 @@ class Promises:
         record = self.records[one.name]
         silent = self.is_silent(one) and record.told[-1].peer[0] in ('running', '') and not any(record.tagged)
         idle = record.error_at < record.silent_at and self.now - record.stepped_at > LOOK_AFTER_CHANGE
-        is_there = self.peer(one).state != 'terminated'
-        self.is_in_time(f'not said: {one.name} hears nothing', silent and idle and is_there
-                        and self.world.may_restart(one), self.settings.wait_for_instance_start + MINUTE)
+        self.is_in_time(f'not said: {one.name} hears nothing', silent and idle and self.world.may_restart(one),
+                        self.settings.wait_for_instance_start + MINUTE)
 
     # Who takes what
 
@@ -235,19 +234,19 @@ class Promises:
             self.apart_at = self.now
         # One that lives is left alone though it does not forward; but see `who_cannot_serve_is_relieved`.
         lives = holder and (world.hears(self.peer(holder)) or holder.up and (
-            world.knows_fault(holder) or world.fault('forwarding lost', holder)
-            or holder.checks == 'ok' and not self.records[self.peer(holder).name].has_heard))
+            world.knows_fault(holder) or world.fault('forwarding lost', holder)))
         dark = not (self.is_lit or lives)
         self.able = [one for one in self.instances if world.is_able(one)]
         for_long = [one for one in self.instances if self.lasts(f'{one.name} is able', one in self.able) >= MINUTE]
-        unserved = self.lasts('not served', dark)
-        if not unserved:
+        if not (unserved := self.lasts('not served', dark)):
             self.ready = [one for one in for_long if holder and self.records[one.name].well_at <= self.now - 10.0]
         recent = [fault for fault in world.schedule.faults
                   if self.now - unserved - MINUTE < fault.at + fault.lasts and fault.at <= self.now]
         for one in self.instances:
+            due = dark and one in self.able and (  # one that was never heard may live
+                not (holder and holder.up) or holder.checks != 'ok' or self.records[one.name].has_heard)
             bound = self.served_within(one, was_calm=one in self.ready and len(recent) <= 1)
-            self.is_in_time(f'not served: though {one.name} is able to', dark and one in self.able, bound)
+            self.is_in_time(f'not served: though {one.name} is able to', due, bound)
 
     def served_within(self, one: Instance, was_calm: bool) -> float:
         """Return the bound: pings, calls, their late effect; or until EC2 must have told of a peer that is not heard.

@@ -258,8 +258,8 @@ class World:
         record, timeout, sent_at = self.records[one.name], self.settings.ping_timeout, self.hub.now
         fault = self.fault('cut off', one)
         if fault and fault.how % 2:
+            record.misses = 0
             self.hub.sleep(0.02)
-            record.misses, record.pinged_at = 0, self.hub.now
             raise self.programs[one.name][0].OwnFault('Network is unreachable')
         right = address == self.peer(one).address
         answered = right and self.hears(one) and not self.is_lost(one)
@@ -267,12 +267,13 @@ class World:
             self.hub.sleep(timeout)
             answered = right and self.hears(one) and not all(
                 self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING - 1))
-        due, record.pinged_at = record.pinged_at + self.pause * (not record.misses), self.hub.now
+        before, record.pinged_at = record.pinged_at, self.hub.now
         if answered:
             record.well_at = self.hub.now if record.misses or not record.has_heard else record.well_at
             record.answered_at, record.misses = self.hub.now, 0
             return True
-        record.misses = record.misses + 1 if self.hub.now - due <= timeout + SUSPENDED else 0
+        record.misses = record.misses + 1 if sent_at - before <= SUSPENDED else 1
+        record.misses *= self.hub.now - sent_at <= timeout + SUSPENDED
         record.silent_at = sent_at if record.misses == 1 else record.silent_at
         return False
 
@@ -442,7 +443,7 @@ class World:
 
     def may_restart(self, one: Instance) -> bool:
         """Tell whether this monitor has all it needs to restart its peer, even if it may not claim."""
-        return (self.can_call(one) and not self.cloud.tagged
+        return (self.can_call(one) and not self.cloud.tagged and self.peer(one).state != 'terminated'
                 and not (self.active and any(self.fault(kind, one) for kind in EC2 if kind != 'forbid'))
                 and not self.fault('left out', self.peer(one))  # EC2 does not tell it of that one
                 and not self.forbidden(one).startswith(('describe', 'stop', 'start')))
