@@ -29,7 +29,6 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
-import email.utils
 import fcntl
 import functools
 import glob
@@ -58,10 +57,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 try:
     import boto3
-    import botocore.session
     import requests
-    from botocore import config, credentials, exceptions, httpsession, utils
-    from botocore.exceptions import ClientError
+    from botocore import config, credentials, exceptions, httpsession, session, utils, xform_name
     IMPORT_ERROR = None
 except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
     IMPORT_ERROR = import_error
@@ -108,9 +105,8 @@ class Refusal(Exception):
     """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
-        super().__init__('; '.join(faults))
-        self.faults = faults
-        self.exit_code = exit_code
+        super().__init__(*faults)
+        self.faults, self.exit_code = faults, exit_code
 
 
 class NoAnswer(Exception):
@@ -132,7 +128,7 @@ def on_one_line(value: Any) -> str:
 def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
     name, text = type(error).__name__, on_one_line(error)
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
@@ -148,9 +144,8 @@ def failures_in(results: Dict[str, Any]) -> str:
 
 def code_of(result: Any) -> str:
     """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
-    if not isinstance(result, ClientError):
-        return ''
-    code = str(result.response.get('Error', {}).get('Code') or '')
+    told = result.response.get('Error') if isinstance(result, exceptions.ClientError) else None
+    code = told and told.get('Code') or ''
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
@@ -256,11 +251,11 @@ class Lasting:
             if told:
                 self.log.log(level, f'over after {now - since:.0f} s: {told}')
             return False
-        words, remedy = (one.format(failure, about=about, **self.names) for one in (
-            TROUBLES[kind], REMEDIES.get(kind, REMEDIES['check'])))
-        where = 'peer_id' if kind == 'watcher' else 'own_id'
-        place = '' if remedy.startswith('aws') else f' on {self.names[where]}'  # any workstation
-        line = f'{words}; run{place}: {remedy}'
+        remedy = REMEDIES.get(kind, REMEDIES['check'])
+        place = ('' if remedy.startswith('aws') else  # any workstation
+                 ' on {peer_id}' if kind == 'watcher' else ' on {own_id}')
+        words, line = (one.format(failure, about=about, **self.names)
+                       for one in (TROUBLES[kind], f'{TROUBLES[kind]}; run{place}: {remedy}'))
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
             self.log.error(line)
@@ -287,8 +282,7 @@ def is_id(value: Any, kind: str = 'i') -> bool:
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(is_id(each, 'rtb') for each in value) and (
-        len(value) == len(set(value)))
+    return type(value) in (list, tuple) and len({i for i in value if is_id(i, 'rtb')}) == len(value)
 
 
 def is_public_address(value: Any) -> bool:
@@ -300,13 +294,9 @@ def is_public_address(value: Any) -> bool:
     return False
 
 
-def is_number(value: Any, least: float, most: float, *types: type) -> bool:
-    return type(value) in types and least <= value <= most  # exact types, as True is an int
-
-
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
-    return (isinstance(value, (list, tuple)) and set(map(type, value)) == {str}
+    return (type(value) in (list, tuple) and set(map(type, value)) == {str}
             and '\0' not in ''.join(value) and os.path.isabs(value[0]) and os.path.isfile(value[0])
             and os.access(value[0], os.X_OK) and all(fine for _, fine in on_the_way_to(value[0])))
 
@@ -316,9 +306,10 @@ def setting(allowed: str, check: Callable[[Any], bool], default: Any = dataclass
     return dataclasses.field(default=default, metadata={'allowed': allowed, 'check': check})
 
 
-def seconds(least: float, most: float, default: float) -> Any:
-    return setting(f'a number of seconds from {least} to {most}',
-                   lambda value: is_number(value, least, most, int, float), default)
+def number(least: float, most: float, default: Any, what: str = 'a number of seconds') -> Any:
+    """Declare a number; one with a whole default is whole, and True is none."""
+    return setting(f'{what} from {least} to {most}', lambda value: (
+        type(value) in (int, type(default)) and least <= value <= most), default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,15 +321,14 @@ class Settings:
     route_table_ids: Sequence[str] = setting(
         "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
     elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
-    num_pings: int = setting(
-        'a whole number from 2 to 100', lambda value: is_number(value, 2, 100, int), 3)
-    ping_timeout: float = seconds(0.05, 30, 1.0)
-    wait_between_pings: float = seconds(0.05, 600, 0.25)
-    wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
-    wait_for_instance_start: float = seconds(30, 7200, 300.0)
+    num_pings: int = number(2, 100, 3, 'a whole number')
+    ping_timeout: float = number(0.05, 30, 1.0)
+    wait_between_pings: float = number(0.05, 600, 0.25)
+    wait_for_instance_stop: float = number(20, 3600, 60.0)  # below 20, the pair contends
+    wait_for_instance_start: float = number(30, 7200, 300.0)
     fail_back: int = setting(
         'True (at once), False (never), or a whole number of seconds from 1 to 86400',
-        lambda value: value is False or is_number(value, 1, 86400, int), True)
+        lambda value: value is False or type(value) is int and 1 <= value <= 86400, True)
     probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
     notify_command: Optional[Sequence[str]] = setting(
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
@@ -375,8 +365,8 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
             nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1) or SETTINGS
             faults.append(f'{name} is not a setting; did you mean {" or ".join(nearest)}?')
         elif not (name in empty or value is field.default or field.metadata['check'](value)):
-            faults.append(f'{name} is {on_one_line(repr(value))}, but must be '
-                          + field.metadata['allowed'])
+            must_be = field.metadata['allowed']
+            faults.append(on_one_line(f'{name} is {value!r}, but must be {must_be}'))
     primary, secondary = map(names.get, REQUIRED[:2])
     if primary and primary == secondary:
         faults.append(f'{" and ".join(REQUIRED[:2])} are both {primary}, but must be different')
@@ -389,9 +379,8 @@ def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     pair = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in pair:
-        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and '
-                      f'SECONDARY_INSTANCE_ID are {" and ".join(pair)}: the monitor runs on these '
-                      'two only')
+        raise Refusal(f'this instance is {own_id}, but {" and ".join(REQUIRED[:2])} are '
+                      f'{" and ".join(pair)}: the monitor runs on these two only')
     return own_id == pair[0], pair[own_id == pair[0]]
 
 
@@ -406,12 +395,12 @@ class Metadata:
 
     def get(self, item: str) -> str:
         """Return the text of /latest/meta-data/`item`; raise requests.RequestException."""
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy must not see the token
-            token = session.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
+        with requests.Session() as service:
+            service.trust_env = False  # a proxy must not see the token
+            token = service.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
                                 headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
             token.raise_for_status()
-            answer = session.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2),
+            answer = service.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2),
                                  headers={'X-aws-ec2-metadata-token': token.text})
             answer.raise_for_status()
             return answer.text.strip()
@@ -641,8 +630,10 @@ Call = Callable[[Any], Any]  # of an EC2 client, whose class boto3 makes as it r
 in_call = threading.local()  # `sending`: notes a request of this thread, returns the ms it may take
 
 
-@functools.lru_cache(maxsize=None)  # once
-def forbid_late_sending() -> None:
+send = http.client.HTTPConnection.send
+
+
+def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
     """Keep a call that was given up from reaching EC2 later, when it may do harm.
 
     Whatever is above it, boto3 of any age or requests, sends through this method of the standard
@@ -650,17 +641,11 @@ def forbid_late_sending() -> None:
     The kernel would repeat lost bytes for minutes, even those of a closed socket, if
     TCP_USER_TIMEOUT did not end that.
     """
-    send = http.client.HTTPConnection.send
-
-    def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
-        if hasattr(in_call, 'sending'):
-            if self.sock is None:
-                self.connect()  # as `send` would do
-            left = in_call.sending()
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
-        send(self, data)
-
-    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
+    if hasattr(in_call, 'sending'):
+        if self.sock is None:
+            self.connect()  # as `send` would do
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, in_call.sending())
+    send(self, data)
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
@@ -702,8 +687,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             except Exception as error:
                 result = error
             if time.monotonic() <= limits[name]:
-                results[name] = result
-            limits[name] = NEVER
+                results[name], limits[name] = result, NEVER
             changed.set()
 
     try:
@@ -732,11 +716,11 @@ def connect(region: str) -> Any:
     It has the credentials of the instance's role.  Beside VARIABLES, nothing counts that somebody
     has left in the environment or in /root/.aws: no proxy, for one, is told a token.
     """
-    forbid_late_sending()
+    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
     endpoint, _, bundle = map(os.environ.get, VARIABLES)
-    core: Any = botocore.session.Session({
+    core: Any = session.Session({
         **{name: (None, None, *default)  # neither read from a file nor from the environment
-           for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
+           for name, (_, _, *default) in session.Session.SESSION_VARIABLES.items()},
         **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
         'ignore_configured_endpoint_urls': (None, None, True, None)})
     fetcher: Any = utils.InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
@@ -744,8 +728,8 @@ def connect(region: str) -> Any:
     core.register_component('credential_provider', credentials.CredentialResolver(
         [credentials.InstanceMetadataProvider(fetcher)]))
     core.register('after-call.ec2', refuse_foreign_answer)
-    return boto3.session.Session(region_name=region, botocore_session=core).client(
-        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
+    return boto3.Session(botocore_session=core).client(
+        'ec2', region, endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
@@ -781,9 +765,9 @@ def lost_credentials(result: Any) -> bool:
 
 def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
-    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(Exception):  # whatever stands there, by EC2 or something in between
         date = error.response['ResponseMetadata']['HTTPHeaders']['date']
-        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        return time.time() - utils.parse_timestamp(date).timestamp()
     return 0.0
 
 
@@ -795,7 +779,7 @@ def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str
     """
     try:
         answer = client.describe_instance_status(InstanceIds=instance_ids, IncludeAllInstances=True)
-    except ClientError as error:
+    except exceptions.ClientError as error:
         if code_of(error) != 'InvalidInstanceID.NotFound':
             raise
         first, *others = instance_ids
@@ -803,9 +787,8 @@ def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str
             **describe_states(client, first), **describe_states(client, *others)}
     states: Dict[str, Tuple[str, str]] = {}
     for one in answer['InstanceStatuses']:
-        checks = {one[kind].get('Status', '')
-                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
+        checks = {one.get(kind, {}).get('Status') for kind in ('InstanceStatus', 'SystemStatus')}
+        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks - {None}))
         states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
     return states
 
@@ -834,23 +817,24 @@ class InstanceFacts(NamedTuple):
 def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
     """Return the facts by instance id, of those that EC2 knows."""
     found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
-    cards = {i: one.get('NetworkInterfaces', []) for i, one in found.items()}
     return {i: InstanceFacts(
         one.get('PrivateIpAddress', ''),
-        tuple(its['PrivateIpAddress'] for card in cards[i]
+        tuple(its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
               for its in card.get('PrivateIpAddresses', [])),
-        tuple(card['NetworkInterfaceId'] for card in cards[i]),
+        tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
         {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
         one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
         one.get('SourceDestCheck', False)) for i, one in found.items()}
 
 
 def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFacts]) -> str:
-    """Return who of the pair a route or an address points to.
+    """Return who of the pair a route or an address points to; {}: there is none.
 
     EC2 may name only a network interface.  At a secondary private address of the right instance
     nobody holds it: traffic leaves with the primary one.
     """
+    if not thing or thing.get('State') == 'blackhole':  # its target does not run, or is gone
+        return NOBODY
     for i, holder in (own_id, SELF), (peer_id, PEER):
         one = facts.get(i, InstanceFacts())
         if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in one.interfaces:
@@ -873,19 +857,15 @@ def describe_tables(client: Any, table_ids: Sequence[str], own_id: str, peer_id:
                     facts: Dict[str, InstanceFacts]) -> Dict[str, str]:
     """Return by table who holds its default route."""
     found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    holders = dict.fromkeys(table_ids, ABSENT)
-    for i, table in found.items():
-        route = default_route(table)
-        lives = route and route.get('State') != 'blackhole'
-        holders[i] = holder_of(route, own_id, peer_id, facts) if lives else NOBODY
-    return holders
+    return {i: holder_of(default_route(found[i]), own_id, peer_id, facts) if i in found else ABSENT
+            for i in table_ids}
 
 
 def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    links = [link for table in tables.values() for link in table.get('Associations', [])]
-    subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
+    subnets = {link['SubnetId'] for one in tables.values() for link in one.get('Associations', [])
+               if link.get('SubnetId')}  # else it is the VPC's main table
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
     return sorted(one['CidrBlock'] for one in found.values())
 
@@ -904,13 +884,10 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
         'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
     try:
         client.replace_route(**route)
-    except ClientError as error:
+    except exceptions.ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        try:
-            client.create_route(**route)
-        except ClientError as second:
-            raise error if code_of(second) == 'RouteAlreadyExists' else second
+        client.create_route(**route)
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
@@ -927,7 +904,7 @@ def take_step(client: Any, instance_id: str, step: str, options: Dict[str, Any])
         client.stop_instances, Force=step == FORCE)
     try:
         call(InstanceIds=[instance_id], **options)
-    except (ClientError, exceptions.ParamValidationError):
+    except (exceptions.ClientError, exceptions.ParamValidationError):
         if not options:
             raise
         options.clear()
@@ -941,15 +918,14 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
     Each raises, and changes nothing.
     """
     route: Dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
+    address = {'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}
+    peer = {'InstanceIds': [peer_id]}
     steps = [(action, table, {'RouteTableId': table, **route})
              for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
-    if allocation_id:
-        steps.append(('AssociateAddress', settings.elastic_ip or '', {
-            'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
-    steps += [(action, peer_id, {'InstanceIds': [peer_id]})
-              for action in ('StopInstances', 'StartInstances')]
+    steps += [('AssociateAddress', settings.elastic_ip or '', address)] * bool(allocation_id)
+    steps += [('StopInstances', peer_id, peer), ('StartInstances', peer_id, peer)]
     return {f'{action} on {about}': operator.methodcaller(
-        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
+        xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
