@@ -803,31 +803,27 @@ def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[s
     return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
-class InstanceFacts(NamedTuple):
-    """What EC2 tells of an instance beside its state."""
-
-    address: str = ''                  # the primary private one, '' if it has none (terminated)
-    addresses: Tuple[str, ...] = ()    # all private ones
-    interfaces: Tuple[str, ...] = ()   # ids
-    tags: Dict[str, str] = {}
-    reason: str = ''                   # why it is in its state, in EC2's words, '' if it tells none
-    source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
+def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, Any]:
+    """Return by id the instances of the pair as EC2 describes them, of those that it knows."""
+    return by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
 
 
-def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
-    """Return the facts by instance id, of those that EC2 knows."""
-    found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
-    return {i: InstanceFacts(
-        one.get('PrivateIpAddress', ''),
-        tuple(its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
-              for its in card.get('PrivateIpAddresses', [])),
-        tuple(card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])),
-        {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
-        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
-        one.get('SourceDestCheck', False)) for i, one in found.items()}
+def addresses_of(one: Any) -> List[str]:
+    """Return all private addresses of an instance."""
+    return [its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
+            for its in card['PrivateIpAddresses']]
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFacts]) -> str:
+def tags_of(one: Any) -> Dict[str, str]:
+    return {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+
+
+def reason_of(one: Any) -> str:
+    """Return why an instance is in its state, in EC2's words, '' if it tells none."""
+    return str(one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+
+
+def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, Any]) -> str:
     """Return who of the pair a route or an address points to; {}: there is none.
 
     EC2 may name only a network interface.  At a secondary private address of the right instance
@@ -836,10 +832,11 @@ def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFa
     if not thing or thing.get('State') == 'blackhole':  # its target does not run, or is gone
         return NOBODY
     for i, holder in (own_id, SELF), (peer_id, PEER):
-        one = facts.get(i, InstanceFacts())
-        if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in one.interfaces:
-            private = thing.get('PrivateIpAddress', one.address)
-            return holder if private == (one.address or private) else NOBODY
+        one = facts.get(i, {})
+        cards = [card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])]
+        if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in cards:
+            private = thing.get('PrivateIpAddress')
+            return holder if private in (None, one.get('PrivateIpAddress', private)) else NOBODY
     return OTHER
 
 
@@ -854,7 +851,7 @@ def default_route(table: Any) -> Dict[str, Any]:
 
 
 def describe_tables(client: Any, table_ids: Sequence[str], own_id: str, peer_id: str,
-                    facts: Dict[str, InstanceFacts]) -> Dict[str, str]:
+                    facts: Dict[str, Any]) -> Dict[str, str]:
     """Return by table who holds its default route."""
     found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     return {i: holder_of(default_route(found[i]), own_id, peer_id, facts) if i in found else ABSENT
@@ -871,7 +868,7 @@ def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
 
 
 def describe_address(client: Any, address: str, own_id: str, peer_id: str,
-                     facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
+                     facts: Dict[str, Any]) -> Tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist."""
     found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address, {})
     holder = holder_of(found, own_id, peer_id, facts) if found.get('AssociationId') else NOBODY
@@ -1236,7 +1233,7 @@ class Ec2:
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
         self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
-        self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
+        self.facts: Dict[str, Dict[str, Any]] = {}  # by id, as EC2 last described them
         self.allocation_id = ''
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
@@ -1264,8 +1261,8 @@ class Ec2:
             self.lasting('EC2', in_words(answers[0]))
         return results
 
-    def facts_of(self, instance_id: str) -> InstanceFacts:
-        return self.facts.get(instance_id, InstanceFacts())
+    def facts_of(self, instance_id: str) -> Dict[str, Any]:
+        return self.facts.get(instance_id, {})
 
     def make_client(self) -> None:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
@@ -1293,7 +1290,7 @@ class Ec2:
         if self.networks is None:  # until then, only routes are judged
             questions['networks'] = lambda client: describe_networks(client, tables)
         self.close_connections()  # an older one may have died without a FIN
-        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
+        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).get('PrivateIpAddress')] if i]
         results = self.call(
             questions, at_once=2 if calm else CONNECTIONS,
             nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
@@ -1317,11 +1314,12 @@ class Ec2:
         own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1],
-            of_peer.reason if states else in_words(results['states']), holders,
+            reason_of(of_peer) if states else in_words(results['states']), holders,
             is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
-            nat_fault=told.get('nat_fault') or own_check * of_own.source_dest_check,
-            own_tag=MAINTENANCE in of_own.tags, peer_tag=MAINTENANCE in of_peer.tags,
-            tells_tags=self.peer_id in described, peer_source_check=of_peer.source_dest_check,
+            nat_fault=told.get('nat_fault') or own_check * of_own.get('SourceDestCheck', False),
+            own_tag=MAINTENANCE in tags_of(of_own), peer_tag=MAINTENANCE in tags_of(of_peer),
+            tells_tags=self.peer_id in described,
+            peer_source_check=of_peer.get('SourceDestCheck', False),
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
     def rehearse(self) -> None:
@@ -1751,7 +1749,8 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
+        known = self.ec2.facts.get(self.peer_id, {})
+        return known.get('PrivateIpAddress', '') if self.ec2.facts else None
 
     def ping_once(self) -> None:
         """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing.
@@ -1762,7 +1761,7 @@ class Monitor:
         sent_at, answered = self.clock.monotonic(), False
         try:
             if address:
-                answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
+                answered = self.ping(address, addresses_of(self.ec2.facts_of(self.own_id)))
             elif address is not None:  # there is no such instance
                 self.clock.sleep(timeout)
         except OwnFault as fault:
@@ -2288,8 +2287,7 @@ class Check:
                  f'{self.region}')
         self.client = self.connect(self.region)
         self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
-        self.things = by_id(self.client.describe_instances, 'InstanceId', 'instance-id',
-                            own, self.peer_id)
+        self.things = describe_pair(self.client, own, self.peer_id)
         self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
         for i in (own, self.peer_id):
             self.attempt('instance', i, self.check_instance, i)
@@ -2323,8 +2321,7 @@ class Check:
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.things.get(i, {'State': {'Name': 'not found'}})
-        state, reason = one['State']['Name'], one.get('StateReason', {}).get('Message', '')
-        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+        state, reason, tags = one['State']['Name'], reason_of(one), tags_of(one)
         gone = state in ('not found', 'shutting-down', 'terminated')
         found = f'{state} ({reason})' if reason and state != 'running' else state
         self.say(state == 'running', 'state', i, found, 'gone' * gone)
@@ -2425,7 +2422,7 @@ class Check:
     def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
         wanted, address = self.settings.num_pings, self.peer_address
-        own = describe_pair(self.client, self.own_id, self.peer_id)[self.own_id].addresses
+        own = addresses_of(self.things[self.own_id])
         ping = self.ping or functools.partial(Ping(self.settings.ping_timeout), own=own)
         answers = sum(map(ping, [address] * wanted))
         blocked = not answers and self.things[self.peer_id]['State']['Name'] == 'running'
