@@ -65,7 +65,6 @@ except BaseException as import_error:  # whatever a broken one raises, a panic o
 
 VERSION = '1.0'
 LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
-PROGRAM = '/usr/local/sbin/nat_monitor.py'
 SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
 EVERYWHERE = '0.0.0.0/0'
 NEVER = -math.inf          # when something happened that never did
@@ -239,7 +238,7 @@ class Lasting:
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.names = {'program': PROGRAM, 'settings_file': SETTINGS_FILE}  # and ids
+        self.names = {'program': os.path.realpath(__file__), 'settings_file': SETTINGS_FILE}  # ids
         # By kind and what it is about: since when, the level told, the words, with the remedy.
         self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
 
@@ -272,7 +271,7 @@ class Lasting:
 
 # Settings -----------------------------------------------------------------------------------------
 
-FOR_DOCUMENTATION = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks, by how they begin
+EXAMPLES = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks for documentation
 AN_INSTANCE = "an instance id such as 'i-0123456789abcdef0'"
 AN_ADDRESS = "a public IPv4 address such as '198.51.100.7', or None"
 
@@ -286,11 +285,10 @@ def is_list_of_tables(value: Any) -> bool:
 
 
 def is_public_address(value: Any) -> bool:
-    """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
+    """Tell whether it can be an Elastic IP, or stands for one."""
     with contextlib.suppress(ValueError):
         address = ipaddress.IPv4Address(str(value))
-        return address.is_global and not address.is_multicast or str(value).startswith(
-            FOR_DOCUMENTATION)
+        return address.is_global and not address.is_multicast or str(value).startswith(EXAMPLES)
     return False
 
 
@@ -350,8 +348,7 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
         found = runpy.run_path(path)
     except BaseException as error:  # whatever a line of the file may raise, such as SystemExit
         raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
-    return check_settings({name: value for name, value in found.items()
-                           if not name.startswith('__')}, path)
+    return check_settings({n: found[n] for n in found if not n.startswith('__')}, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
@@ -365,13 +362,12 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
             nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1) or SETTINGS
             faults.append(f'{name} is not a setting; did you mean {" or ".join(nearest)}?')
         elif not (name in empty or value is field.default or field.metadata['check'](value)):
-            must_be = field.metadata['allowed']
-            faults.append(on_one_line(f'{name} is {value!r}, but must be {must_be}'))
+            faults.append(f'{name} is {value!r}, but must be {field.metadata["allowed"]}')
     primary, secondary = map(names.get, REQUIRED[:2])
     if primary and primary == secondary:
         faults.append(f'{" and ".join(REQUIRED[:2])} are both {primary}, but must be different')
     if faults:
-        raise Refusal(*(f'{path}: {fault}' for fault in faults))
+        raise Refusal(*(on_one_line(f'{path}: {fault}') for fault in faults))
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
@@ -397,13 +393,11 @@ class Metadata:
         """Return the text of /latest/meta-data/`item`; raise requests.RequestException."""
         with requests.Session() as service:
             service.trust_env = False  # a proxy must not see the token
+            service.hooks['response'] = lambda answer, **_: answer.raise_for_status()
             token = service.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
                                 headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
-            token.raise_for_status()
-            answer = service.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2),
-                                 headers={'X-aws-ec2-metadata-token': token.text})
-            answer.raise_for_status()
-            return answer.text.strip()
+            return service.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2), headers={
+                'X-aws-ec2-metadata-token': token.text}).text.strip()
 
 
 # Ping ---------------------------------------------------------------------------------------------
