@@ -363,9 +363,8 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
             faults.append(f'{name} is not a setting; did you mean {" or ".join(nearest)}?')
         elif not (name in empty or value is field.default or field.metadata['check'](value)):
             faults.append(f'{name} is {value!r}, but must be {field.metadata["allowed"]}')
-    primary, secondary = map(names.get, REQUIRED[:2])
-    if primary and primary == secondary:
-        faults.append(f'{" and ".join(REQUIRED[:2])} are both {primary}, but must be different')
+        elif value and name == REQUIRED[1] and value == names.get(REQUIRED[0]):
+            faults.append(f'{" and ".join(REQUIRED[:2])} are both {value}, but must be different')
     if faults:
         raise Refusal(*(on_one_line(f'{path}: {fault}') for fault in faults))
     return Settings(**{name.lower(): value for name, value in names.items()})
@@ -712,10 +711,9 @@ def connect(region: str) -> Any:
     """
     http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
     endpoint, _, bundle = map(os.environ.get, VARIABLES)
-    core: Any = session.Session({
-        **{name: (None, None, *default)  # neither read from a file nor from the environment
-           for name, (_, _, *default) in session.Session.SESSION_VARIABLES.items()},
-        **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
+    core: Any = session.Session({  # nothing is read from a file or the environment
+        **{name: (None, None, os.devnull if name.endswith('_file') else default, kind)
+           for name, (_, _, default, kind) in session.Session.SESSION_VARIABLES.items()},
         'ignore_configured_endpoint_urls': (None, None, True, None)})
     fetcher: Any = utils.InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
     fetcher._session = httpsession.URLLib3Session(timeout=1)  # that of its own would ask a proxy
@@ -1307,12 +1305,11 @@ class Ec2:
         of_own, of_peer = map(self.facts_of, pair)
         own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
         return Observation(
-            asked_at, own[0], own[1], peer[0], peer[1],
-            reason_of(of_peer) if states else in_words(results['states']), holders,
+            asked_at, own[0], own[1], peer[0], peer[1], tells_tags=self.peer_id in described,
+            reason=reason_of(of_peer) if states else in_words(results['states']), holders=holders,
             is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
             nat_fault=told.get('nat_fault') or own_check * of_own.get('SourceDestCheck', False),
             own_tag=MAINTENANCE in tags_of(of_own), peer_tag=MAINTENANCE in tags_of(of_peer),
-            tells_tags=self.peer_id in described,
             peer_source_check=of_peer.get('SourceDestCheck', False),
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
