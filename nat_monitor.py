@@ -764,10 +764,9 @@ def clock_skew(error: Any) -> float:
 
 
 def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
-    """Return by instance id EC2's state and its checks.
+    """Return by instance id EC2's state, 'gone' if there is no such instance, and its checks.
 
-    The state is 'gone' if there is no such instance; the checks are 'ok', 'impaired' or EC2's
-    words.  An unknown id fails the call for all of them, so each is asked for alone then.
+    An unknown id fails the call for all of them, so each is asked for alone then.
     """
     try:
         answer = client.describe_instance_status(InstanceIds=instance_ids, IncludeAllInstances=True)
@@ -777,12 +776,14 @@ def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str
         first, *others = instance_ids
         return {first: ('gone', '')} if not others else {
             **describe_states(client, first), **describe_states(client, *others)}
-    states: Dict[str, Tuple[str, str]] = {}
-    for one in answer['InstanceStatuses']:
-        checks = {one.get(kind, {}).get('Status') for kind in ('InstanceStatus', 'SystemStatus')}
-        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks - {None}))
-        states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
-    return states
+    return {one['InstanceId']: (one['InstanceState']['Name'], checks_of(one))
+            for one in answer['InstanceStatuses']}
+
+
+def checks_of(one: Any) -> str:
+    """Return what EC2's checks of an instance tell: 'ok', 'impaired', or other words of EC2's."""
+    told = {one.get(kind, {}).get('Status') for kind in ('InstanceStatus', 'SystemStatus')}
+    return 'impaired' if 'impaired' in told else ' and '.join(sorted(told - {None}))
 
 
 def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
@@ -803,7 +804,7 @@ def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, Any]:
 def addresses_of(one: Any) -> List[str]:
     """Return all private addresses of an instance."""
     return [its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
-            for its in card['PrivateIpAddresses']]
+            for its in card.get('PrivateIpAddresses', [])]
 
 
 def tags_of(one: Any) -> Dict[str, str]:
