@@ -29,7 +29,6 @@ import contextlib
 import dataclasses
 import datetime
 import difflib
-import email.utils
 import fcntl
 import functools
 import glob
@@ -58,17 +57,14 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 try:
     import boto3
-    import botocore.session
     import requests
-    from botocore import config, credentials, exceptions, httpsession, utils
-    from botocore.exceptions import ClientError
+    from botocore import config, credentials, exceptions, httpsession, session, utils, xform_name
     IMPORT_ERROR = None
 except BaseException as import_error:  # whatever a broken one raises, a panic of Rust's as well
     IMPORT_ERROR = import_error
 
 VERSION = '1.0'
 LOCK_FILE, STATUS_FILE = '/run/nat_monitor.lock', '/run/nat_monitor.status'
-PROGRAM = '/usr/local/sbin/nat_monitor.py'
 SETTINGS_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'nat_config.py')
 EVERYWHERE = '0.0.0.0/0'
 NEVER = -math.inf          # when something happened that never did
@@ -108,9 +104,8 @@ class Refusal(Exception):
     """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
-        super().__init__('; '.join(faults))
-        self.faults = faults
-        self.exit_code = exit_code
+        super().__init__(*faults)
+        self.faults, self.exit_code = faults, exit_code
 
 
 class NoAnswer(Exception):
@@ -132,7 +127,7 @@ def on_one_line(value: Any) -> str:
 def in_words(error: BaseException) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
     name, text = type(error).__name__, on_one_line(error)
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
         name = code_of(error) or f'HTTP {status} without an error code'
         text = on_one_line(error.response.get('Error', {}).get('Message', ''))
@@ -148,9 +143,8 @@ def failures_in(results: Dict[str, Any]) -> str:
 
 def code_of(result: Any) -> str:
     """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
-    if not isinstance(result, ClientError):
-        return ''
-    code = str(result.response.get('Error', {}).get('Code') or '')
+    told = result.response.get('Error') if isinstance(result, exceptions.ClientError) else None
+    code = told and told.get('Code') or ''
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
@@ -244,7 +238,7 @@ class Lasting:
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.names = {'program': PROGRAM, 'settings_file': SETTINGS_FILE}  # and ids
+        self.names = {'program': os.path.realpath(__file__), 'settings_file': SETTINGS_FILE}  # ids
         # By kind and what it is about: since when, the level told, the words, with the remedy.
         self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
 
@@ -256,11 +250,11 @@ class Lasting:
             if told:
                 self.log.log(level, f'over after {now - since:.0f} s: {told}')
             return False
-        words, remedy = (one.format(failure, about=about, **self.names) for one in (
-            TROUBLES[kind], REMEDIES.get(kind, REMEDIES['check'])))
-        where = 'peer_id' if kind == 'watcher' else 'own_id'
-        place = '' if remedy.startswith('aws') else f' on {self.names[where]}'  # any workstation
-        line = f'{words}; run{place}: {remedy}'
+        remedy = REMEDIES.get(kind, REMEDIES['check'])
+        place = ('' if remedy.startswith('aws') else  # any workstation
+                 ' on {peer_id}' if kind == 'watcher' else ' on {own_id}')
+        words, line = (one.format(failure, about=about, **self.names)
+                       for one in (TROUBLES[kind], f'{TROUBLES[kind]}; run{place}: {remedy}'))
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
             self.log.error(line)
@@ -277,7 +271,7 @@ class Lasting:
 
 # Settings -----------------------------------------------------------------------------------------
 
-FOR_DOCUMENTATION = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks, by how they begin
+EXAMPLES = ('192.0.2.', '198.51.100.', '203.0.113.')  # networks for documentation
 AN_INSTANCE = "an instance id such as 'i-0123456789abcdef0'"
 AN_ADDRESS = "a public IPv4 address such as '198.51.100.7', or None"
 
@@ -287,26 +281,20 @@ def is_id(value: Any, kind: str = 'i') -> bool:
 
 
 def is_list_of_tables(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(is_id(each, 'rtb') for each in value) and (
-        len(value) == len(set(value)))
+    return type(value) in (list, tuple) and len({i for i in value if is_id(i, 'rtb')}) == len(value)
 
 
 def is_public_address(value: Any) -> bool:
-    """Tell whether it can be an Elastic IP, or is an address for documentation and tests."""
+    """Tell whether it can be an Elastic IP, or stands for one."""
     with contextlib.suppress(ValueError):
         address = ipaddress.IPv4Address(str(value))
-        return address.is_global and not address.is_multicast or str(value).startswith(
-            FOR_DOCUMENTATION)
+        return address.is_global and not address.is_multicast or str(value).startswith(EXAMPLES)
     return False
-
-
-def is_number(value: Any, least: float, most: float, *types: type) -> bool:
-    return type(value) in types and least <= value <= most  # exact types, as True is an int
 
 
 def is_command(value: Any) -> bool:
     """Tell whether its first word is a program that nobody but root can change or replace."""
-    return (isinstance(value, (list, tuple)) and set(map(type, value)) == {str}
+    return (type(value) in (list, tuple) and set(map(type, value)) == {str}
             and '\0' not in ''.join(value) and os.path.isabs(value[0]) and os.path.isfile(value[0])
             and os.access(value[0], os.X_OK) and all(fine for _, fine in on_the_way_to(value[0])))
 
@@ -316,9 +304,10 @@ def setting(allowed: str, check: Callable[[Any], bool], default: Any = dataclass
     return dataclasses.field(default=default, metadata={'allowed': allowed, 'check': check})
 
 
-def seconds(least: float, most: float, default: float) -> Any:
-    return setting(f'a number of seconds from {least} to {most}',
-                   lambda value: is_number(value, least, most, int, float), default)
+def number(least: float, most: float, default: Any, what: str = 'a number of seconds') -> Any:
+    """Declare a number; one with a whole default is whole, and True is none."""
+    return setting(f'{what} from {least} to {most}', lambda value: (
+        type(value) in (int, type(default)) and least <= value <= most), default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,15 +319,14 @@ class Settings:
     route_table_ids: Sequence[str] = setting(
         "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
     elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
-    num_pings: int = setting(
-        'a whole number from 2 to 100', lambda value: is_number(value, 2, 100, int), 3)
-    ping_timeout: float = seconds(0.05, 30, 1.0)
-    wait_between_pings: float = seconds(0.05, 600, 0.25)
-    wait_for_instance_stop: float = seconds(20, 3600, 60.0)  # below 20, the pair contends
-    wait_for_instance_start: float = seconds(30, 7200, 300.0)
+    num_pings: int = number(2, 100, 3, 'a whole number')
+    ping_timeout: float = number(0.05, 30, 1.0)
+    wait_between_pings: float = number(0.05, 600, 0.25)
+    wait_for_instance_stop: float = number(20, 3600, 60.0)  # below 20, the pair contends
+    wait_for_instance_start: float = number(30, 7200, 300.0)
     fail_back: int = setting(
         'True (at once), False (never), or a whole number of seconds from 1 to 86400',
-        lambda value: value is False or is_number(value, 1, 86400, int), True)
+        lambda value: value is False or type(value) is int and 1 <= value <= 86400, True)
     probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
     notify_command: Optional[Sequence[str]] = setting(
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
@@ -360,8 +348,7 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
         found = runpy.run_path(path)
     except BaseException as error:  # whatever a line of the file may raise, such as SystemExit
         raise Refusal(f'{path}: {in_words(error)}; allowed are lines of the form NAME = value')
-    return check_settings({name: value for name, value in found.items()
-                           if not name.startswith('__')}, path)
+    return check_settings({n: found[n] for n in found if not n.startswith('__')}, path)
 
 
 def check_settings(names: Dict[str, Any], path: str) -> Settings:
@@ -375,13 +362,11 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
             nearest = difflib.get_close_matches(name.upper(), SETTINGS, 1) or SETTINGS
             faults.append(f'{name} is not a setting; did you mean {" or ".join(nearest)}?')
         elif not (name in empty or value is field.default or field.metadata['check'](value)):
-            faults.append(f'{name} is {on_one_line(repr(value))}, but must be '
-                          + field.metadata['allowed'])
-    primary, secondary = map(names.get, REQUIRED[:2])
-    if primary and primary == secondary:
-        faults.append(f'{" and ".join(REQUIRED[:2])} are both {primary}, but must be different')
+            faults.append(f'{name} is {value!r}, but must be {field.metadata["allowed"]}')
+        elif value and name == REQUIRED[1] and value == names.get(REQUIRED[0]):
+            faults.append(f'{" and ".join(REQUIRED[:2])} are both {value}, but must be different')
     if faults:
-        raise Refusal(*(f'{path}: {fault}' for fault in faults))
+        raise Refusal(*(on_one_line(f'{path}: {fault}') for fault in faults))
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
@@ -389,9 +374,8 @@ def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     pair = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in pair:
-        raise Refusal(f'this instance is {own_id}, but PRIMARY_INSTANCE_ID and '
-                      f'SECONDARY_INSTANCE_ID are {" and ".join(pair)}: the monitor runs on these '
-                      'two only')
+        raise Refusal(f'this instance is {own_id}, but {" and ".join(REQUIRED[:2])} are '
+                      f'{" and ".join(pair)}: the monitor runs on these two only')
     return own_id == pair[0], pair[own_id == pair[0]]
 
 
@@ -406,15 +390,13 @@ class Metadata:
 
     def get(self, item: str) -> str:
         """Return the text of /latest/meta-data/`item`; raise requests.RequestException."""
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy must not see the token
-            token = session.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
+        with requests.Session() as service:
+            service.trust_env = False  # a proxy must not see the token
+            service.hooks['response'] = lambda answer, **_: answer.raise_for_status()
+            token = service.put(f'{self.base_url}/latest/api/token', timeout=(1, 2),
                                 headers={'X-aws-ec2-metadata-token-ttl-seconds': '60'})
-            token.raise_for_status()
-            answer = session.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2),
-                                 headers={'X-aws-ec2-metadata-token': token.text})
-            answer.raise_for_status()
-            return answer.text.strip()
+            return service.get(f'{self.base_url}/latest/meta-data/{item}', timeout=(1, 2), headers={
+                'X-aws-ec2-metadata-token': token.text}).text.strip()
 
 
 # Ping ---------------------------------------------------------------------------------------------
@@ -641,8 +623,10 @@ Call = Callable[[Any], Any]  # of an EC2 client, whose class boto3 makes as it r
 in_call = threading.local()  # `sending`: notes a request of this thread, returns the ms it may take
 
 
-@functools.lru_cache(maxsize=None)  # once
-def forbid_late_sending() -> None:
+send = http.client.HTTPConnection.send
+
+
+def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
     """Keep a call that was given up from reaching EC2 later, when it may do harm.
 
     Whatever is above it, boto3 of any age or requests, sends through this method of the standard
@@ -650,17 +634,11 @@ def forbid_late_sending() -> None:
     The kernel would repeat lost bytes for minutes, even those of a closed socket, if
     TCP_USER_TIMEOUT did not end that.
     """
-    send = http.client.HTTPConnection.send
-
-    def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
-        if hasattr(in_call, 'sending'):
-            if self.sock is None:
-                self.connect()  # as `send` would do
-            left = in_call.sending()
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, left)
-        send(self, data)
-
-    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
+    if hasattr(in_call, 'sending'):
+        if self.sock is None:
+            self.connect()  # as `send` would do
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, in_call.sending())
+    send(self, data)
 
 
 def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
@@ -702,8 +680,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
             except Exception as error:
                 result = error
             if time.monotonic() <= limits[name]:
-                results[name] = result
-            limits[name] = NEVER
+                results[name], limits[name] = result, NEVER
             changed.set()
 
     try:
@@ -732,20 +709,19 @@ def connect(region: str) -> Any:
     It has the credentials of the instance's role.  Beside VARIABLES, nothing counts that somebody
     has left in the environment or in /root/.aws: no proxy, for one, is told a token.
     """
-    forbid_late_sending()
+    http.client.HTTPConnection.send = send_in_time  # type: ignore[method-assign]
     endpoint, _, bundle = map(os.environ.get, VARIABLES)
-    core: Any = botocore.session.Session({
-        **{name: (None, None, *default)  # neither read from a file nor from the environment
-           for name, (_, _, *default) in botocore.session.Session.SESSION_VARIABLES.items()},
-        **dict.fromkeys(('config_file', 'credentials_file'), (None, None, os.devnull, None)),
+    core: Any = session.Session({  # nothing is read from a file or the environment
+        **{name: (None, None, os.devnull if name.endswith('_file') else default, kind)
+           for name, (_, _, default, kind) in session.Session.SESSION_VARIABLES.items()},
         'ignore_configured_endpoint_urls': (None, None, True, None)})
     fetcher: Any = utils.InstanceMetadataFetcher(base_url=Metadata().base_url, env={})
     fetcher._session = httpsession.URLLib3Session(timeout=1)  # that of its own would ask a proxy
     core.register_component('credential_provider', credentials.CredentialResolver(
         [credentials.InstanceMetadataProvider(fetcher)]))
     core.register('after-call.ec2', refuse_foreign_answer)
-    return boto3.session.Session(region_name=region, botocore_session=core).client(
-        'ec2', endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
+    return boto3.Session(botocore_session=core).client(
+        'ec2', region, endpoint_url=endpoint or None, verify=bundle or True, config=config.Config(
             connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT, proxies={},
             retries={'mode': 'standard', 'total_max_attempts': 1},
             max_pool_connections=CONNECTIONS))
@@ -781,33 +757,33 @@ def lost_credentials(result: Any) -> bool:
 
 def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
-    with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(Exception):  # whatever stands there, by EC2 or something in between
         date = error.response['ResponseMetadata']['HTTPHeaders']['date']
-        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        return time.time() - utils.parse_timestamp(date).timestamp()
     return 0.0
 
 
 def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
-    """Return by instance id EC2's state and its checks.
+    """Return by instance id EC2's state, 'gone' if there is no such instance, and its checks.
 
-    The state is 'gone' if there is no such instance; the checks are 'ok', 'impaired' or EC2's
-    words.  An unknown id fails the call for all of them, so each is asked for alone then.
+    An unknown id fails the call for all of them, so each is asked for alone then.
     """
     try:
         answer = client.describe_instance_status(InstanceIds=instance_ids, IncludeAllInstances=True)
-    except ClientError as error:
+    except exceptions.ClientError as error:
         if code_of(error) != 'InvalidInstanceID.NotFound':
             raise
         first, *others = instance_ids
         return {first: ('gone', '')} if not others else {
             **describe_states(client, first), **describe_states(client, *others)}
-    states: Dict[str, Tuple[str, str]] = {}
-    for one in answer['InstanceStatuses']:
-        checks = {one[kind].get('Status', '')
-                  for kind in ('InstanceStatus', 'SystemStatus') if kind in one}
-        verdict = 'impaired' if 'impaired' in checks else ' and '.join(sorted(checks))
-        states[one['InstanceId']] = (one['InstanceState']['Name'], verdict)
-    return states
+    return {one['InstanceId']: (one['InstanceState']['Name'], checks_of(one))
+            for one in answer['InstanceStatuses']}
+
+
+def checks_of(one: Any) -> str:
+    """Return what EC2's checks of an instance tell: 'ok', 'impaired', or other words of EC2's."""
+    told = {one.get(kind, {}).get('Status') for kind in ('InstanceStatus', 'SystemStatus')}
+    return 'impaired' if 'impaired' in told else ' and '.join(sorted(told - {None}))
 
 
 def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
@@ -820,42 +796,40 @@ def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[s
     return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
-class InstanceFacts(NamedTuple):
-    """What EC2 tells of an instance beside its state."""
-
-    address: str = ''                  # the primary private one, '' if it has none (terminated)
-    addresses: Tuple[str, ...] = ()    # all private ones
-    interfaces: Tuple[str, ...] = ()   # ids
-    tags: Dict[str, str] = {}
-    reason: str = ''                   # why it is in its state, in EC2's words, '' if it tells none
-    source_dest_check: bool = False    # it is on: EC2 drops what the instance forwards
+def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, Any]:
+    """Return by id the instances of the pair as EC2 describes them, of those that it knows."""
+    return by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
 
 
-def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, InstanceFacts]:
-    """Return the facts by instance id, of those that EC2 knows."""
-    found = by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
-    cards = {i: one.get('NetworkInterfaces', []) for i, one in found.items()}
-    return {i: InstanceFacts(
-        one.get('PrivateIpAddress', ''),
-        tuple(its['PrivateIpAddress'] for card in cards[i]
-              for its in card.get('PrivateIpAddresses', [])),
-        tuple(card['NetworkInterfaceId'] for card in cards[i]),
-        {tag['Key']: tag['Value'] for tag in one.get('Tags', [])},
-        one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''),
-        one.get('SourceDestCheck', False)) for i, one in found.items()}
+def addresses_of(one: Any) -> List[str]:
+    """Return all private addresses of an instance."""
+    return [its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
+            for its in card.get('PrivateIpAddresses', [])]
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, InstanceFacts]) -> str:
-    """Return who of the pair a route or an address points to.
+def tags_of(one: Any) -> Dict[str, str]:
+    return {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+
+
+def reason_of(one: Any) -> str:
+    """Return why an instance is in its state, in EC2's words, '' if it tells none."""
+    return str(one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
+
+
+def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, Any]) -> str:
+    """Return who of the pair a route or an address points to; {}: there is none.
 
     EC2 may name only a network interface.  At a secondary private address of the right instance
     nobody holds it: traffic leaves with the primary one.
     """
+    if not thing or thing.get('State') == 'blackhole':  # its target does not run, or is gone
+        return NOBODY
     for i, holder in (own_id, SELF), (peer_id, PEER):
-        one = facts.get(i, InstanceFacts())
-        if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in one.interfaces:
-            private = thing.get('PrivateIpAddress', one.address)
-            return holder if private == (one.address or private) else NOBODY
+        one = facts.get(i, {})
+        cards = [card['NetworkInterfaceId'] for card in one.get('NetworkInterfaces', [])]
+        if thing.get('InstanceId') == i or thing.get('NetworkInterfaceId') in cards:
+            private = thing.get('PrivateIpAddress')
+            return holder if private in (None, one.get('PrivateIpAddress', private)) else NOBODY
     return OTHER
 
 
@@ -870,28 +844,24 @@ def default_route(table: Any) -> Dict[str, Any]:
 
 
 def describe_tables(client: Any, table_ids: Sequence[str], own_id: str, peer_id: str,
-                    facts: Dict[str, InstanceFacts]) -> Dict[str, str]:
+                    facts: Dict[str, Any]) -> Dict[str, str]:
     """Return by table who holds its default route."""
     found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    holders = dict.fromkeys(table_ids, ABSENT)
-    for i, table in found.items():
-        route = default_route(table)
-        lives = route and route.get('State') != 'blackhole'
-        holders[i] = holder_of(route, own_id, peer_id, facts) if lives else NOBODY
-    return holders
+    return {i: holder_of(default_route(found[i]), own_id, peer_id, facts) if i in found else ABSENT
+            for i in table_ids}
 
 
 def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
-    links = [link for table in tables.values() for link in table.get('Associations', [])]
-    subnets = {link['SubnetId'] for link in links if link.get('SubnetId')}
+    subnets = {link['SubnetId'] for one in tables.values() for link in one.get('Associations', [])
+               if link.get('SubnetId')}  # else it is the VPC's main table
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
     return sorted(one['CidrBlock'] for one in found.values())
 
 
 def describe_address(client: Any, address: str, own_id: str, peer_id: str,
-                     facts: Dict[str, InstanceFacts]) -> Tuple[str, str]:
+                     facts: Dict[str, Any]) -> Tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist."""
     found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address, {})
     holder = holder_of(found, own_id, peer_id, facts) if found.get('AssociationId') else NOBODY
@@ -904,13 +874,10 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
         'RouteTableId': table_id, 'DestinationCidrBlock': EVERYWHERE, 'InstanceId': instance_id}
     try:
         client.replace_route(**route)
-    except ClientError as error:
+    except exceptions.ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        try:
-            client.create_route(**route)
-        except ClientError as second:
-            raise error if code_of(second) == 'RouteAlreadyExists' else second
+        client.create_route(**route)
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
@@ -927,7 +894,7 @@ def take_step(client: Any, instance_id: str, step: str, options: Dict[str, Any])
         client.stop_instances, Force=step == FORCE)
     try:
         call(InstanceIds=[instance_id], **options)
-    except (ClientError, exceptions.ParamValidationError):
+    except (exceptions.ClientError, exceptions.ParamValidationError):
         if not options:
             raise
         options.clear()
@@ -941,15 +908,14 @@ def rehearsal(settings: Settings, own_id: str, peer_id: str,
     Each raises, and changes nothing.
     """
     route: Dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
+    address = {'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}
+    peer = {'InstanceIds': [peer_id]}
     steps = [(action, table, {'RouteTableId': table, **route})
              for table in settings.route_table_ids for action in ('ReplaceRoute', 'CreateRoute')]
-    if allocation_id:
-        steps.append(('AssociateAddress', settings.elastic_ip or '', {
-            'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}))
-    steps += [(action, peer_id, {'InstanceIds': [peer_id]})
-              for action in ('StopInstances', 'StartInstances')]
+    steps += [('AssociateAddress', settings.elastic_ip or '', address)] * bool(allocation_id)
+    steps += [('StopInstances', peer_id, peer), ('StartInstances', peer_id, peer)]
     return {f'{action} on {about}': operator.methodcaller(
-        botocore.xform_name(action), **values, DryRun=True) for action, about, values in steps}
+        xform_name(action), **values, DryRun=True) for action, about, values in steps}
 
 
 CLOCK_TOLERANCE = 300.0  # s, EC2's: beyond that it refuses every call
@@ -1260,7 +1226,7 @@ class Ec2:
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
         self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
-        self.facts: Dict[str, InstanceFacts] = {}  # by instance id, as EC2 last told them
+        self.facts: Dict[str, Dict[str, Any]] = {}  # by id, as EC2 last described them
         self.allocation_id = ''
         self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
 
@@ -1288,8 +1254,8 @@ class Ec2:
             self.lasting('EC2', in_words(answers[0]))
         return results
 
-    def facts_of(self, instance_id: str) -> InstanceFacts:
-        return self.facts.get(instance_id, InstanceFacts())
+    def facts_of(self, instance_id: str) -> Dict[str, Any]:
+        return self.facts.get(instance_id, {})
 
     def make_client(self) -> None:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
@@ -1317,7 +1283,7 @@ class Ec2:
         if self.networks is None:  # until then, only routes are judged
             questions['networks'] = lambda client: describe_networks(client, tables)
         self.close_connections()  # an older one may have died without a FIN
-        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
+        peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).get('PrivateIpAddress')] if i]
         results = self.call(
             questions, at_once=2 if calm else CONNECTIONS,
             nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
@@ -1340,12 +1306,12 @@ class Ec2:
         of_own, of_peer = map(self.facts_of, pair)
         own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
         return Observation(
-            asked_at, own[0], own[1], peer[0], peer[1],
-            of_peer.reason if states else in_words(results['states']), holders,
+            asked_at, own[0], own[1], peer[0], peer[1], tells_tags=self.peer_id in described,
+            reason=reason_of(of_peer) if states else in_words(results['states']), holders=holders,
             is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
-            nat_fault=told.get('nat_fault') or own_check * of_own.source_dest_check,
-            own_tag=MAINTENANCE in of_own.tags, peer_tag=MAINTENANCE in of_peer.tags,
-            tells_tags=self.peer_id in described, peer_source_check=of_peer.source_dest_check,
+            nat_fault=told.get('nat_fault') or own_check * of_own.get('SourceDestCheck', False),
+            own_tag=MAINTENANCE in tags_of(of_own), peer_tag=MAINTENANCE in tags_of(of_peer),
+            peer_source_check=of_peer.get('SourceDestCheck', False),
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
     def rehearse(self) -> None:
@@ -1775,7 +1741,8 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        return self.ec2.facts_of(self.peer_id).address if self.ec2.facts else None
+        known = self.ec2.facts.get(self.peer_id, {})
+        return known.get('PrivateIpAddress', '') if self.ec2.facts else None
 
     def ping_once(self) -> None:
         """Ping the peer and note the outcome; a ping that cannot leave this host tells nothing.
@@ -1786,7 +1753,7 @@ class Monitor:
         sent_at, answered = self.clock.monotonic(), False
         try:
             if address:
-                answered = self.ping(address, self.ec2.facts_of(self.own_id).addresses)
+                answered = self.ping(address, addresses_of(self.ec2.facts_of(self.own_id)))
             elif address is not None:  # there is no such instance
                 self.clock.sleep(timeout)
         except OwnFault as fault:
@@ -2312,8 +2279,7 @@ class Check:
                  f'{self.region}')
         self.client = self.connect(self.region)
         self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
-        self.things = by_id(self.client.describe_instances, 'InstanceId', 'instance-id',
-                            own, self.peer_id)
+        self.things = describe_pair(self.client, own, self.peer_id)
         self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
         for i in (own, self.peer_id):
             self.attempt('instance', i, self.check_instance, i)
@@ -2347,8 +2313,7 @@ class Check:
     def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
         one = self.things.get(i, {'State': {'Name': 'not found'}})
-        state, reason = one['State']['Name'], one.get('StateReason', {}).get('Message', '')
-        tags = {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
+        state, reason, tags = one['State']['Name'], reason_of(one), tags_of(one)
         gone = state in ('not found', 'shutting-down', 'terminated')
         found = f'{state} ({reason})' if reason and state != 'running' else state
         self.say(state == 'running', 'state', i, found, 'gone' * gone)
@@ -2449,7 +2414,7 @@ class Check:
     def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
         wanted, address = self.settings.num_pings, self.peer_address
-        own = describe_pair(self.client, self.own_id, self.peer_id)[self.own_id].addresses
+        own = addresses_of(self.things[self.own_id])
         ping = self.ping or functools.partial(Ping(self.settings.ping_timeout), own=own)
         answers = sum(map(ping, [address] * wanted))
         blocked = not answers and self.things[self.peer_id]['State']['Name'] == 'running'

@@ -23,10 +23,10 @@ from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredent
 from botocore.stub import Stubber
 from pytest import MonkeyPatch
 
-from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, InstanceFacts,
-                         NoAnswer, NotSent, claim_table, clock_skew, code_of, connect, describe_address,
+from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, NoAnswer,
+                         NotSent, addresses_of, claim_table, clock_skew, code_of, connect, describe_address,
                          describe_pair, describe_states, describe_tables, has_answered, in_words, lost_credentials,
-                         run_together, take_step)
+                         reason_of, run_together, tags_of, take_step)
 
 from tests.unit.web import Asked, Server, serving
 
@@ -490,8 +490,10 @@ OTHERS = [{'DestinationIpv6CidrBlock': '::/0', 'EgressOnlyInternetGatewayId': 'e
           {'DestinationCidrBlock': '10.0.0.0/16', 'GatewayId': 'local', 'Origin': 'CreateRouteTable'},
           *({'DestinationCidrBlock': '0.0.0.0/0', 'GatewayId': 'vgw-1', 'Origin': origin, 'State': 'active'}
             for origin in ('EnableVgwRoutePropagation', 'Advertisement'))]
-FACTS = {OWN: InstanceFacts('10.0.0.21', ('10.0.0.21',), ('eni-1', 'eni-2')),
-         PEER_ID: InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-3',))}
+FACTS: Dict[str, Dict[str, Any]] = {
+    OWN: {'PrivateIpAddress': '10.0.0.21', 'NetworkInterfaces': [
+        {'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}]},
+    PEER_ID: {'PrivateIpAddress': '10.0.0.11', 'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-3'}]}}
 
 
 @pytest.mark.parametrize('named, holder', [
@@ -528,22 +530,23 @@ def test_an_address_is_held_by_whose_primary_private_one_it_is_for(
 
 
 def test_both_of_the_pair_are_described_by_one_call(client: Any, ec2: Stubber) -> None:
-    own = {'InstanceId': OWN, 'PrivateIpAddress': '10.0.0.11', 'Tags': [{'Key': 'Name', 'Value': 'nat'}],
-           'NetworkInterfaces': [
-               {'NetworkInterfaceId': 'eni-1', 'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.11'}]},
-               {'NetworkInterfaceId': 'eni-2', 'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.12'}]}],
-           'StateTransitionReason': '', 'SourceDestCheck': True}
-    told = InstanceFacts('10.0.0.11', ('10.0.0.11', '10.0.0.12'), ('eni-1', 'eni-2'), {'Name': 'nat'}, '', True)
-    peer = {'InstanceId': PEER_ID, 'StateTransitionReason': 'User initiated', 'StateReason': {
-        'Code': 'Client.InternalError', 'Message': 'Client.InternalError: Client error on launch'}}
+    own, peer = {'InstanceId': OWN}, {'InstanceId': PEER_ID}
     ec2.add_response('describe_instances', {'Reservations': [{'Instances': [own]}, {'Instances': [peer]}]},
                      {'Filters': [{'Name': 'instance-id', 'Values': [OWN, PEER_ID]}]})
-    ec2.add_response('describe_instances', {'Reservations': [{'Instances': [{
-        'InstanceId': PEER_ID, 'NetworkInterfaces': [], 'StateTransitionReason': 'User initiated'}]}]})
 
-    assert describe_pair(client, OWN, PEER_ID) == {
-        OWN: told, PEER_ID: InstanceFacts(reason='Client.InternalError: Client error on launch')}
-    assert describe_pair(client, OWN, PEER_ID) == {PEER_ID: InstanceFacts(reason='User initiated')}
+    assert describe_pair(client, OWN, PEER_ID) == {OWN: own, PEER_ID: peer}
+
+
+def test_an_instance_has_all_addresses_of_its_interfaces_its_tags_and_a_reason_for_its_state() -> None:
+    whole = {'NetworkInterfaces': [{'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.11'}]},
+                                   {'PrivateIpAddresses': [{'PrivateIpAddress': '10.0.0.12'}]}],
+             'Tags': [{'Key': 'Name', 'Value': 'nat'}], 'StateTransitionReason': 'User initiated',
+             'StateReason': {'Message': 'Client.InternalError: Client error on launch'}}
+
+    assert (addresses_of(whole), tags_of(whole)) == (['10.0.0.11', '10.0.0.12'], {'Name': 'nat'})
+    assert reason_of(whole) == 'Client.InternalError: Client error on launch'
+    assert reason_of({'StateTransitionReason': 'User initiated'}) == 'User initiated'
+    assert (addresses_of({}), tags_of({}), reason_of({})) == ([], {}, '')
 
 
 def test_an_unknown_instance_is_gone_and_hides_no_other(client: Any, ec2: Stubber) -> None:

@@ -5,6 +5,7 @@ import ast
 import email.utils
 import inspect
 import logging
+import os
 import re
 import time
 import types
@@ -124,7 +125,7 @@ def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_erro
     assert not watched_lines(scene.run(no_ping_for - 150.0))
     level, message = watched_lines(scene.run(450.0))[0]
     assert level == 'ERROR' and f'the monitor on {PRIMARY} has sent no ping for {no_ping_for} s' in message
-    assert '/usr/local/sbin/nat_monitor.py >> /var/log/nat_monitor.log' in message
+    assert f"echo '{os.path.realpath(nat_monitor.__file__)} >> /var/log/nat_monitor.log" in message
     assert message in scene.status['troubles']
     scene.peer_pings = True
     assert 'over after' in watched_lines(scene.run(250.0))[-1][1] and not scene.status['troubles']
