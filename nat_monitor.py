@@ -2185,8 +2185,8 @@ class Check:
         its, own = (self.things.get(i, {}) for i in (about, self.own_id))
         names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
         run = REMEDIES.get(remedy or what, REMEDIES['settings'])
-        log.info(f'{verdict:8}{what:22}{about:23}{found}'
-                 + ('' if fine else f'; run: {run.format_map(names)}'))
+        write_line(verdict, f'{verdict:8}{what:22}{about:23}{found}'
+                   + ('' if fine else f'; run: {run.format_map(names)}'))
 
     # This host
 
@@ -2261,21 +2261,11 @@ class Check:
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
-        pid = self.lock_holder()
-        suspended = bool(pid) and is_suspended(pid)
+        pid, suspended = lock_holder(os.path.join(self.root, LOCK_FILE[1:]), self.root)
         found = f'runs with pid {pid}' if pid else 'does not run'
         self.say(pid and not suspended, 'monitor', '', found + ', but is suspended' * suspended,
                  'suspended' * suspended, FAIL if suspended else WARN, pid=pid)
         return pid
-
-    def lock_holder(self) -> str:
-        """Return the pid of who holds the lock, without trying it: a monitor may be starting."""
-        with contextlib.suppress(OSError, IndexError):
-            lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
-            device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-            locks = text_of(os.path.join(self.root, 'proc/locks'))
-            return str(re.findall(rf'FLOCK.* (\d+) {device}:{lock.st_ino} ', locks)[0])
-        return ''
 
     def status(self) -> int:
         """Tell each field of the status file, and whether it is fine; return the exit code."""
@@ -2472,7 +2462,10 @@ class Check:
 LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
 LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
-UTC = '%Y-%m-%dT%H:%M:%SZ'
+
+
+def utc(at: Optional[float] = None) -> str:
+    return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))
 
 
 class Writer(logging.Handler):
@@ -2483,24 +2476,24 @@ class Writer(logging.Handler):
     is told when it works again, after the words of `lost`.
     """
 
-    def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
-                 lost: str, level: int = logging.INFO) -> None:
+    def __init__(self, level: int, write: Callable[[str, str], bool], lost: str) -> None:
         super().__init__(level)
-        self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
+        self.write, self.lost, self.dropped = write, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
         threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        line = f'{utc(record.created)} {record.levelname} {record.getMessage()}'
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put(functools.partial(self.write, record.levelname, self.format(record)))
+            self.waiting.put(functools.partial(self.write, record.levelname, line))
         else:
             self.dropped += 1
 
-    def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
-        """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
+    def flush(self) -> None:
+        """Wait until all lines so far are written, but not for long."""
         done = threading.Event()
         self.waiting.put(done.set)
-        done.wait(timeout)
+        done.wait(LAST_LINES)
 
     def write_all(self) -> None:
         """Do for ever what waits: write a line, or tell `flush` that it came to this."""
@@ -2524,56 +2517,48 @@ def write_line(level: str, line: str) -> bool:
 
 
 def notify(command: Sequence[str], level: str, line: str) -> bool:
-    """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
+    """Run the command for a line to its end, or kill all of it; tell whether it ended well.
+
+    It is not spared as the monitor is, when memory runs out.
+    """
     null = subprocess.DEVNULL
+    limited = f'echo 0 > /proc/self/oom_score_adj; exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"'
     try:
-        process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
-                                   start_new_session=True)
-        # It is not spared as the monitor is, when memory runs out.
-        with contextlib.suppress(OSError), open(f'/proc/{process.pid}/oom_score_adj', 'w') as file:
-            file.write('0')
-        if process.wait(NOTIFY_TIMEOUT) == 0:
-            return True
-        failure = f'ended with exit code {process.returncode}'
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
-    except Exception as error:  # no memory, no such file any more, an odd line
+        code = subprocess.call(['sh', '-c', limited, 'sh', *command, level, line], stdin=null,
+                               stdout=null, stderr=null, start_new_session=True)
+        late = f' (killed, as after {NOTIFY_TIMEOUT:g} s)' * (code == -signal.SIGKILL)
+        failure = f'ended with exit code {code}{late}' if code else ''
+    except Exception as error:  # no memory, an odd line
         failure = f'could not be run ({in_words(error)})'
-    log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
-    return False
+    if failure:
+        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return not failure
 
 
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
-    """Send the log to standard output from now on, and return what writes it."""
+def start_log() -> None:
+    """Send the log to standard output from now on."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
         if os.path.isfile(sys.stdout.fileno()):  # behind `>`: at the end, also once it is emptied
             fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
-    formatter = logging.Formatter(form, UTC)
-    formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
-    log.handlers = [writer]
+    log.handlers = [Writer(logging.INFO, write_line, 'lines that could not be written')]
     log.setLevel(logging.INFO)
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
-    return writer
 
 
 def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
-    notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told', logging.WARNING)
+    notifier = Writer(logging.WARNING, functools.partial(notify, command),
+                      f'lines of which {command[0]} was not told')
     notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
-    told = {'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status}
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump(told, file)
+            json.dump({'time': utc(), 'version': VERSION, **status}, file)
         os.replace(f'{path}.new', path)
 
 
@@ -2586,19 +2571,26 @@ def take_lock(path: str = LOCK_FILE) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.read(lock, 20).decode().strip() or 'unknown'
-        held = f'{pid} (suspended)' if is_suspended(pid) else pid
-        raise Refusal(f'a monitor already runs with pid {held}: this one ends', exit_code=1)
+        pid, suspended = lock_holder(path)
+        held = f'pid {pid or "unknown"}' + ' (suspended)' * suspended
+        raise Refusal(f'a monitor already runs with {held}: this one ends', exit_code=1)
     except OSError as error:
         raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
 
 
-def is_suspended(pid: str) -> bool:
-    """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
-    return bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
+def lock_holder(path: str, root: str = '/') -> Tuple[str, bool]:
+    """Return the pid of who holds a lock, '' if nobody does, and whether a signal has suspended it.
+
+    The lock is not tried, as a monitor may be starting.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        lock = os.stat(path)
+        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+        locks = text_of(os.path.join(root, 'proc/locks'))
+        pid = str(re.findall(rf'FLOCK.* (\d+) {device}:{lock.st_ino} ', locks)[0])
+        return pid, bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
+    return '', False
 
 
 def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
@@ -2653,8 +2645,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if arguments in ('--help', '-h', '--version'):
         print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
         return 0
-    check = arguments in ('--check', '--status')
-    output = start_log(*['%(message)s'] if check else [])
+    start_log()
     heed_signals()
     try:
         return run(arguments)
@@ -2663,7 +2654,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             log.error(fault)
         return refusal.exit_code
     finally:
-        output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
+        log.handlers[0].flush()
 
 
 if __name__ == '__main__':
