@@ -27,7 +27,6 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
-import datetime
 import difflib
 import email.utils
 import fcntl
@@ -166,7 +165,7 @@ REMEDIES = table('''
 settings, unknown: nano {settings_file}  # and restart the monitor
 check, status: nat_monitor.py --check
 no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
-own fault, ping: ip route get {peer_address}; ping -c 20 {peer_address}
+ping: ip route get {peer_address}; ping -c 20 {peer_address}
 probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
@@ -446,13 +445,31 @@ def address_on(interface: str) -> str:
     return ''
 
 
+class Probed(NamedTuple):
+    """What came of a probe."""
+
+    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
+    beside: str = ''          # the MAC address that brought one past the peer instead
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether an answer came by the way asked for."""
+        return self.seconds is not None
+
+    def __str__(self) -> str:
+        """Go on from "a packet through it"."""
+        if self.seconds is not None:
+            return f'came back in {self.seconds * 1000:.1f} ms'
+        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
+
+
 class Ping:
     """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
 
     beside = ''  # the MAC address that brought a reply which does not count
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, through: str = '') -> None:
+        self.timeout, self.through = timeout, through  # a neighbour, of a detour
 
     def __call__(self, address: str, own: Sequence[str] = ()) -> bool:
         """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
@@ -461,10 +478,10 @@ class Ping:
         or would leave it with another address than its own ones, where these are given: the kernel
         would send it elsewhere (a VPN, or a bridge with a network of the VPC).
         """
-        return self.seconds_to(address, own) is not None
+        return self.probe(address, own).answered
 
-    def seconds_to(self, address: str, own: Sequence[str] = ()) -> Optional[float]:
-        """Ping once, and return the seconds until the answer came; None is a miss."""
+    def probe(self, address: str, own: Sequence[str] = ()) -> Probed:
+        """Ping once, and return what came of it."""
         tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
         empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
         request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
@@ -475,10 +492,10 @@ class Ping:
                     self.send(connection, request)
                     until = started_at + self.timeout * count / REQUESTS_PER_PING
                     if self.is_answered(connection, tag, until):
-                        return time.monotonic() - started_at
+                        return Probed(time.monotonic() - started_at)
         except OSError as error:
             raise OwnFault(error.strerror or str(error))
-        return None
+        return Probed(None, self.beside)
 
     def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
         """Return a socket for requests to the address, and replies from there."""
@@ -531,42 +548,8 @@ SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
 ARP_COMPLETE = 0x02  # a flag in /proc/net/arp: the MAC address is known
 
 
-class NoNeighbour(OwnFault):
+class NoNeighbour(NoAnswer):
     """The peer has no MAC address here: it is in another subnet, or does not answer ARP."""
-
-
-class Probed(NamedTuple):
-    """What came of a probe."""
-
-    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
-    beside: str = ''          # the MAC address that brought one past the peer instead
-
-    @property
-    def answered(self) -> bool:
-        """Tell whether an answer came by the way asked for."""
-        return self.seconds is not None
-
-    def __str__(self) -> str:
-        """Go on from "a packet through it"."""
-        if self.seconds is not None:
-            return f'came back in {self.seconds * 1000:.1f} ms'
-        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
-
-
-class Probe:
-    """Proof that a host out there can be reached, through the peer or by this host's own route."""
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-
-    def __call__(self, target: str, through: Optional[str] = None) -> Probed:
-        """Probe once, as a ping does; `through` is the peer's private address.
-
-        Any may go on at the same time.  Raises OwnFault if a request cannot leave this host,
-        NoNeighbour if none can go to the peer.
-        """
-        ping = Ping(self.timeout) if through is None else Detour(self.timeout, through)
-        return Probed(ping.seconds_to(target), ping.beside)
 
 
 class Detour(Ping):
@@ -574,10 +557,6 @@ class Detour(Ping):
 
     The requests are frames to the neighbour's MAC address with an IP packet to the target inside.
     """
-
-    def __init__(self, timeout: float, through: str) -> None:
-        super().__init__(timeout)
-        self.through = through
 
     def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
         """Return a socket that lets in echo replies from the address, whoever brings them."""
@@ -614,6 +593,16 @@ def neighbour(address: str) -> Tuple[str, bytes]:
             if known == address and int(flags, 16) & ARP_COMPLETE:
                 return device, bytes.fromhex(mac.replace(':', ''))
     raise NoNeighbour(f'the MAC address of {address} is not known here')
+
+
+def send_probe(timeout: float, target: str, through: Optional[str] = None) -> Probed:
+    """Prove that a host out there can be reached, through the peer or by this host's own route.
+
+    It is tried once, as a ping; `through` is the peer's private address.  Any may go on at the same
+    time.  Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the
+    peer.
+    """
+    return (Ping if through is None else Detour)(timeout, through or '').probe(target)
 
 
 def echo_replies_from(address: str) -> bytes:
@@ -1693,7 +1682,7 @@ class Monitor:
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
-        self.probe = probe or Probe(settings.ping_timeout)
+        self.probe = probe or functools.partial(send_probe, settings.ping_timeout)
         self.requests_from = requests_from or Requests()
         self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
         self.lasting = Lasting(clock, log)
@@ -2092,6 +2081,8 @@ CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, prog
 BOOT_FILES = (
     'etc/rc*', 'etc/rc*.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
     '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+# A later one takes the place of one of the same name; /etc/sysctl.conf is 99-sysctl.conf there.
+SYSCTL_FILES = [f'{one}/sysctl.d/*.conf' for one in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
 
 
@@ -2110,14 +2101,13 @@ def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
 
 def starts_monitor(path: str, line: str) -> Verdict:
     """Tell whether cron runs that line of a file at boot."""
-    job, words = re.fullmatch(CRON_JOB, line), f'{path}: {line.strip()}'
-    name, status, in_etc = os.path.basename(path), os.stat(path), '/etc/' in path
+    job, status, words = re.fullmatch(CRON_JOB, line), os.stat(path), f'{path}: {line.strip()}'
     if not job or not re.search(CRON_FILE, path):
         return None, f'{words} (nobody can tell if this starts it at boot)'
     user, program, end = job.groups()
-    right = user == ('root' if in_etc else None)
-    accepted = status.st_uid == 0 and not status.st_mode & 0o133 and re.fullmatch(r'[\w-]+', name)
-    if right and accepted and end == '\n' and os.access(program, os.X_OK):
+    if (user == ('root' if '/etc/' in path else None) and end == '\n'
+            and os.access(program, os.X_OK) and re.search(r'/[\w-]+$', path)
+            and status.st_uid == 0 and not status.st_mode & 0o133):
         return True, words
     return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
                    'name, by a line that ends in LF, as root, and if it can be executed)')
@@ -2125,10 +2115,8 @@ def starts_monitor(path: str, line: str) -> Verdict:
 
 def remedy_for(error: Exception) -> str:
     """Return the name of the remedy for what kept a check from going on, '' for that check's."""
-    if isinstance(error, requests.RequestException):
+    if isinstance(error, (requests.RequestException, OwnFault)):
         return ''
-    if isinstance(error, OwnFault):
-        return 'no answer' if isinstance(error, NoNeighbour) else 'own fault'
     denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
     return denier if code_of(error) in DENIED else 'no answer'
 
@@ -2146,7 +2134,6 @@ class Check:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
         self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
-        self.client: Any = None
         self.own_id = self.peer_id = self.peer_address = self.region = ''
         self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
         self.things: Dict[str, Any] = {}   # instances as EC2 describes them, by id
@@ -2235,13 +2222,11 @@ class Check:
 
     def check_sysctl(self, interface: str) -> None:
         """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
-        files = {os.path.basename(path): path  # the later one in place of one of the same name
-                 for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')
-                 for path in self.files(f'{directory}/sysctl.d/*.conf')}
+        files = {os.path.basename(one): os.path.realpath(one) for one in self.files(*SYSCTL_FILES)}
         names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
         setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
-        paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
-        found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
+        found = [(path, *one) for _, path in sorted(files.items())
+                 for one in re.findall(setting, text_of(path))]
         for path, name, value in found[-1:]:
             self.say(value != '0', 'forwarding at boot', '', f'{path} says {name} = {value}',
                      otherwise=WARN, path=path, name=name)
@@ -2273,12 +2258,12 @@ class Check:
             return 2
         try:
             told = json.loads(text_of(os.path.join(self.root, STATUS_FILE[1:])))
-            written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
-            holders, age = set(told['holders'].values()), abs(time.time() - written)
-            wrong = {'time': age >= 3 * MINUTE, 'peer_answers': not told['peer_answers'],
+            holders, now = set(told['holders'].values()), time.time()
+            is_new = utc(now - 3 * MINUTE) < told['time'] < utc(now + 3 * MINUTE)
+            wrong = {'time': not is_new, 'peer_answers': not told['peer_answers'],
                      'holders': holders not in ({told['own_id']}, {told['peer_id']}),
                      'troubles': told['troubles'], 'decision': told['decision']}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
         for name, value in told.items():
             found = value if isinstance(value, str) else json.dumps(value)
@@ -2300,7 +2285,7 @@ class Check:
         primary, self.peer_id = place_in_pair(settings, own)
         self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
                  f'{self.region}')
-        self.client = self.connect(self.region)
+        self.client: Any = self.connect(self.region)
         self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
         self.things = by_id(self.client.describe_instances, 'InstanceId', 'instance-id',
                             own, self.peer_id)
@@ -2320,9 +2305,8 @@ class Check:
 
     def rehearse(self) -> None:
         """Tell of each call of a failover whether it is allowed."""
-        pair = self.own_id, self.peer_id
-        calls = rehearsal(self.settings, *pair, self.allocation)
-        calls['DescribeInstanceStatus on all'] = lambda client: describe_states(client, *pair)
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation)
+        calls['DescribeInstanceStatus on all'] = lambda ec2: describe_states(ec2, self.own_id)
         results = run_together({name: functools.partial(call, self.client)
                                 for name, call in calls.items()}, CALL_DEADLINE)
         for name, result in results.items():
@@ -2448,7 +2432,7 @@ class Check:
 
     def check_probe(self, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
-        probe = self.probe or Probe(self.settings.ping_timeout)
+        probe = self.probe or functools.partial(send_probe, self.settings.ping_timeout)
         through = probe(target, self.peer_address)
         sure = through.answered or probe(target).answered
         found = f'a packet through it {through}' + (

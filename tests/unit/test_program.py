@@ -452,7 +452,7 @@ def test_the_status_of_a_calm_pair_is_told_in_words(tmp_path: pathlib.Path, log:
 TO_MEND = [
     ({'time': '2026-01-01T00:00:00Z'}, 'time 2026-01-01T00:00:00Z'),
     ({'time': '2126-01-01T00:00:00Z'}, 'time 2126-01-01T00:00:00Z'),
-    ({'time': 'now'}, 'tells nothing'),
+    ({'time': 'now'}, 'time now'),
     ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f'"rtb-1": "{OWN}", "198.51.100.7": "{PEER}"'),
     ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, '"rtb-1": "other"'),
     ({'holders': {}, 'last_observation_age': None}, 'holders {}'),
