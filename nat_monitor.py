@@ -1047,13 +1047,14 @@ def worst(told: Sequence[Verdict]) -> Verdict:
 class Host:
     """What this host does with packets that are not for itself, as far as kernel and nft tell.
 
-    The routes are asked for these networks.
+    The routes are asked for these networks; `networks` has None where there are none.
     """
 
     def __init__(self, root: str = '/', networks: Sequence[Network] = ()) -> None:
         def proc(name: str) -> str:
             return text_of(os.path.join(root, 'proc', name)).strip()
 
+        self.networks: List[Optional[Network]] = [*networks] or [None]
         found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
         calls: Dict[str, Callable[[], Any]] = {
@@ -1180,10 +1181,9 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     count: rules may rightly be for the private networks alone.
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
-        asked = [Network(one) for one in networks]
-        host = Host(root, asked)
-        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
-        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+        host = Host(root, [Network(one) for one in networks])
+        private: List[Any] = [one for one in host.networks if one and one.prefixlen < 32] or [None]
+        sure, words = worst([*map(host.routing, host.networks), *map(host.filtering, private),
                              *map(host.masquerading, private)])
         return words if sure is False else ''
     return ''
@@ -2207,14 +2207,12 @@ class Check:
         So it must with what the peer sends through it, where probes are asked for.
         """
         peer = [Network(one) for one in [self.peer_address] if one and self.settings.probe_address]
-        networks: List[Any] = [*self.networks, *peer]
-        host = Host(self.root, networks)
-        networks = networks or [None]
-        sure, words = worst([host.forwarding(network) for network in networks])
+        host = Host(self.root, [*self.networks, *peer])
+        sure, words = worst([*map(host.forwarding, host.networks)])
         self.say(sure, 'forwarding', '', words, 'rules' if host.forwards == '1' else '',
                  switch=host.switch)
         self.check_sysctl(host.interface)
-        for network in networks:
+        for network in host.networks:
             sure, words = host.masquerading(network)
             words += ' (the peer, which probes through this host)' * (network in peer)
             self.say(sure, 'masquerading', str(network or ''), words, '' if sure is False else
