@@ -2113,14 +2113,6 @@ def starts_monitor(path: str, line: str) -> Verdict:
                    'name, by a line that ends in LF, as root, and if it can be executed)')
 
 
-def remedy_for(error: Exception) -> str:
-    """Return the name of the remedy for what kept a check from going on, '' for that check's."""
-    if isinstance(error, (requests.RequestException, OwnFault)):
-        return ''
-    denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
-    return denier if code_of(error) in DENIED else 'no answer'
-
-
 class Check:
     """One run of --check: look at all that a failover needs, a line for each thing, change nothing.
 
@@ -2153,9 +2145,12 @@ class Check:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
                 self.say(False, what, about, fault, 'settings')
+        except (requests.RequestException, OwnFault) as error:
+            self.say(False, what, about, in_words(error))
         except Exception as error:
-            remedy, skew = remedy_for(error), clock_skew(error)
-            if abs(skew) > CLOCK_TOLERANCE:
+            denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
+            remedy = denier if code_of(error) in DENIED else 'no answer'
+            if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
             is_needless = what in ('can be stopped', 'masquerading')  # for a failover
             self.say(None if is_needless or remedy == 'no answer' else False, what, about,
