@@ -1097,17 +1097,14 @@ class Host:
         told = self.told.get(str(network), unknown)
         return (None, in_words(told)) if isinstance(told, Exception) else told
 
-    def filtering(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether all rules let pass what comes from a network, and the answers."""
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a network, and the answers, and why."""
         told = [({ACCEPT: True, DROP: False}.get(end), words) for packet in self.packets(network)
                 for end, words in self.ends_at('filter hook forward', packet)]
         sure, words = worst([*told, (not self.unlisted or None, self.unlisted)])
-        return sure, f'{self.switch} is 1, and no rule drops' if sure else (
+        filtering = sure, f'{self.switch} is 1, and no rule drops' if sure else (
             f'forwarding {"may be" if sure is None else "is"} dropped ({words})')
-
-    def forwarding(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host forwards what comes from a network, and why (not)."""
-        return worst([self.filtering(network), self.routing(network)])
+        return worst([filtering, self.routing(network)])
 
     def masquerading(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether this host gives what comes from a network an own address, and by which rule.
@@ -1183,7 +1180,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
         host = Host(root, [Network(one) for one in networks])
         private: List[Any] = [one for one in host.networks if one and one.prefixlen < 32] or [None]
-        sure, words = worst([*map(host.routing, host.networks), *map(host.filtering, private),
+        sure, words = worst([*map(host.routing, host.networks), *map(host.forwarding, private),
                              *map(host.masquerading, private)])
         return words if sure is False else ''
     return ''
