@@ -27,7 +27,6 @@ from __future__ import annotations
 import array
 import contextlib
 import dataclasses
-import datetime
 import difflib
 import fcntl
 import functools
@@ -160,7 +159,7 @@ REMEDIES = table('''
 settings, unknown: nano {settings_file}  # and restart the monitor
 check, status: nat_monitor.py --check
 no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
-own fault, ping: ip route get {peer_address}; ping -c 20 {peer_address}
+ping: ip route get {peer_address}; ping -c 20 {peer_address}
 probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
@@ -428,13 +427,31 @@ def address_on(interface: str) -> str:
     return ''
 
 
+class Probed(NamedTuple):
+    """What came of a probe."""
+
+    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
+    beside: str = ''          # the MAC address that brought one past the peer instead
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether an answer came by the way asked for."""
+        return self.seconds is not None
+
+    def __str__(self) -> str:
+        """Go on from "a packet through it"."""
+        if self.seconds is not None:
+            return f'came back in {self.seconds * 1000:.1f} ms'
+        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
+
+
 class Ping:
     """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
 
     beside = ''  # the MAC address that brought a reply which does not count
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float, through: str = '') -> None:
+        self.timeout, self.through = timeout, through  # a neighbour, of a detour
 
     def __call__(self, address: str, own: Sequence[str] = ()) -> bool:
         """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
@@ -443,10 +460,10 @@ class Ping:
         or would leave it with another address than its own ones, where these are given: the kernel
         would send it elsewhere (a VPN, or a bridge with a network of the VPC).
         """
-        return self.seconds_to(address, own) is not None
+        return self.probe(address, own).answered
 
-    def seconds_to(self, address: str, own: Sequence[str] = ()) -> Optional[float]:
-        """Ping once, and return the seconds until the answer came; None is a miss."""
+    def probe(self, address: str, own: Sequence[str] = ()) -> Probed:
+        """Ping once, and return what came of it."""
         tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
         empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
         request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
@@ -457,10 +474,10 @@ class Ping:
                     self.send(connection, request)
                     until = started_at + self.timeout * count / REQUESTS_PER_PING
                     if self.is_answered(connection, tag, until):
-                        return time.monotonic() - started_at
+                        return Probed(time.monotonic() - started_at)
         except OSError as error:
             raise OwnFault(error.strerror or str(error))
-        return None
+        return Probed(None, self.beside)
 
     def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
         """Return a socket for requests to the address, and replies from there."""
@@ -513,42 +530,8 @@ SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
 ARP_COMPLETE = 0x02  # a flag in /proc/net/arp: the MAC address is known
 
 
-class NoNeighbour(OwnFault):
+class NoNeighbour(NoAnswer):
     """The peer has no MAC address here: it is in another subnet, or does not answer ARP."""
-
-
-class Probed(NamedTuple):
-    """What came of a probe."""
-
-    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
-    beside: str = ''          # the MAC address that brought one past the peer instead
-
-    @property
-    def answered(self) -> bool:
-        """Tell whether an answer came by the way asked for."""
-        return self.seconds is not None
-
-    def __str__(self) -> str:
-        """Go on from "a packet through it"."""
-        if self.seconds is not None:
-            return f'came back in {self.seconds * 1000:.1f} ms'
-        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
-
-
-class Probe:
-    """Proof that a host out there can be reached, through the peer or by this host's own route."""
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-
-    def __call__(self, target: str, through: Optional[str] = None) -> Probed:
-        """Probe once, as a ping does; `through` is the peer's private address.
-
-        Any may go on at the same time.  Raises OwnFault if a request cannot leave this host,
-        NoNeighbour if none can go to the peer.
-        """
-        ping = Ping(self.timeout) if through is None else Detour(self.timeout, through)
-        return Probed(ping.seconds_to(target), ping.beside)
 
 
 class Detour(Ping):
@@ -556,10 +539,6 @@ class Detour(Ping):
 
     The requests are frames to the neighbour's MAC address with an IP packet to the target inside.
     """
-
-    def __init__(self, timeout: float, through: str) -> None:
-        super().__init__(timeout)
-        self.through = through
 
     def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
         """Return a socket that lets in echo replies from the address, whoever brings them."""
@@ -596,6 +575,16 @@ def neighbour(address: str) -> Tuple[str, bytes]:
             if known == address and int(flags, 16) & ARP_COMPLETE:
                 return device, bytes.fromhex(mac.replace(':', ''))
     raise NoNeighbour(f'the MAC address of {address} is not known here')
+
+
+def send_probe(timeout: float, target: str, through: Optional[str] = None) -> Probed:
+    """Prove that a host out there can be reached, through the peer or by this host's own route.
+
+    It is tried once, as a ping; `through` is the peer's private address.  Any may go on at the same
+    time.  Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the
+    peer.
+    """
+    return (Ping if through is None else Detour)(timeout, through or '').probe(target)
 
 
 def echo_replies_from(address: str) -> bytes:
@@ -1024,13 +1013,14 @@ def worst(told: Sequence[Verdict]) -> Verdict:
 class Host:
     """What this host does with packets that are not for itself, as far as kernel and nft tell.
 
-    The routes are asked for these networks.
+    The routes are asked for these networks; `networks` has None where there are none.
     """
 
     def __init__(self, root: str = '/', networks: Sequence[Network] = ()) -> None:
         def proc(name: str) -> str:
             return text_of(os.path.join(root, 'proc', name)).strip()
 
+        self.networks: List[Optional[Network]] = [*networks] or [None]
         found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
         calls: Dict[str, Callable[[], Any]] = {
@@ -1073,17 +1063,14 @@ class Host:
         told = self.told.get(str(network), unknown)
         return (None, in_words(told)) if isinstance(told, Exception) else told
 
-    def filtering(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether all rules let pass what comes from a network, and the answers."""
+    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+        """Tell whether this host forwards what comes from a network, and the answers, and why."""
         told = [({ACCEPT: True, DROP: False}.get(end), words) for packet in self.packets(network)
                 for end, words in self.ends_at('filter hook forward', packet)]
         sure, words = worst([*told, (not self.unlisted or None, self.unlisted)])
-        return sure, f'{self.switch} is 1, and no rule drops' if sure else (
+        filtering = sure, f'{self.switch} is 1, and no rule drops' if sure else (
             f'forwarding {"may be" if sure is None else "is"} dropped ({words})')
-
-    def forwarding(self, network: Optional[Network] = None) -> Verdict:
-        """Tell whether this host forwards what comes from a network, and why (not)."""
-        return worst([self.filtering(network), self.routing(network)])
+        return worst([filtering, self.routing(network)])
 
     def masquerading(self, network: Optional[Network] = None) -> Verdict:
         """Tell whether this host gives what comes from a network an own address, and by which rule.
@@ -1157,10 +1144,9 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     count: rules may rightly be for the private networks alone.
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
-        asked = [Network(one) for one in networks]
-        host = Host(root, asked)
-        private: List[Any] = [one for one in asked if one.prefixlen < 32] or [None]
-        sure, words = worst([*map(host.routing, asked or private), *map(host.filtering, private),
+        host = Host(root, [Network(one) for one in networks])
+        private: List[Any] = [one for one in host.networks if one and one.prefixlen < 32] or [None]
+        sure, words = worst([*map(host.routing, host.networks), *map(host.forwarding, private),
                              *map(host.masquerading, private)])
         return words if sure is False else ''
     return ''
@@ -1659,7 +1645,7 @@ class Monitor:
                  publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
-        self.probe = probe or Probe(settings.ping_timeout)
+        self.probe = probe or functools.partial(send_probe, settings.ping_timeout)
         self.requests_from = requests_from or Requests()
         self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
         self.lasting = Lasting(clock, log)
@@ -2059,6 +2045,8 @@ CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, prog
 BOOT_FILES = (
     'etc/rc*', 'etc/rc*.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
     '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+# A later one takes the place of one of the same name; /etc/sysctl.conf is 99-sysctl.conf there.
+SYSCTL_FILES = [f'{one}/sysctl.d/*.conf' for one in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
 CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
 
 
@@ -2077,27 +2065,16 @@ def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
 
 def starts_monitor(path: str, line: str) -> Verdict:
     """Tell whether cron runs that line of a file at boot."""
-    job, words = re.fullmatch(CRON_JOB, line), f'{path}: {line.strip()}'
-    name, status, in_etc = os.path.basename(path), os.stat(path), '/etc/' in path
+    job, status, words = re.fullmatch(CRON_JOB, line), os.stat(path), f'{path}: {line.strip()}'
     if not job or not re.search(CRON_FILE, path):
         return None, f'{words} (nobody can tell if this starts it at boot)'
     user, program, end = job.groups()
-    right = user == ('root' if in_etc else None)
-    accepted = status.st_uid == 0 and not status.st_mode & 0o133 and re.fullmatch(r'[\w-]+', name)
-    if right and accepted and end == '\n' and os.access(program, os.X_OK):
+    if (user == ('root' if '/etc/' in path else None) and end == '\n'
+            and os.access(program, os.X_OK) and re.search(r'/[\w-]+$', path)
+            and status.st_uid == 0 and not status.st_mode & 0o133):
         return True, words
     return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
                    'name, by a line that ends in LF, as root, and if it can be executed)')
-
-
-def remedy_for(error: Exception) -> str:
-    """Return the name of the remedy for what kept a check from going on, '' for that check's."""
-    if isinstance(error, requests.RequestException):
-        return ''
-    if isinstance(error, OwnFault):
-        return 'no answer' if isinstance(error, NoNeighbour) else 'own fault'
-    denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
-    return denier if code_of(error) in DENIED else 'no answer'
 
 
 class Check:
@@ -2113,7 +2090,6 @@ class Check:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
         self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
-        self.client: Any = None
         self.own_id = self.peer_id = self.peer_address = self.region = ''
         self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
         self.things: Dict[str, Any] = {}   # instances as EC2 describes them, by id
@@ -2133,9 +2109,12 @@ class Check:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
                 self.say(False, what, about, fault, 'settings')
+        except (requests.RequestException, OwnFault) as error:
+            self.say(False, what, about, in_words(error))
         except Exception as error:
-            remedy, skew = remedy_for(error), clock_skew(error)
-            if abs(skew) > CLOCK_TOLERANCE:
+            denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
+            remedy = denier if code_of(error) in DENIED else 'no answer'
+            if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
             is_needless = what in ('can be stopped', 'masquerading')  # for a failover
             self.say(None if is_needless or remedy == 'no answer' else False, what, about,
@@ -2152,8 +2131,8 @@ class Check:
         its, own = (self.things.get(i, {}) for i in (about, self.own_id))
         names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
         run = REMEDIES.get(remedy or what, REMEDIES['settings'])
-        log.info(f'{verdict:8}{what:22}{about:23}{found}'
-                 + ('' if fine else f'; run: {run.format_map(names)}'))
+        write_line(verdict, f'{verdict:8}{what:22}{about:23}{found}'
+                   + ('' if fine else f'; run: {run.format_map(names)}'))
 
     # This host
 
@@ -2187,14 +2166,12 @@ class Check:
         So it must with what the peer sends through it, where probes are asked for.
         """
         peer = [Network(one) for one in [self.peer_address] if one and self.settings.probe_address]
-        networks: List[Any] = [*self.networks, *peer]
-        host = Host(self.root, networks)
-        networks = networks or [None]
-        sure, words = worst([host.forwarding(network) for network in networks])
+        host = Host(self.root, [*self.networks, *peer])
+        sure, words = worst([*map(host.forwarding, host.networks)])
         self.say(sure, 'forwarding', '', words, 'rules' if host.forwards == '1' else '',
                  switch=host.switch)
         self.check_sysctl(host.interface)
-        for network in networks:
+        for network in host.networks:
             sure, words = host.masquerading(network)
             words += ' (the peer, which probes through this host)' * (network in peer)
             self.say(sure, 'masquerading', str(network or ''), words, '' if sure is False else
@@ -2202,13 +2179,11 @@ class Check:
 
     def check_sysctl(self, interface: str) -> None:
         """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
-        files = {os.path.basename(path): path  # the later one in place of one of the same name
-                 for directory in ('usr/lib', 'usr/local/lib', 'run', 'etc')
-                 for path in self.files(f'{directory}/sysctl.d/*.conf')}
+        files = {os.path.basename(one): os.path.realpath(one) for one in self.files(*SYSCTL_FILES)}
         names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
         setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
-        paths = [*(files[name] for name in sorted(files)), *self.files('etc/sysctl.conf')]
-        found = [(path, *one) for path in paths for one in re.findall(setting, text_of(path))]
+        found = [(path, *one) for _, path in sorted(files.items())
+                 for one in re.findall(setting, text_of(path))]
         for path, name, value in found[-1:]:
             self.say(value != '0', 'forwarding at boot', '', f'{path} says {name} = {value}',
                      otherwise=WARN, path=path, name=name)
@@ -2228,21 +2203,11 @@ class Check:
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
-        pid = self.lock_holder()
-        suspended = bool(pid) and is_suspended(pid)
+        pid, suspended = lock_holder(os.path.join(self.root, LOCK_FILE[1:]), self.root)
         found = f'runs with pid {pid}' if pid else 'does not run'
         self.say(pid and not suspended, 'monitor', '', found + ', but is suspended' * suspended,
                  'suspended' * suspended, FAIL if suspended else WARN, pid=pid)
         return pid
-
-    def lock_holder(self) -> str:
-        """Return the pid of who holds the lock, without trying it: a monitor may be starting."""
-        with contextlib.suppress(OSError, IndexError):
-            lock = os.stat(os.path.join(self.root, LOCK_FILE[1:]))
-            device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
-            locks = text_of(os.path.join(self.root, 'proc/locks'))
-            return str(re.findall(rf'FLOCK.* (\d+) {device}:{lock.st_ino} ', locks)[0])
-        return ''
 
     def status(self) -> int:
         """Tell each field of the status file, and whether it is fine; return the exit code."""
@@ -2250,12 +2215,12 @@ class Check:
             return 2
         try:
             told = json.loads(text_of(os.path.join(self.root, STATUS_FILE[1:])))
-            written = datetime.datetime.strptime(told['time'], '%Y-%m-%dT%H:%M:%S%z').timestamp()
-            holders, age = set(told['holders'].values()), abs(time.time() - written)
-            wrong = {'time': age >= 3 * MINUTE, 'peer_answers': not told['peer_answers'],
+            holders, now = set(told['holders'].values()), time.time()
+            is_new = utc(now - 3 * MINUTE) < told['time'] < utc(now + 3 * MINUTE)
+            wrong = {'time': not is_new, 'peer_answers': not told['peer_answers'],
                      'holders': holders not in ({told['own_id']}, {told['peer_id']}),
                      'troubles': told['troubles'], 'decision': told['decision']}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
         for name, value in told.items():
             found = value if isinstance(value, str) else json.dumps(value)
@@ -2277,7 +2242,7 @@ class Check:
         primary, self.peer_id = place_in_pair(settings, own)
         self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
                  f'{self.region}')
-        self.client = self.connect(self.region)
+        self.client: Any = self.connect(self.region)
         self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
         self.things = describe_pair(self.client, own, self.peer_id)
         self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
@@ -2296,9 +2261,8 @@ class Check:
 
     def rehearse(self) -> None:
         """Tell of each call of a failover whether it is allowed."""
-        pair = self.own_id, self.peer_id
-        calls = rehearsal(self.settings, *pair, self.allocation)
-        calls['DescribeInstanceStatus on all'] = lambda client: describe_states(client, *pair)
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation)
+        calls['DescribeInstanceStatus on all'] = lambda ec2: describe_states(ec2, self.own_id)
         results = run_together({name: functools.partial(call, self.client)
                                 for name, call in calls.items()}, CALL_DEADLINE)
         for name, result in results.items():
@@ -2423,7 +2387,7 @@ class Check:
 
     def check_probe(self, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
-        probe = self.probe or Probe(self.settings.ping_timeout)
+        probe = self.probe or functools.partial(send_probe, self.settings.ping_timeout)
         through = probe(target, self.peer_address)
         sure = through.answered or probe(target).answered
         found = f'a packet through it {through}' + (
@@ -2437,7 +2401,10 @@ class Check:
 LINES_KEPT = 1000      # while they can go nowhere; what is more is dropped
 LAST_LINES = 1.0       # s that the end of this process waits for what is not written yet
 NOTIFY_TIMEOUT = 30.0  # s, of one run
-UTC = '%Y-%m-%dT%H:%M:%SZ'
+
+
+def utc(at: Optional[float] = None) -> str:
+    return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))
 
 
 class Writer(logging.Handler):
@@ -2448,24 +2415,24 @@ class Writer(logging.Handler):
     is told when it works again, after the words of `lost`.
     """
 
-    def __init__(self, write: Callable[[str, str], bool], formatter: Optional[logging.Formatter],
-                 lost: str, level: int = logging.INFO) -> None:
+    def __init__(self, level: int, write: Callable[[str, str], bool], lost: str) -> None:
         super().__init__(level)
-        self.write, self.formatter, self.lost, self.dropped = write, formatter, lost, 0
+        self.write, self.lost, self.dropped = write, lost, 0
         self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
         threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        line = f'{utc(record.created)} {record.levelname} {record.getMessage()}'
         if self.waiting.qsize() < LINES_KEPT:
-            self.waiting.put(functools.partial(self.write, record.levelname, self.format(record)))
+            self.waiting.put(functools.partial(self.write, record.levelname, line))
         else:
             self.dropped += 1
 
-    def flush(self, timeout: Optional[float] = LAST_LINES) -> None:
-        """Wait until all lines so far are written, at most `timeout` seconds (None: for ever)."""
+    def flush(self) -> None:
+        """Wait until all lines so far are written, but not for long."""
         done = threading.Event()
         self.waiting.put(done.set)
-        done.wait(timeout)
+        done.wait(LAST_LINES)
 
     def write_all(self) -> None:
         """Do for ever what waits: write a line, or tell `flush` that it came to this."""
@@ -2489,56 +2456,48 @@ def write_line(level: str, line: str) -> bool:
 
 
 def notify(command: Sequence[str], level: str, line: str) -> bool:
-    """Run the command for a line to its end, or kill all of it; tell whether it ended well."""
+    """Run the command for a line to its end, or kill all of it; tell whether it ended well.
+
+    It is not spared as the monitor is, when memory runs out.
+    """
     null = subprocess.DEVNULL
+    limited = f'echo 0 > /proc/self/oom_score_adj; exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"'
     try:
-        process = subprocess.Popen([*command, level, line], stdin=null, stdout=null, stderr=null,
-                                   start_new_session=True)
-        # It is not spared as the monitor is, when memory runs out.
-        with contextlib.suppress(OSError), open(f'/proc/{process.pid}/oom_score_adj', 'w') as file:
-            file.write('0')
-        if process.wait(NOTIFY_TIMEOUT) == 0:
-            return True
-        failure = f'ended with exit code {process.returncode}'
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        failure = f'was killed after {NOTIFY_TIMEOUT:g} s'
-    except Exception as error:  # no memory, no such file any more, an odd line
+        code = subprocess.call(['sh', '-c', limited, 'sh', *command, level, line], stdin=null,
+                               stdout=null, stderr=null, start_new_session=True)
+        late = f' (killed, as after {NOTIFY_TIMEOUT:g} s)' * (code == -signal.SIGKILL)
+        failure = f'ended with exit code {code}{late}' if code else ''
+    except Exception as error:  # no memory, an odd line
         failure = f'could not be run ({in_words(error)})'
-    log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
-    return False
+    if failure:
+        log.warning(f'{command[0]} {failure}', extra={'of_notify': True})
+    return not failure
 
 
-def start_log(form: str = '%(asctime)s %(levelname)s %(message)s') -> Writer:
-    """Send the log to standard output from now on, and return what writes it."""
+def start_log() -> None:
+    """Send the log to standard output from now on."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no output
         if os.path.isfile(sys.stdout.fileno()):  # behind `>`: at the end, also once it is emptied
             fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
-    formatter = logging.Formatter(form, UTC)
-    formatter.converter = time.gmtime
-    writer = Writer(write_line, formatter, 'lines that could not be written')
-    log.handlers = [writer]
+    log.handlers = [Writer(logging.INFO, write_line, 'lines that could not be written')]
     log.setLevel(logging.INFO)
     logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
-    return writer
 
 
 def start_notifying(command: Sequence[str]) -> None:
     """Run the command from now on for warnings and what ends them, but not for its own."""
-    notifier = Writer(functools.partial(notify, command), log.handlers[0].formatter,
-                      f'lines of which {command[0]} was not told', logging.WARNING)
+    notifier = Writer(logging.WARNING, functools.partial(notify, command),
+                      f'lines of which {command[0]} was not told')
     notifier.addFilter(lambda record: not hasattr(record, 'of_notify'))
     log.addHandler(notifier)
 
 
 def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
-    told = {'time': time.strftime(UTC, time.gmtime()), 'version': VERSION, **status}
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
             os.fchmod(file.fileno(), 0o644)
-            json.dump(told, file)
+            json.dump({'time': utc(), 'version': VERSION, **status}, file)
         os.replace(f'{path}.new', path)
 
 
@@ -2551,19 +2510,26 @@ def take_lock(path: str = LOCK_FILE) -> int:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.read(lock, 20).decode().strip() or 'unknown'
-        held = f'{pid} (suspended)' if is_suspended(pid) else pid
-        raise Refusal(f'a monitor already runs with pid {held}: this one ends', exit_code=1)
+        pid, suspended = lock_holder(path)
+        held = f'pid {pid or "unknown"}' + ' (suspended)' * suspended
+        raise Refusal(f'a monitor already runs with {held}: this one ends', exit_code=1)
     except OSError as error:
         raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f'{os.getpid()}\n'.encode(), 0)
     return lock
 
 
-def is_suspended(pid: str) -> bool:
-    """Tell whether the process is stopped by a signal (state T of /proc/PID/stat)."""
-    return bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
+def lock_holder(path: str, root: str = '/') -> Tuple[str, bool]:
+    """Return the pid of who holds a lock, '' if nobody does, and whether a signal has suspended it.
+
+    The lock is not tried, as a monitor may be starting.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        lock = os.stat(path)
+        device = f'{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}'
+        locks = text_of(os.path.join(root, 'proc/locks'))
+        pid = str(re.findall(rf'FLOCK.* (\d+) {device}:{lock.st_ino} ', locks)[0])
+        return pid, bool(re.search(r'.*\) [Tt] ', text_of(f'/proc/{pid}/stat')))
+    return '', False
 
 
 def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
@@ -2618,8 +2584,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     if arguments in ('--help', '-h', '--version'):
         print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
         return 0
-    check = arguments in ('--check', '--status')
-    output = start_log(*['%(message)s'] if check else [])
+    start_log()
     heed_signals()
     try:
         return run(arguments)
@@ -2628,7 +2593,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             log.error(fault)
         return refusal.exit_code
     finally:
-        output.flush(None if check else LAST_LINES)  # --check waits for its reader, as commands do
+        log.handlers[0].flush()
 
 
 if __name__ == '__main__':

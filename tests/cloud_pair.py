@@ -106,12 +106,11 @@ class Host:
 
     def check(self, capfd: pytest.CaptureFixture[str], part: str = '') -> Tuple[int, List[Line]]:
         """Run the check, or a part of it; return its exit code and its lines."""
-        output, checker = nat_monitor.start_log('%(message)s'), self.checker()
+        checker = self.checker()
         if part:
             checker.attempt(part, '', getattr(checker, f'check_{part}'))
         else:
             checker.run()
-        output.flush(None)
         self.text = capfd.readouterr().out
         return checker.exit_code, [line for line in read_lines(self.text) if AS_ROOT or line.what != 'file']
 

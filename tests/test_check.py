@@ -607,6 +607,8 @@ def test_a_file_that_turns_forwarding_off_at_the_next_boot_is_told(
         host: Host, capfd: Any, files: Dict[str, str], told: str) -> None:
     for name, text in files.items():
         host.file(name, text)
+    os.makedirs(f'{host.root}/etc/sysctl.d', exist_ok=True)
+    os.symlink('../sysctl.conf', f'{host.root}/etc/sysctl.d/99-sysctl.conf')  # as distributions have it
 
     _, lines = host.check(capfd, 'nat')
 

@@ -44,11 +44,11 @@ table ip filter {
 END
 '''
 SCRIPT = '''
-import ctypes, os, select, socket, struct, threading, time
+import ctypes, functools, os, select, socket, struct, threading, time
 import nat_monitor as m
 TARGET, PEER, PEER_MAC = "203.0.113.20", "10.0.0.11", bytes.fromhex("02000000000b")
 OWN_MAC, ROUTER_MAC = bytes.fromhex("02000000000c"), bytes.fromhex("020000000001")
-probe, sent = m.Probe(0.4), []
+probe, sent = functools.partial(m.send_probe, 0.4), []
 send = m.Detour.send
 def counted(self, connection, request):
     send(self, connection, request)
@@ -58,7 +58,7 @@ def once(through=PEER, target=TARGET):
     started = time.monotonic()
     try:
         seconds, beside = came = probe(target, through)
-    except m.OwnFault as fault:
+    except (m.OwnFault, m.NoNeighbour) as fault:
         return {"fault": str(fault), "kind": type(fault).__name__}
     return {"seconds": seconds, "beside": beside, "words": str(came), "taken": time.monotonic() - started}
 def run(command):
@@ -125,7 +125,7 @@ def inside(script: str, setup: str = '') -> Any:
 
 
 def test_a_packet_through_a_peer_that_forwards_and_translates_comes_back() -> None:
-    result, requests = inside('probe.timeout = 40.0; out = [once(), len(sent)]')
+    result, requests = inside('probe = functools.partial(m.send_probe, 40.0); out = [once(), len(sent)]')
 
     assert 0.0 < result['seconds'] < 40.0 and result['beside'] == '' and requests == 1
     assert result['words'] == f'came back in {result["seconds"] * 1000:.1f} ms'
