@@ -26,8 +26,6 @@ set -e; PATH={PATH}
 mount -t tmpfs -o mode=0755 tmpfs /mnt
 mkdir /mnt/etc {HOME}
 cp -a /etc/. /mnt/etc/ 2>/dev/null || true
-rm -f /mnt/etc/resolv.conf
-cat /etc/resolv.conf >/mnt/etc/resolv.conf
 mount --bind /mnt/etc /etc
 mkdir -p /etc/cron.d /etc/sysctl.d /etc/logrotate.d
 rm -f /usr/local/sbin/nat_* /etc/crontab /etc/cron.d/* /etc/logrotate.d/*

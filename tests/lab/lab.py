@@ -146,10 +146,7 @@ class Instance:
         """Come up: an empty /run, a fresh network; programs are started by `run_boot_job()`."""
         self.node.run('sh', '-ec', f'''
             umount -l /run; mount -t tmpfs -o mode=0755 tmpfs /run
-            mkdir -p $(dirname $(readlink -f /etc/resolv.conf))
-            echo nameserver {net.NAME_SERVER} >/etc/resolv.conf
             echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''')
-        self.names_work()
         self.lab.network.bring_up(self.name)
         self._set_link(dead=False)
 
@@ -182,7 +179,6 @@ class Instance:
 
     def crash(self) -> float:
         """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that."""
-        self.life.crashed = True
         at = time.monotonic()
         self.power_off()
         return at
@@ -245,14 +241,6 @@ class Instance:
         self.lab.note('lab', f'{self.name}: rules as before')
         self.node.run('nft', '-f', '-', input=self._rules)
 
-    def names_hang(self) -> None:
-        """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
-        (self.node.root / 'etc/hosts').write_text('127.0.0.1 localhost\n')
-
-    def names_work(self) -> None:
-        """End `names_hang()`."""
-        (self.node.root / 'etc/hosts').write_text(f'127.0.0.1 localhost\n{net.ENDPOINT} {net.ENDPOINT_NAME}\n')
-
     def close(self) -> None:
         """End what `popen()` has started."""
         for process in self._popen:
@@ -299,16 +287,15 @@ class Lab:
 
     def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
-                 boot_job: Optional[str] = None, by_name: bool = False, bundle: bytes = b'',
+                 boot_job: Optional[str] = None, bundle: bytes = b'',
                  environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; *bundle* are further authorities (PEM) that the instances
-        trust, as AWS clients load a hundred and more at each handshake; *environment* is added to that of all programs
-        in the instances; *times* are those of `Times`.
+        *bundle* are further authorities (PEM) that the instances trust, as AWS clients load a hundred and more at each
+        handshake; *environment* is added to that of all programs in the instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
         self.bundle, self._settings, self._tables = bundle, settings or {}, tables
@@ -317,7 +304,7 @@ class Lab:
         self.environment = {
             'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
             'HOME': '/run',  # no AWS settings of whoever runs the lab
-            'AWS_ENDPOINT_URL_EC2': f'https://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
+            'AWS_ENDPOINT_URL_EC2': f'https://{net.ENDPOINT}',
             'AWS_CA_BUNDLE': f'/{AUTHORITY}', **(environment or {})}
         self.settings: Dict[str, Any] = {}
         self._events: List[Event] = []

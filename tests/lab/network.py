@@ -13,8 +13,6 @@ from typing import Any, Dict, List, Optional
 
 ENDPOINT = '203.0.113.10'  # EC2
 ECHO = '203.0.113.20'  # the echo server of traffic.py
-NAME_SERVER = '203.0.113.53'  # exists nowhere: a question to it gets no answer, not even an error
-ENDPOINT_NAME = 'ec2.lab.example'
 ELASTIC_IP = '198.51.100.7'
 GATEWAY = '10.0.0.1'
 PRIVATE = '10.0.1.10'  # the private host
@@ -290,13 +288,8 @@ def elements(mapping: Dict[str, Any]) -> str:
 
 
 # The part of a NAT instance's disk and configuration that is its own: the rest of the file system is the host's.
-# What is written to hosts and resolv.conf must never reach the host's files, hence "set -e" before.
 MACHINE = f'''
 for directory in /run /var/log /usr/local/sbin; do mount -t tmpfs -o mode=0755 tmpfs $directory; done
-for file in /etc/hosts $(readlink -f /etc/resolv.conf || true); do
-    [ -e $file ] || {{ mkdir -p $(dirname $file); touch $file; }}
-    >/var/log/file; mount --bind /var/log/file $file; rm /var/log/file
-done
 ip address add {METADATA}/32 dev lo
 for kind in all default; do
     echo 0 >/proc/sys/net/ipv4/conf/$kind/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/$kind/send_redirects
