@@ -9,6 +9,7 @@ import contextlib
 import re
 import signal
 import time
+from contextlib import closing
 from typing import Any, Dict, Iterator, List, Tuple
 
 import certifi
@@ -188,10 +189,10 @@ def test_a_primary_that_was_only_frozen_is_not_stopped_and_claims_nothing(python
 @pytest.mark.core
 def test_a_take_over_is_done_once_ec2_answers_again(python: str) -> None:
     with serving_pair(python) as lab:
-        with lab.ec2.injected('silent', 'ReplaceRoute'), lab.ec2.injected('silent', 'AssociateAddress'):
+        with closing(lab.ec2.inject('silent', 'ReplaceRoute')), closing(lab.ec2.inject('silent', 'AssociateAddress')):
             lab.primary.crash()
             lab.wait_until(lambda: lab.ec2.calls('ReplaceRoute', 'secondary'), 'the secondary takes over')
-            with lab.ec2.injected('silent'):
+            with closing(lab.ec2.inject('silent')):
                 lab.stays(lambda: lab.holds(lab.primary), 12, 'EC2 does nothing')
 
         serves(lab, lab.secondary)
@@ -226,7 +227,7 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 'EC2 is asked')
         lab.stays(lambda: lab.primary.monitor_pid, since + 12 - time.monotonic(), 'it waits')
 
-        api.remove()
+        api.close()
 
         serves(lab, lab.primary)
 

@@ -181,7 +181,7 @@ def test_a_running_monitor_survives_log_rotation(pair: Lab) -> None:
     rotated = primary.node.root / 'var/log/nat_monitor.log.1'
     assert rotated.read_text().startswith(before)
     assert not primary.logged('watching')
-    secondary.hang(5)
+    secondary.hang()
     pair.wait_until(lambda: primary.logged('missed'), 'new lines arrive in the new file')
     assert not primary.log.startswith('\0'), 'the file has no hole: it is appended to'
 

@@ -89,8 +89,8 @@ class Fault:
         self.times -= 1
         return True
 
-    def remove(self) -> None:
-        """End it."""
+    def close(self) -> None:
+        """End it; `contextlib.closing()` does that."""
         self.times = 0
 
 
@@ -428,15 +428,6 @@ class Ec2:
             self.faults.append(fault)
         self._note('lab', f'EC2 from now on: {kind} for {action} of {instance or "everybody"}')
         return fault
-
-    @contextlib.contextmanager
-    def injected(self, kind: str, action: str = '*', instance: Optional[str] = None) -> Iterator[Fault]:
-        """Let calls go wrong, as `inject()` does, within a with statement."""
-        fault = self.inject(kind, action, instance)
-        try:
-            yield fault
-        finally:
-            fault.remove()
 
     def calls(self, action: str = '*', instance: Optional[str] = None, *, since: float = 0.0,
               dry_run: Optional[bool] = False) -> List[Call]:

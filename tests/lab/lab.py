@@ -45,7 +45,6 @@ class Instance:
         self.unreachable_at: Optional[float] = None
         self.forwards_at_boot = True
         self.runs_boot_job = True
-        self._rules = ''
         self._popen: List['subprocess.Popen[Any]'] = []
 
     @property
@@ -183,18 +182,14 @@ class Instance:
         self.power_off()
         return at
 
-    def hang(self, seconds: Optional[float] = None) -> None:
-        """Freeze the machine, for *seconds* or until `thaw()`."""
+    def hang(self) -> None:
+        """Freeze the machine until `thaw()`."""
         self._set_link(dead=True)
         self._kill_all('STOP')
-        if seconds is not None:
-            self.life.later(seconds, self.thaw)
 
     def thaw(self) -> None:
         """End a hang."""
         self._kill_all('CONT')
-        for process in self._popen:  # nsenter stops with the program that it has started
-            process.send_signal(signal.SIGCONT)
         self._set_link(dead=False)
 
     def cut_off(self) -> None:
@@ -204,17 +199,6 @@ class Instance:
     def reconnect(self) -> None:
         """End `cut_off()`."""
         self._set_link(cut_off=False)
-
-    def lead_pings_to(self, interface: str) -> None:
-        """Make a bridge with a network that has both addresses of the pair, until `mend_way()`."""
-        self.lab.note('lab', f'{self.name}: the way to its peer is by {interface}')
-        self.node.run('sh', '-ec', f'''ip link add {interface} type bridge
-            ip address add 10.0.0.9/29 dev {interface}; ip link set {interface} up''')
-
-    def mend_way(self, interface: str) -> None:
-        """End `lead_pings_to()`."""
-        self.lab.note('lab', f'{self.name}: {interface} is gone')
-        self.node.run('ip', 'link', 'del', interface)
 
     def block_ping(self) -> None:
         """Drop echo requests to it and from it."""
@@ -229,17 +213,6 @@ class Instance:
         self.forwards_at_boot = on
         self.lab.note('lab', f'{self.name}: ip_forward = {int(on)}')
         self.node.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward')
-
-    def flush_rules(self) -> None:
-        """Remove its rules, masquerading among them, until `restore_rules()` (a restart does not help)."""
-        self._rules = self.node.run('nft', 'list', 'ruleset').stdout
-        self.lab.note('lab', f'{self.name}: no rules')
-        self.node.run('nft', 'flush', 'ruleset')
-
-    def restore_rules(self) -> None:
-        """End `flush_rules()`."""
-        self.lab.note('lab', f'{self.name}: rules as before')
-        self.node.run('nft', '-f', '-', input=self._rules)
 
     def close(self) -> None:
         """End what `popen()` has started."""
@@ -376,12 +349,6 @@ class Lab:
         """Lose that share of the packets between the two instances, of whatever kind, each way; 0 ends it."""
         self.note('lab', f'{percent} % of the packets between the two are lost')
         self.network.loss_between = percent
-        self.network.apply()
-
-    def silence_echo(self, on: bool) -> None:
-        """Let the echo host on the internet answer no more pings; datagrams it answers all the same."""
-        self.note('lab', f'the echo host {"is silent" if on else "answers"}')
-        self.network.echo_silent = on
         self.network.apply()
 
     # ---- what can be seen

@@ -142,7 +142,6 @@ class Network:
         self.links = {name: Link() for name in INSTANCE_ADDRESSES}
         self.target: Optional[str] = None  # the instance to which the private host's default route leads
         self.loss_between = 0  # percent of all packets between the two instances that are lost, each way
-        self.echo_silent = False  # the echo host answers no pings, only datagrams
         self._applied = ''
         self._closed = False
         self._lock = threading.Lock()
@@ -259,7 +258,6 @@ class Network:
                 chain forward {{
                     type filter hook forward priority 0
                     iifname private oifname internet drop
-                    {f"ip daddr {ECHO} icmp type echo-request drop" if self.echo_silent else ""}
                 }}
                 chain postrouting {{
                     type filter hook postrouting priority 0
