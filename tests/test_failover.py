@@ -12,7 +12,6 @@ import time
 from contextlib import closing
 from typing import Any, Dict, Iterator, List, Tuple
 
-import certifi
 import pytest
 
 from nat_monitor import CONNECTIONS
@@ -230,14 +229,6 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         api.close()
 
         serves(lab, lab.primary)
-
-
-def test_an_ec2_whose_certificate_cannot_be_verified_is_asked_nothing(python: str) -> None:
-    with Lab(SETTINGS, python=python, environment={'AWS_CA_BUNDLE': certifi.where()}) as lab:
-        lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 'the secondary says so')
-        lab.primary.crash()
-
-        lab.stays(lambda: lab.holds(lab.primary) and not lab.ec2.calls(dry_run=None), 5, 'nobody asks, nothing moves')
 
 
 # The monitor is killed

@@ -92,13 +92,10 @@ class OwnInstance(Instance):
         return words in self.log[after:]
 
 
-def has_packages(python: str) -> bool:
-    """Tell whether that Python has what the monitor needs."""
-    return subprocess.run([python, '-c', 'import boto3, requests'], capture_output=True).returncode == 0
-
-
-def packages_of_this_python() -> Dict[str, str]:
-    """Return what to add to the environment of another Python that has no packages."""
+def packages() -> Dict[str, str]:
+    """Return what to add to the environment if the distribution's Python lacks what the monitor needs: this one's."""
+    if subprocess.run(['/usr/bin/python3', '-c', 'import boto3, requests'], capture_output=True).returncode == 0:
+        return {}
     return {'PYTHONPATH': os.pathsep.join(path for path in sys.path if path.endswith('site-packages'))}
 
 
