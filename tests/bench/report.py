@@ -270,10 +270,6 @@ def others(records: Sequence[Record]) -> List[str]:
     def cpu(who: str) -> str:
         return show([100 * share for one in pick(records, 'watch', who=who, loss=0) for share in one['cpu']], '.3f')
 
-    def again(key: str, lag: float) -> Callable[[str], str]:
-        return lambda who: (show([one[key] for one in pick(records, 'again', who=who, lag=lag)], '.0f')
-                            if CONTENDERS[who].restarts else 'does not restart it')
-
     def false_failovers(loss: int) -> Callable[[str], str]:
         def cell(who: str) -> str:
             some = pick(records, 'watch', who=who, loss=loss)
@@ -283,10 +279,10 @@ def others(records: Sequence[Record]) -> List[str]:
 
     figures = [
         *((f"redundant again after a crash, s (stop and boot: 30 s each), EC2's checks tell after {lag:g} s",
-           again('seconds', lag)) for lag in REDUNDANT),
+           times('seconds', 'again', '.0f', lag=lag)) for lag in REDUNDANT),
         ('EC2 calls before the route moves', times('calls_before', 'crash', 'g', latency=0.15, tables=1)),
         ('EC2 calls until the address is back', times('calls', 'crash', 'g', latency=0.15, tables=1)),
-        ('EC2 calls until redundant again', again('calls', 60.0)),
+        ('EC2 calls until redundant again', times('calls', 'again', '.0f', lag=60.0)),
         ('start to the first claim, s', times('seconds', 'begin')),
         *((f'moving {count} route table{"s" * (count > 1)}, s', times('claim', 'crash', latency=0.15, tables=count))
           for count in sorted({one['tables'] for one in pick(records, 'crash')})),

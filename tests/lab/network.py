@@ -230,8 +230,7 @@ class Network:
                 drops['out'].append(f'iifname {name} {match} drop')
         if self.loss_between:
             pair = f'{{ {", ".join(INSTANCE_ADDRESSES.values())} }}'
-            chance = f'numgen random mod 100 < {self.loss_between}' if self.loss_between < 100 else ''
-            drops['out'].append(f'ip saddr {pair} ip daddr {pair} {chance} drop')
+            drops['out'].append(f'ip saddr {pair} ip daddr {pair} numgen random mod 100 < {self.loss_between} drop')
         return f'''
             table bridge vpc
             delete table bridge vpc
