@@ -26,9 +26,9 @@ Task = Tuple[str, Dict[str, Any]]  # a measurement to make, and its arguments
 RIVALS = ('reference', 'keepalived')
 # What is measured, of whom and with what; how often in a full run, and for a first look.
 PLAN: Sequence[Tuple[str, Sequence[str], Dict[str, Any], int, int]] = (
-    ('again', ['default'], {'lag': 60.0}, 1, 1),
+    ('again', ['default'], {'lag': 60.0}, 2, 1),
     ('again', ['reference'], {'lag': 60.0}, 1, 0),
-    *(('again', ['default'], {'lag': lag}, 1, 0) for lag in (120.0, 300.0)),
+    *(('again', ['default'], {'lag': lag}, 2, 0) for lag in (120.0, 300.0)),
     ('watch', ['default'], {'loss': 0, 'minutes': 1}, 0, 1),
     ('watch', ['default', 'keepalived'], {'loss': 20, 'minutes': 1}, 0, 1),
     *(('watch', ['careful', 'reference'], {'loss': loss, 'minutes': 2}, 1, 0) for loss in (0, 5, 20, 40)),
