@@ -30,8 +30,6 @@ ens5 0000000A 00000000 0001 0 0 100 00FFFFFF 0 0 0
 docker0 000011AC 00000000 0001 0 0 0 0000FFFF 0 0 0
 """  # of /proc/net/route, as a little-endian machine shows it
 
-
-NO_RULES = ''
 MASQUERADE = 'table ip nat {\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n' \
              '\t\toifname "ens5" counter packets 1 bytes 60 masquerade\n\t}\n}\n'  # as nft lists it
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import report
-from tests.bench.__main__ import EXPECTED, RESULTS, plan
+from tests.bench.__main__ import RESULTS, plan
 from tests.bench.measure import MEASUREMENTS
 
 STORED = RESULTS / 'full.jsonl'
@@ -25,12 +25,12 @@ def test_readme_page_and_picture_show_the_stored_results(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize('full', [True, False])
-def test_every_measurement_is_made_and_has_its_limit(full: bool) -> None:
-    assert {what for what, _ in plan(full, 1.0, 1, [])} == MEASUREMENTS.keys() == EXPECTED.keys()
+def test_every_measurement_is_made(full: bool) -> None:
+    assert {what for what, _ in plan(full, [])} == MEASUREMENTS.keys()
 
 
 def test_each_target_is_reached_or_missed(capsys: pytest.CaptureFixture[str]) -> None:
-    records = [{'what': 'again', 'who': 'default', 'lag': lag, 'os_shutdown': 0.0, 'seconds': seconds}
+    records = [{'what': 'again', 'who': 'default', 'lag': lag, 'seconds': seconds}
                for lag, seconds in ((60.0, 191.0), (120.0, 260.0))]
 
     assert report.targets(records) == 1

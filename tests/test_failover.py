@@ -9,9 +9,9 @@ import contextlib
 import re
 import signal
 import time
+from contextlib import closing
 from typing import Any, Dict, Iterator, List, Tuple
 
-import certifi
 import pytest
 
 from nat_monitor import CONNECTIONS
@@ -188,10 +188,10 @@ def test_a_primary_that_was_only_frozen_is_not_stopped_and_claims_nothing(python
 @pytest.mark.core
 def test_a_take_over_is_done_once_ec2_answers_again(python: str) -> None:
     with serving_pair(python) as lab:
-        with lab.ec2.injected('silent', 'ReplaceRoute'), lab.ec2.injected('silent', 'AssociateAddress'):
+        with closing(lab.ec2.inject('silent', 'ReplaceRoute')), closing(lab.ec2.inject('silent', 'AssociateAddress')):
             lab.primary.crash()
             lab.wait_until(lambda: lab.ec2.calls('ReplaceRoute', 'secondary'), 'the secondary takes over')
-            with lab.ec2.injected('silent'):
+            with closing(lab.ec2.inject('silent')):
                 lab.stays(lambda: lab.holds(lab.primary), 12, 'EC2 does nothing')
 
         serves(lab, lab.secondary)
@@ -226,17 +226,9 @@ def test_what_comes_late_after_boot_is_waited_for(python: str) -> None:
         lab.wait_until(lambda: lab.ec2.calls(instance='primary'), 'EC2 is asked')
         lab.stays(lambda: lab.primary.monitor_pid, since + 12 - time.monotonic(), 'it waits')
 
-        api.remove()
+        api.close()
 
         serves(lab, lab.primary)
-
-
-def test_an_ec2_whose_certificate_cannot_be_verified_is_asked_nothing(python: str) -> None:
-    with Lab(SETTINGS, python=python, environment={'AWS_CA_BUNDLE': certifi.where()}) as lab:
-        lab.wait_until(lambda: 'certificate verify failed' in lab.secondary.log, 'the secondary says so')
-        lab.primary.crash()
-
-        lab.stays(lambda: lab.holds(lab.primary) and not lab.ec2.calls(dry_run=None), 5, 'nobody asks, nothing moves')
 
 
 # The monitor is killed

@@ -13,7 +13,7 @@ from typing import Iterator, List
 
 import pytest
 
-from .lab.host import CRON_FILE, TIMES, OwnInstance, has_packages, owned, packages_of_this_python
+from .lab.host import CRON_FILE, TIMES, OwnInstance, owned, packages
 from .lab.lab import REPOSITORY, Lab
 from .readme import script
 
@@ -53,14 +53,14 @@ def test_the_cron_file_meets_the_rules_of_debians_cron_and_of_cronie(tmp_path: P
     assert [line.split()[:2] for line in lines if not line.startswith('#')] == [['@reboot', 'root']]
 
 
-def packages(command: str) -> List[str]:
+def installed_by(command: str) -> List[str]:
     """Return the packages that a listing installs."""
     [line] = [line for line in command.splitlines() if ' install ' in line]
     return line.split(' install -y ')[1].split()
 
 
 def test_both_distributions_get_the_same_packages_by_the_names_that_they_have_there() -> None:
-    debian, amazon = packages(DEBIAN), packages(script('Amazon Linux 2023'))
+    debian, amazon = installed_by(DEBIAN), installed_by(script('Amazon Linux 2023'))
 
     assert [{'cron': 'cronie'}.get(name, name) for name in debian] == amazon
 
@@ -72,7 +72,7 @@ def test_debian_has_every_package_of_the_readme() -> None:
     if len(known) < 10000:
         lacking("the distribution's package lists (apt-get update)")
 
-    assert set(packages(DEBIAN)) <= set(known)
+    assert set(installed_by(DEBIAN)) <= set(known)
 
 
 # ---- what does
@@ -81,8 +81,7 @@ def test_debian_has_every_package_of_the_readme() -> None:
 def pair() -> Iterator[Lab]:
     """A lab whose instances have everything installed as the README says, and run no monitor yet."""
     need('cron', 'atd', 'at', 'killall', 'logrotate', 'nft')
-    environment = packages_of_this_python() if not has_packages('/usr/bin/python3') else {}
-    with Lab({'PING_TIMEOUT': 0.5, 'WAIT_FOR_INSTANCE_STOP': 20}, start=False, holder=None, environment=environment,
+    with Lab({'PING_TIMEOUT': 0.5, 'WAIT_FOR_INSTANCE_STOP': 20}, start=False, holder=None, environment=packages(),
              **TIMES) as lab:
         for instance in owned(lab).values():
             for name in ('nat_monitor.py', 'nat_config.py', 'nat_monitor.cron'):
@@ -181,7 +180,7 @@ def test_a_running_monitor_survives_log_rotation(pair: Lab) -> None:
     rotated = primary.node.root / 'var/log/nat_monitor.log.1'
     assert rotated.read_text().startswith(before)
     assert not primary.logged('watching')
-    secondary.hang(5)
+    secondary.hang()
     pair.wait_until(lambda: primary.logged('missed'), 'new lines arrive in the new file')
     assert not primary.log.startswith('\0'), 'the file has no hole: it is appended to'
 

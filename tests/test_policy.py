@@ -240,47 +240,26 @@ def check(pair: Pair) -> Watched:
     return watched
 
 
-@pytest.fixture
-def two_tables(pair: Pair) -> Pair:
-    """The second table has no default route yet, and the peer is a persistent Spot instance."""
+ONLY_CHECK = {f'ec2:Describe{what}' for what in ('InstanceAttribute', 'SpotInstanceRequests')}
+
+
+def test_monitor_and_check_can_do_all_their_work_with_the_policy_and_need_all_of_it(
+        pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second table has no default route yet, and the peer is a persistent Spot instance."""
     table = pair.ec2.create_route_table(VpcId=pair.vpc)['RouteTable']['RouteTableId']
     with open(os.path.join(pair.root, 'nat_config.py')) as file:
         pair.file('nat_config.py', file.read().replace(f'{pair.table!r}]', f'{pair.table!r}, {table!r}]'))
     pair.record(pair.primary).spot_instance_request_id = pair.ec2.request_spot_instances(
         InstanceCount=1, SpotPrice='1', Type='persistent', LaunchSpecification={'ImageId': 'ami-12345678'})[
             'SpotInstanceRequests'][0]['SpotInstanceRequestId']
-    return pair
-
-
-ONLY_CHECK = {f'ec2:Describe{what}' for what in ('InstanceAttribute', 'SpotInstanceRequests')}
-
-
-def test_monitor_and_check_can_do_all_their_work_with_the_policy(two_tables: Pair, monkeypatch: pytest.MonkeyPatch
-                                                                 ) -> None:
-    assume(two_tables, POLICY, monkeypatch)
+    assume(pair, POLICY, monkeypatch)
 
     with enable_iam_authentication():
-        monitor, checked = fail_over(two_tables), check(two_tables)
+        monitor, checked = fail_over(pair), check(pair)
 
     assert monitor.refused == checked.refused == set()
     assert monitor.allowed == set(ALLOWED) - ONLY_CHECK
     assert ONLY_CHECK < checked.allowed
-    assert two_tables.backend.route_tables  # the moves were real
-    assert nat_monitor.describe_address(two_tables.ec2, two_tables.address, two_tables.secondary, two_tables.primary,
+    assert pair.backend.route_tables  # the moves were real
+    assert nat_monitor.describe_address(pair.ec2, pair.address, pair.secondary, pair.primary,
                                         {})[0] == nat_monitor.SELF
-
-
-@pytest.mark.parametrize('action', ALLOWED)
-def test_without_any_one_action_something_fails(two_tables: Pair, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
-    policy = json.loads(json.dumps(POLICY))
-    for statement in policy['Statement']:
-        statement['Action'] = [one for one in actions(statement) if one != action]
-    policy['Statement'] = [statement for statement in policy['Statement'] if statement['Action']]
-    assume(two_tables, policy, monkeypatch)
-
-    with enable_iam_authentication():
-        checked = check(two_tables)
-        monitor = None if action in ONLY_CHECK else fail_over(two_tables)
-
-    assert checked.refused == {action}
-    assert monitor is None or monitor.refused == {action}

@@ -1,20 +1,16 @@
-"""The program in an instance: signals, a terminal, its log, its command, and what EC2 does not know."""
+"""The program in an instance: signals, and a terminal."""
 from __future__ import annotations
 
-import os
-import pathlib
 import signal
 import time
-from typing import Any, List
+from typing import Any
 
 import pytest
 
-from tests.lab.lab import GUARD, SBIN, Instance, Lab
-from tests.test_failover import SETTINGS, has_rehearsed, loud, serves, serving_pair
+from tests.lab.lab import GUARD, Instance, Lab
+from tests.test_failover import SETTINGS, has_rehearsed, serves
 
 pytestmark = pytest.mark.lab
-
-NOTIFY = '#!/bin/sh\necho "$1 $2" >> /run/told\n'
 
 
 def quiet_lab(python: str, **how: Any) -> Lab:
@@ -39,20 +35,6 @@ def test_a_signal_ends_it_at_once_even_with_a_call_under_way(python: str) -> Non
         assert lab.ec2.calls(since=since, dry_run=None) == []
 
 
-def test_ctrl_c_in_a_terminal_ends_it_with_exit_code_0(python: str) -> None:
-    with quiet_lab(python) as lab:
-        terminal = lab.primary.terminal(*lab.primary.monitor_command)
-        has_rehearsed(lab, lab.primary)
-        since = time.monotonic()
-
-        terminal.type('\x03')
-
-        lab.wait_until(lambda: terminal.exit_code is not None, 'it ends')
-        assert terminal.exit_code == 0
-        assert 'ended by SIGINT' in terminal.output and 'Traceback' not in terminal.output
-        assert lab.ec2.calls(since=since, dry_run=None) == []
-
-
 def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
     with quiet_lab(python) as lab:
         terminal = lab.primary.terminal()
@@ -74,32 +56,6 @@ def test_ctrl_z_then_killall_and_cont_ends_it(python: str) -> None:
         lab.wait_until(lambda: 'exit code 0' in terminal.output, 'the shell tells its exit code')
 
 
-def test_it_says_so_if_it_ends_with_the_peer_left_stopped(python: str) -> None:
-    with serving_pair(python, impaired=1.0, stop=20.0) as lab:
-        lab.primary.crash()
-        lab.wait_until(lambda: 'is being stopped' in lab.secondary.log, 'the primary is being stopped')
-
-        lab.secondary.kill_monitor(signal.SIGTERM)
-
-        ended(lab, lab.secondary)
-        assert f'{lab.primary.id} was stopped by this monitor' in lab.secondary.log.splitlines()[-1]
-
-
-def test_a_log_that_cannot_be_written_stops_nothing(python: str) -> None:
-    with quiet_lab(python, holder=None) as lab:
-        lab.primary.start_monitor()
-        command = ' '.join(lab.secondary.monitor_command)
-        lab.secondary.popen('sh', '-c', f'{command} >/dev/full')
-        serves(lab, lab.primary)
-        lab.wait_until(lambda: ' answers' in lab.primary.log, 'the primary hears the secondary')
-        lab.wait_until(lambda: lab.ec2.calls('StartInstances', 'secondary', dry_run=True), 'the secondary works')
-        lab.stays(lambda: lab.secondary.monitor_pid, 2, 'the secondary pings')
-
-        lab.primary.crash()
-
-        serves(lab, lab.secondary)
-
-
 def test_a_closed_terminal_leaves_the_monitor_at_work(python: str) -> None:
     with quiet_lab(python, holder=None) as lab:
         lab.primary.start_monitor()
@@ -116,27 +72,3 @@ def test_a_closed_terminal_leaves_the_monitor_at_work(python: str) -> None:
         assert lab.secondary.monitor_pid == pid
         lab.primary.crash()
         serves(lab, lab.secondary)
-
-
-def told(instance: Instance) -> List[str]:
-    file = instance.node.root / 'run/told'
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def test_a_command_is_told_of_a_failover(python: str) -> None:
-    if os.geteuid() != 0 or pathlib.Path('/proc/self/uid_map').read_text().split() != ['0', '0', '4294967295']:
-        lacking = pytest.fail if os.environ.get('CI') else pytest.skip
-        lacking('only real root owns the directories above the command')
-    with Lab({**SETTINGS, 'NOTIFY_COMMAND': [f'/{SBIN}/notify']}, python=python, start=False) as lab:
-        for instance in lab.instances.values():
-            command = instance.node.root / SBIN / 'notify'
-            command.write_text(NOTIFY)
-            command.chmod(0o755)
-            instance.start_monitor()
-        lab.wait_until(lambda: ' answers' in lab.secondary.log, 'the secondary hears the primary')
-
-        lab.primary.crash()
-
-        lab.wait_until(lambda: [line for line in loud(lab.secondary) if 'taking over' in line], 'it is loud')
-        lab.wait_until(lambda: [line.split(' ', 2)[2] for line in told(lab.secondary)] == loud(lab.secondary),
-                       'the command is told of each loud line')

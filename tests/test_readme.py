@@ -15,7 +15,7 @@ import pytest
 
 import nat_monitor
 
-from .lab.host import TIMES, Console, OwnInstance, adopt, has_packages, owned, packages_of_this_python
+from .lab.host import TIMES, Console, OwnInstance, adopt, owned, packages
 from .lab.lab import REPOSITORY, Lab
 from .lab.network import ELASTIC_IP, INSTANCE_ADDRESSES
 from .readme import README, Block, command_blocks, script
@@ -130,8 +130,7 @@ exec setsid --fork sh -c "$(cat)" </dev/null >/dev/null 2>&1'''
 @pytest.fixture
 def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
     monkeypatch.setattr('moto.ec2.models.elastic_ip_addresses.random_ip', lambda: ELASTIC_IP)
-    environment = packages_of_this_python() if not has_packages('/usr/bin/python3') else {}
-    with Lab(start=False, holder=None, environment=environment, impaired=30.0, **TIMES) as lab:
+    with Lab(start=False, holder=None, environment=packages(), impaired=30.0, **TIMES) as lab:
         with Console(lab) as console:
             operator = Operator(lab, console, tmp_path)
             try:

@@ -13,91 +13,51 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Tuple
+from typing import Any, Collection, Dict, List, Sequence, Tuple
 
 from . import report
 from .contenders import CONTENDERS, PATH
-from .measure import CLIENTS, Record, perform
+from .measure import Record, perform
 
 RESULTS = Path(__file__).parent / 'results'
-# By measurement: s that it takes at most, where watching takes as long as is asked for; one that takes longer than a
-# minute and four times that hangs. Those in LONG last minutes and mostly wait.
-EXPECTED = {'crash': 65, 'again': 440, 'connections': 65, 'hiccup': 70, 'begin': 10, 'imports': 1, 'watch': 60}
-LONG = ('again', 'watch', 'connections', 'hiccup')
-WATCHED = ('default', 'quick', 'keepalived', 'keepalived quick')  # for longer than others
-
-
+JOBS = 2  # labs side by side, and beside them twice as many that last minutes and mostly wait, those of LONG
+LONG = ('again', 'watch', 'connections')
 Task = Tuple[str, Dict[str, Any]]  # a measurement to make, and its arguments
+RIVALS = ('reference', 'keepalived')
+# What is measured, of whom and with what; how often in a full run, and for a first look.
+PLAN: Sequence[Tuple[str, Sequence[str], Dict[str, Any], int, int]] = (
+    ('again', ['default'], {'lag': 60.0}, 2, 1),
+    ('again', ['reference'], {'lag': 60.0}, 1, 0),
+    *(('again', ['default'], {'lag': lag}, 2, 0) for lag in (120.0, 300.0)),
+    ('watch', ['default'], {'loss': 0, 'minutes': 1}, 0, 1),
+    ('watch', ['default', 'keepalived'], {'loss': 20, 'minutes': 1}, 0, 1),
+    *(('watch', ['careful', 'reference'], {'loss': loss, 'minutes': 2}, 1, 0) for loss in (0, 5, 20, 40)),
+    *(('watch', ['default', 'quick', 'keepalived', 'keepalived quick'], {'loss': loss, 'minutes': 5}, 1, 0)
+      for loss in (0, 5, 20, 40)),
+    ('connections', ['default', 'keepalived'], {}, 2, 1),
+    ('connections', ['reference'], {}, 2, 0),
+    ('crash', ['default', 'quick'], {}, 20, 6),
+    ('crash', ['careful'], {}, 10, 0),
+    ('crash', ['reference'], {}, 10, 1),
+    ('crash', ['keepalived', 'keepalived quick'], {}, 10, 2),
+    *(('crash', ['default'], {'latency': latency}, 20, 2) for latency in (0.5, 2.0)),
+    ('crash', ['keepalived'], {'latency': 0.5}, 10, 2),
+    ('crash', ['reference'], {'latency': 0.5}, 10, 0),
+    ('crash', RIVALS, {'latency': 2.0}, 10, 0),
+    ('crash', ['default', *RIVALS], {'tables': 5}, 10, 0),
+    ('crash', ['default'], {'tables': 20}, 10, 0),
+    ('crash', ['default'], {'tables': 50}, 10, 2),
+    ('begin', ['default'], {}, 10, 2),
+    ('begin', RIVALS, {}, 10, 0),
+    ('imports', ['boto3'], {}, 10, 2))
 
 
-def task(what: str, **arguments: Any) -> Task:
-    return what, arguments
-
-
-def limit(what: str, arguments: Dict[str, Any]) -> float:
-    """Return the seconds after which a measurement hangs."""
-    return 60 + 4 * (EXPECTED[what] + 60 * float(arguments.get('minutes', 0)))
-
-
-def plan(full: bool, minutes: float, seed: int, absent: Collection[str]) -> List[Task]:
+def plan(full: bool, absent: Collection[str]) -> List[Task]:
     """Return what is to be measured, all contenders interleaved; what lasts longest comes first."""
-    chance = random.Random(seed)
-    rivals = ['reference', 'keepalived', 'keepalived quick']
-    lasting = lasting_full(minutes) if full else lasting_first_look(minutes)
-    turns = 20 if full else 6
-    tasks = [one for one in lasting if one[0] == 'again']
-    others = [one for one in lasting if one[0] != 'again']
-    for number in range(turns):
-        turn = others[number::turns]
-
-        def crash(*whose: str, **how: Any) -> None:
-            turn.extend(task('crash', who=who, seed=chance.randrange(10**6), **how) for who in whose)
-
-        crash('default', 'quick')
-        if full:
-            crash('default', latency=0.5)
-            crash('default', latency=2.0)
-            if number % 2:  # half as many
-                crash('careful', *rivals)
-                crash(*rivals[:2], latency=0.5)
-                crash(*rivals[:2], latency=2.0)
-                crash('default', *rivals[:2], tables=5)
-                crash('default', tables=20)
-                crash('default', tables=50)
-                turn += [task('begin', who=who) for who in ('default', *rivals[:2])]
-                turn += [task('imports', who=who) for who in CLIENTS]
-        elif number < 2:
-            crash('keepalived', 'keepalived quick')
-            crash('default', 'keepalived', latency=0.5)
-            crash('default', latency=2.0)
-            crash('default', tables=50)
-            turn += [task('begin', who='default'), *(task('imports', who=who) for who in CLIENTS)]
-        elif number == 2:
-            crash('reference')
-        chance.shuffle(turn)
-        tasks += turn
-    return [one for one in tasks if one[1].get('who') not in absent]
-
-
-def lasting_full(minutes: float) -> List[Task]:
-    """Return the measurements of a full run that last minutes and mostly wait."""
-    again = [task('again', who=who, **how) for who, how in (
-        ('reference', {}), *(('default', {'lag': lag}) for lag in (300.0, 120.0, 60.0)),
-        ('default', {'os_shutdown': 60.0}))]
-    watches = [task('watch', who=who, loss=loss, minutes=minutes if who in WATCHED else 0.4 * minutes)
-               for loss in (0, 5, 20, 40) for who in CONTENDERS]
-    hiccups = [task('hiccup', who=who, watcher=watcher) for who in ('careful', 'default', 'quick')
-               for watcher in ('secondary', 'primary')]
-    kept = [task('connections', who=who) for who in ('default', 'reference', 'keepalived') for _ in range(2)]
-    return [*again, *again[1:], *watches, *hiccups, *kept, task('connections', who='default')]
-
-
-def lasting_first_look(minutes: float) -> List[Task]:
-    """Return those of a first look."""
-    return [task('again', who='default', lag=60.0),
-            task('watch', who='default', loss=0, minutes=minutes),
-            *(task('watch', who=who, loss=20, minutes=minutes) for who in ('default', 'keepalived')),
-            task('hiccup', who='default'), *(task('connections', who=who) for who in ('default', 'keepalived'))]
+    tasks = [(what, {'who': who, **how}) for what, whose, how, *times in PLAN for who in whose if who not in absent
+             for _ in range(times[0 if full else 1])]
+    random.shuffle(tasks)
+    return sorted(tasks, key=lambda one: one[0] != 'again')
 
 
 def version(*command: str) -> str:
@@ -110,29 +70,25 @@ def version(*command: str) -> str:
     return result.stdout.partition('\n')[0]
 
 
-def about(full: bool, minutes: float, jobs: int, seed: int, absent: Collection[str]) -> Record:
+def about(full: bool) -> Record:
     """Return when, where, how and with what this run is made."""
     with open('/proc/cpuinfo') as file:
         model = next((line.partition(':')[2].strip() for line in file if line.startswith('model name')), '')
-    return {'what': 'run', 'date': datetime.date.today().isoformat(), 'full': full, 'minutes': minutes, 'jobs': jobs,
-            'seed': seed, 'absent': list(absent),
+    return {'what': 'run', 'date': datetime.date.today().isoformat(), 'full': full,
             'machine': f'{os.cpu_count()} cores, {model or platform.machine()}, '
                        f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GiB',
             'kernel': platform.release(), 'python': platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ('boto3', 'moto')},
+            'boto3': importlib.metadata.version('boto3'), 'jobs': JOBS,
             'aws': version('aws', '--version').partition(' ')[0], 'keepalived': version('keepalived', '--version')}
 
 
-def measure(tasks: List[Task], jobs: int, file: Path) -> None:
-    """Make these measurements: `jobs` at a time, and beside them twice as many that last longer and mostly wait.
-
-    Each record is added to the file as soon as it is there.
-    """
+def measure(tasks: List[Task], file: Path) -> None:
+    """Make these measurements; each record is added to the file as soon as it is there."""
     context = multiprocessing.get_context('spawn')  # moto and the lab have threads
     pools = {long: concurrent.futures.ProcessPoolExecutor(count, context) for long, count in (
-        (True, 2 * jobs), (False, jobs))}
+        (True, 2 * JOBS), (False, JOBS))}
     try:
-        futures = [pools[one[0] in LONG].submit(perform, *one, limit(*one)) for one in tasks]
+        futures = [pools[one[0] in LONG].submit(perform, *one) for one in tasks]
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
             for record in future.result():
                 with file.open('a') as results:
@@ -147,9 +103,6 @@ def main() -> int:
     """Run the benchmark or write the report of its last full run; return the exit code."""
     parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__)
     parser.add_argument('--full', action='store_true', help='all measurements; the results are kept')
-    parser.add_argument('--minutes', type=float, help='of each count of false failovers (default: 5, first look: 1)')
-    parser.add_argument('--jobs', type=int, default=2, help='labs side by side (default: 2)')
-    parser.add_argument('--seed', type=int, default=random.randrange(10**6), help='of the moments of the crashes')
     parser.add_argument('--report', action='store_true',
                         help='draw the picture and write what README.adoc shows and the page beside it anew, from the '
                              'stored results')
@@ -160,11 +113,9 @@ def main() -> int:
         absent = [name for name, one in CONTENDERS.items() if one.missing]
         for name in absent:
             print(f'{name} is left out: {CONTENDERS[name].missing} is not installed')
-        minutes = arguments.minutes or (5 if arguments.full else 1)
-        RESULTS.mkdir(exist_ok=True)
-        part.write_text(json.dumps(about(arguments.full, minutes, arguments.jobs, arguments.seed, absent)) + '\n')
+        part.write_text(json.dumps(about(arguments.full)) + '\n')
         try:
-            measure(plan(arguments.full, minutes, arguments.seed, absent), arguments.jobs, part)
+            measure(plan(arguments.full, absent), part)
         except (KeyboardInterrupt, concurrent.futures.process.BrokenProcessPool):
             print(f'interrupted; no lab is left behind, and what has been measured is in {part}')
             return 130

@@ -32,8 +32,7 @@ class Contender:
     script: str = ''      # a rival's, in rivals/
     options: str = ''     # for the script
     cycle: float = 0.5    # s, at least the time from one ping to the next
-    elects: bool = False  # the two agree on who serves; else that is laid down
-    restarts: bool = True  # the peer that failed
+    elects: bool = False  # the two agree on who serves; else that is laid down, and the peer that failed is restarted
     tools: Sequence[str] = ()
 
     @property
@@ -55,9 +54,9 @@ CONTENDERS = {one.name: one for one in (
     Contender('reference', "Amazon's nat_monitor.sh", 'watching it', script='reference.sh', cycle=4.0,
               tools=('aws', 'ping')),
     Contender('keepalived', 'keepalived (VRRP)', 'Entering BACKUP STATE', script='keepalived.sh', cycle=1.0,
-              elects=True, restarts=False, tools=('aws', 'keepalived')),
+              elects=True, tools=('aws', 'keepalived')),
     Contender('keepalived quick', 'keepalived (VRRP)', 'Entering BACKUP STATE', script='keepalived.sh', cycle=0.2,
-              elects=True, restarts=False, tools=('aws', 'keepalived'), note='advert_int 0.2',
+              elects=True, tools=('aws', 'keepalived'), note='advert_int 0.2',
               options='ADVERT_INTERVAL=0.2 VRRP_VERSION=3'))}  # version 2 knows whole seconds only
 
 

@@ -7,8 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
+import nat_monitor
+
 from .contenders import CONTENDERS
-from .measure import settings_of
 
 Record = Dict[str, Any]
 PICTURE = Path(__file__).parent / 'failover.svg'
@@ -17,7 +18,6 @@ PAGE = Path(__file__).parent / 'results' / 'README.adoc'
 BEGIN = '// measured: begin (python -m tests.bench --report writes what follows)'
 END = '// measured: end'
 MAIN = ('default', 'reference', 'keepalived')
-ALL = (*MAIN, 'keepalived quick')
 OURS = ('careful', 'default', 'quick')
 BEFORE = {0: 0, 5: 0, 20: 0, 40: 1}  # false failovers in 5 min as shipped, by loss: what an earlier version had
 REDUNDANT = {60.0: 195.0, 120.0: 259.0, 300.0: 435.0}  # s, by those after which EC2's checks tell of a crash
@@ -38,16 +38,21 @@ def crashes(records: Sequence[Record], who: str, latency: float = 0.15, tables: 
     return pick(records, 'crash', who=who, latency=latency, tables=tables)
 
 
-def floor(record: Record, calls: float = 0.5) -> float:
-    """Return the outage that cannot be undercut: rest of the wait, misses, and an API call.
+def settings_of(who: str) -> nat_monitor.Settings:
+    chosen = {name.lower(): value for name, value in CONTENDERS[who].settings.items()}
+    return nat_monitor.Settings('', '', [], **chosen)
+
+
+def floor(who: str, latency: float = 0.15, wait: float = 0.5, call: float = 0.5) -> float:
+    """Return the outage that cannot be undercut: half of the wait, in the mean, misses, and half an API call.
 
     In the lab a call takes effect in its middle, so that half of its time is part of the outage. EC2 is asked at the
     first miss, and its answer is awaited before the ping that decides: where a call takes longer than the pings
     between those two, the rest of it is part of the outage, too.
     """
-    settings, latency = settings_of(CONTENDERS[record['who']]), record['latency']
-    awaited = max(0.0, latency - (settings['NUM_PINGS'] - 2) * settings['PING_TIMEOUT'])
-    return float(record['silence'] + awaited + calls * latency)
+    its = settings_of(who)
+    awaited = max(0.0, latency - (its.num_pings - 2) * its.ping_timeout)
+    return wait * its.wait_between_pings + its.num_pings * its.ping_timeout + awaited + call * latency
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -76,14 +81,6 @@ def in_short(record: Record) -> str:
                     if key not in ('strip', 'cpu', 'told'))
 
 
-def variant(record: Record) -> str:
-    """Say how a restart was made."""
-    words = f"EC2's checks tell after {record['lag']:g} s"
-    if record.get('os_shutdown'):
-        words += f', a dead kernel takes {record["os_shutdown"]:g} s more to stop, unless that is skipped'
-    return words
-
-
 def rate(records: Sequence[Record]) -> float:
     """Return the false failovers in five minutes."""
     return float(300 * sum(one['failovers'] for one in records) / sum(one['seconds'] for one in records))
@@ -97,11 +94,10 @@ def targets(records: Sequence[Record]) -> int:
     for what, measured, limit, unit in goals(records):
         missed |= measured > limit
         print(f'{"MISSED" if measured > limit else "reached":8}{what:66}{measured:8.3g} {unit:2} at most {limit:.3g}')
-    for who in ('quick', *ALL):
+    for who in CONTENDERS:
         some = crashes(records, who)
         print(f'{CONTENDERS[who].label:33} outage {" / ".join(spread([o["outage"] for o in some]))} s '
               f'(median / 95 % / max, n = {len(some)}), address back {median(some, "egress")} s')
-    print('\n'.join(where_it_goes(records)))
     return int(missed)
 
 
@@ -114,13 +110,13 @@ def goals(records: Sequence[Record]) -> Iterator[Tuple[str, float, float, str]]:
         return float(middle(one[key] for one in ours) / middle(one['outage'] for one in theirs))
 
     if default:
-        yield ('outage beyond rest of wait + 3 × 1 s + one call, worst',
-               max(one['outage'] - floor(one, calls=1) for one in default), 0.2, 's')
+        yield ('outage beyond wait + 3 × 1 s + one call, worst',
+               max(one['outage'] for one in default) - floor('default', wait=1, call=1), 0.1, 's')
         yield 'outage as shipped, median', middle(one['outage'] for one in default), 3.3, 's'
         later = middle(one['egress'] - one['outage'] for one in default)
         yield 'address back after the route, median', later, 0.05, 's'
     for latency in sorted({one['latency'] for one in pick(records, 'crash', who='default')}):
-        beyond = middle(one['outage'] / floor(one) - 1 for one in crashes(records, 'default', latency))
+        beyond = middle(one['outage'] for one in crashes(records, 'default', latency)) / floor('default', latency) - 1
         yield f'outage beyond the floor, call {latency:g} s, median', 100 * beyond, 5, '%'
     for our_name, their_name, latency, limit in (('default', 'keepalived', 0.15, 0.9),
                                                  ('default', 'keepalived', 0.5, 0.9),
@@ -135,17 +131,15 @@ def goals(records: Sequence[Record]) -> Iterator[Tuple[str, float, float, str]]:
     if default and many:
         yield 'outage of the last of 50 tables, in times of one', share(many, default, 'last'), 1.5, ''
     for lag, most in REDUNDANT.items():
-        some = pick(records, 'again', who='default', lag=lag, os_shutdown=0.0)
+        some = pick(records, 'again', who='default', lag=lag)
         if some:
-            yield f'redundant again, {variant(some[0])}, median', middle(one['seconds'] for one in some), most, 's'
+            yield (f"redundant again, EC2's checks tell after {lag:g} s, median",
+                   middle(one['seconds'] for one in some), most, 's')
     for loss, before in BEFORE.items():
         mine, others = (pick(records, 'watch', who=who, loss=loss) for who in ('default', 'keepalived'))
         if mine:
             yield (f"false failovers in 5 min at {loss} % loss: keepalived's and before", rate(mine),
                    min(before, rate(others)) if others else before, '')
-    for one in pick(records, 'hiccup'):
-        yield (f'cuts of {one["cut"]:.2g} s that move something, {one["who"]}, {one["watcher"]}',
-               one['times'] - one['ridden'], 0, '')
     costs = pick(records, 'imports', who='boto3')
     for one in pick(records, 'watch', who='default', loss=0):
         looks = 8 * math.ceil(one['seconds'] / 120)  # four calls of two monitors
@@ -173,7 +167,8 @@ def section(records: Sequence[Record]) -> str:
     for who in (*OURS, 'reference', 'keepalived'):
         some = crashes(records, who)
         words = f'*{who}*: {chosen(who)}' if who in OURS else CONTENDERS[who].label
-        ridden = ', '.join(f'{rule(who, watcher):g} s' for watcher in ('secondary', 'primary'))
+        its = settings_of(who)
+        ridden = ', '.join(f'{times * its.num_pings * its.ping_timeout:g} s' for times in (1, 2))
         rows.extend([[words, ' / '.join(spread([one['outage'] for one in some])[:2]), median(some, 'egress'),
                       ridden if who in OURS else '–']] if some else [])
     return '\n'.join([
@@ -190,8 +185,7 @@ def page(records: Sequence[Record]) -> str:
         '= Measured', '// python -m tests.bench --report writes this page', '',
         'How long private hosts are cut off when the primary crashes, beside Amazon\'s script, beside keepalived, and '
         'beside what no monitor with these settings can undercut.', '',
-        *introduction(records), *outages(records), *kept(records), *growth(records), *others(records),
-        *settings(records), ''])
+        *introduction(records), *outages(records), *kept(records), *others(records), ''])
 
 
 def write(records: Sequence[Record]) -> None:
@@ -205,7 +199,7 @@ def introduction(records: Sequence[Record]) -> List[str]:
     head, gaps = records[0], [one['gap'] for one in records if 'gap' in one]
     failures = pick(records, 'failure')
     return [
-        f'Measured on {head["date"]} by `tox -e bench -- --full` (seed {head["seed"]}): {head["machine"]}, '
+        f'Measured on {head["date"]} by `tox -e bench -- --full`: {head["machine"]}, '
         f'Linux {head["kernel"].partition("-")[0]}, Python {head["python"]}, boto3 {head["boto3"]}, {head["aws"]}, '
         f'{head["keepalived"]}.',
         *sorted({f'The time until redundant again is of {one["date"]}, by the rule of status checks.'
@@ -216,10 +210,10 @@ def introduction(records: Sequence[Record]) -> List[str]:
         'script that moves route and address, both on the AWS CLI (`tests/bench/rivals/`), whose start takes much of a '
         'second for each call.',
         'EC2 speaks TLS, and the clients load a bundle of authorities at each handshake, as they do on AWS.',
-        'The floor is the rest of the wait, `NUM_PINGS` × `PING_TIMEOUT`, and half an EC2 call, as the lab lets a call '
-        'take effect in its middle. Where a call takes longer than the pings between the first miss and the one that '
-        'decides, the rest of that call is part of the floor, as nat_monitor.py waits for an answer of EC2 before it '
-        'decides.',
+        'The floor is half of the wait, as in the mean, `NUM_PINGS` × `PING_TIMEOUT`, and half an EC2 call, as the lab '
+        'lets a call take effect in its middle. Where a call takes longer than the pings between the first miss and '
+        'the one that decides, the rest of that call is part of the floor, as nat_monitor.py waits for an answer of '
+        'EC2 before it decides.',
         'keepalived waits for three advertisements of a second each, not for a wait and three pings: it may undercut '
         'that floor, but asks nobody whether it is itself cut off, and restarts nobody.',
         f'All ran interleaved, {head["jobs"]} labs side by side and {2 * head["jobs"]} that mostly wait; between two '
@@ -237,16 +231,14 @@ def outages(records: Sequence[Record]) -> List[str]:
     rows = []
     for latency in sorted({one['latency'] for one in pick(records, 'crash')}):
         ours = [one['outage'] for one in crashes(records, 'default', latency)]
-        floors = [floor(one) for one in crashes(records, 'default', latency)]
-        rows.append([f'{latency:g} s', 'the floor', str(len(floors)), *spread(floors), *['–'] * 3,
-                     ratio(floors, ours), '1'])
-        for who in (*MAIN, 'quick', 'keepalived quick'):
+        rows.append([f'{latency:g} s', 'the floor, as shipped', '–', f'{floor("default", latency):.2f}', *['–'] * 5,
+                     ratio([floor('default', latency)], ours), '1.00'])
+        for who in CONTENDERS:
             some = crashes(records, who, latency)
             values = [one['outage'] for one in some]
-            own = [floor(one) for one in some if 'silence' in one] or floors
             rows.extend([[f'{latency:g} s', CONTENDERS[who].label, str(len(some)), *spread(values),
-                          *spread([one['egress'] for one in some]), ratio(values, ours), ratio(values, own)]]
-                        if some else [])
+                          *spread([one['egress'] for one in some]), ratio(values, ours),
+                          ratio(values, [floor(who if who in OURS else 'default', latency)])]] if some else [])
     return table('Outage of a private host when the primary crashes, and until it has its egress address again, in '
                  'seconds', '1,3,1,1,1,1,1,1,1,2,2',
                  ['EC2 call', '', 'n', 'median', '95 %', 'max', 'address: median', '95 %', 'max', '× nat_monitor.py',
@@ -267,19 +259,6 @@ def kept(records: Sequence[Record]) -> List[str]:
                  ['', '', *(CONTENDERS[who].label for who in MAIN)], rows) if pick(records, 'connections') else []
 
 
-def growth(records: Sequence[Record]) -> List[str]:
-    """Return the table of take-overs of many route tables."""
-    def show(who: str, key: str, tables: int) -> str:
-        some = [one[key] for one in crashes(records, who, tables=tables) if key in one]
-        return f'{statistics.median(some):.2f}' if some else '–'
-
-    rows = [[str(tables), *(show(who, key, tables) for who in MAIN for key in ('outage', 'last', 'cpu'))]
-            for tables in sorted({one['tables'] for one in pick(records, 'crash') if 'last' in one})]
-    head = [f'{CONTENDERS[who].label}: {words}' for who in MAIN for words in ('first table', 'last table', 'CPU')]
-    return table('Outage behind the first and the last of several route tables as the primary crashes, and CPU time of '
-                 'who takes over, medians in seconds', '1' + ',1' * 9, ['Tables', *head], rows) if rows else []
-
-
 def others(records: Sequence[Record]) -> List[str]:
     """Return the table of what else it takes."""
     def show(some: Sequence[float], form: str) -> str:
@@ -291,89 +270,37 @@ def others(records: Sequence[Record]) -> List[str]:
     def cpu(who: str) -> str:
         return show([100 * share for one in pick(records, 'watch', who=who, loss=0) for share in one['cpu']], '.3f')
 
-    def again(key: str, how: str) -> Callable[[str], str]:
+    def false_failovers(loss: int) -> Callable[[str], str]:
         def cell(who: str) -> str:
-            some = [one[key] for one in pick(records, 'again', who=who) if variant(one) == how]
-            return show(some, '.0f') if CONTENDERS[who].restarts else 'does not restart it'
+            some = pick(records, 'watch', who=who, loss=loss)
+            count, seconds = (sum(one[key] for one in some) for key in ('failovers', 'seconds'))
+            return f'{count} in {seconds / 60:.1f} min' if some else '–'
         return cell
 
-    def false(loss: int) -> Callable[[str], str]:
-        return lambda who: false_failovers(pick(records, 'watch', who=who, loss=loss))
-
-    plain = variant({'lag': 60.0})
-    restarts = sorted({variant(one) for one in pick(records, 'again')}, key=lambda how: (how != plain, how))
     figures = [
-        *((f'redundant again after a crash, s (stop and boot: 30 s each), {how}', again('seconds', how))
-          for how in restarts),
+        *((f"redundant again after a crash, s (stop and boot: 30 s each), EC2's checks tell after {lag:g} s",
+           times('seconds', 'again', '.0f', lag=lag)) for lag in REDUNDANT),
         ('EC2 calls before the route moves', times('calls_before', 'crash', 'g', latency=0.15, tables=1)),
         ('EC2 calls until the address is back', times('calls', 'crash', 'g', latency=0.15, tables=1)),
-        ('EC2 calls until redundant again', again('calls', plain)),
+        ('EC2 calls until redundant again', times('calls', 'again', '.0f', lag=60.0)),
         ('start to the first claim, s', times('seconds', 'begin')),
         *((f'moving {count} route table{"s" * (count > 1)}, s', times('claim', 'crash', latency=0.15, tables=count))
           for count in sorted({one['tables'] for one in pick(records, 'crash')})),
         ('CPU while both are well, % of a core', cpu),
         ('resident memory, MB', times('memory', 'crash', '.0f', latency=0.15, tables=1)),
-        *((f'false failovers at {loss} % loss', false(loss))
+        *((f'false failovers at {loss} % loss', false_failovers(loss))
           for loss in sorted({one['loss'] for one in pick(records, 'watch')}))]
-    return table('What else it takes: median / 95 % / maximum (n)', '4,2,2,2,2',
-                 ['', *(CONTENDERS[who].label for who in ALL)], [[words, *map(of, ALL)] for words, of in figures]) + [
-        '', *where_it_goes(records)]
-
-
-def where_it_goes(records: Sequence[Record]) -> List[str]:
-    """Tell where memory and start-up go beyond boto3's own."""
-    cost = {who: pick(records, 'imports', who=who) for who in ('boto3', 'script')}
-    return [
-        f'For comparison, `import boto3, requests` and one EC2 client: {median(cost["boto3"], "seconds")} s and '
-        f'{median(cost["boto3"], "memory", ".0f")} MB.',
-        f'With the program: {median(cost["script"], "seconds")} s and {median(cost["script"], "memory", ".0f")} MB, as '
-        'Python keeps the syntax tree of a script for as long as it runs.',
-        'The rest of the start goes to the metadata service (instance id, region, credentials) and to three rounds of '
-        'EC2 calls, one after the other: what a take-over needs, the rehearsal, the claim.']
-
-
-def settings(records: Sequence[Record]) -> List[str]:
-    cuts = pick(records, 'hiccup')
-    moved = sum(one['times'] - one['ridden'] for one in cuts)
-    losses, rows = sorted({one['loss'] for one in pick(records, 'watch')}), []
-    for who in OURS:
-        some = crashes(records, who)
-        rows.append([f'{who}: {chosen(who)}', str(len(some)), *spread([one['outage'] for one in some]),
-                     ratio([one['outage'] for one in some], [floor(one) for one in some]),
-                     *(rides_out(records, who, watcher) for watcher in ('secondary', 'primary')),
-                     *(false_failovers(pick(records, 'watch', who=who, loss=loss)) for loss in losses)])
-    return table('Recommended settings: outage in seconds (an EC2 call takes 0.15 s), the longest hiccup of the path '
-                 'between the two that moves nothing while either serves, and false failovers while packets between '
-                 'the two get lost, each way', '4,1,1,1,1,1,2,2' + ',2' * len(losses),
-                 ['', 'n', 'median', '95 %', 'max', '× floor', 'the primary serves', 'the secondary serves',
-                  *(f'{loss} % lost' for loss in losses)], rows) + [
-        '', 'A hiccup is ridden out that is shorter than `NUM_PINGS` × `PING_TIMEOUT` where the primary serves, and '
-        'than twice that where the secondary does'
-        + (f': cuts of nine tenths of it, {cuts[0]["times"]} of each, moved '
-           f'{f"something in {moved} cases" if moved else "nothing"}.' if cuts else '.'),
-        'A longer one moves the route and the address, but nobody is stopped whose checks pass.']
+    boto3 = pick(records, 'imports', who='boto3')
+    return table('What else it takes: median / 95 % / maximum (n)', '4' + ',2' * len(CONTENDERS),
+                 ['', *(one.label for one in CONTENDERS.values())],
+                 [[words, *map(of, CONTENDERS)] for words, of in figures]) + [
+        '', f'For comparison, `import boto3, requests` and one EC2 client: {median(boto3, "seconds")} s and '
+        f'{median(boto3, "memory", ".0f")} MB.']
 
 
 def chosen(who: str) -> str:
     """Say which settings are not as shipped."""
     return ', '.join(f'`{name}` {value}' for name, value in CONTENDERS[who].settings.items()) or 'as shipped'
-
-
-def rule(who: str, watcher: str) -> float:
-    """Return for how many seconds the path may be cut, by the rule, until the one that watches takes over."""
-    values = settings_of(CONTENDERS[who])
-    return float(values['NUM_PINGS'] * values['PING_TIMEOUT'] * (2 if watcher == 'primary' else 1))
-
-
-def rides_out(records: Sequence[Record], who: str, watcher: str) -> str:
-    """Return for how long a path may be cut: by the rule, and when in a longer cut somebody took over."""
-    over = [one['seconds'] for one in pick(records, 'hiccup', who=who, watcher=watcher)]
-    return f'{rule(who, watcher):.1f} s' + (f' (taken over after {statistics.median(over):.1f} s)' if over else '')
-
-
-def false_failovers(records: Sequence[Record]) -> str:
-    seconds, count = sum(one['seconds'] for one in records), sum(one['failovers'] for one in records)
-    return f'{count} in {seconds / 60:.1f} min' if records else '–'
 
 
 # The picture ----------------------------------------------------------------------------------------------------------
@@ -386,7 +313,7 @@ LEFT, WIDTH, TOP, ROW, FROM = 12, 616, 68, 62, -1.0  # pixels, and the second at
 def draw(records: Sequence[Record]) -> None:
     """Draw the packets around the median outage of each contender, EC2 calls taking 0.15 s."""
     shown = {}
-    for who in ('quick', *ALL):
+    for who in ('quick', *MAIN, 'keepalived quick'):
         some = sorted(crashes(records, who), key=lambda one: float(one['outage']))
         shown.update({who: some[(len(some) - 1) // 2]} if some else {})
     last = math.ceil(max((one['strip'][-1][1] for one in shown.values()), default=1))

@@ -27,7 +27,7 @@ from moto.ec2.models.route_tables import Route as MotoRoute
 from moto.moto_server.werkzeug_app import create_backend_app
 from werkzeug.test import Client
 
-from .network import ELASTIC_IP, ENDPOINT, ENDPOINT_NAME, INSTANCE_ADDRESSES, Network
+from .network import ELASTIC_IP, ENDPOINT, INSTANCE_ADDRESSES, Network
 
 if TYPE_CHECKING:
     from .lab import Instance as Machine
@@ -49,7 +49,6 @@ class Times:
     boot: float = 2.0  # from StartInstances until the instance answers a ping
     job_delay: float = 0.5  # from there to its @reboot job
     stop: float = 2.0  # from StopInstances to `stopped`
-    os_shutdown: float = 0.0  # more of that, where a graceful stop without SkipOsShutdown waits for a dead kernel
     checks: float = 5.0  # from `running` until the status checks say `ok`
     impaired: float = 60.0  # from the loss of an instance until the status checks say so
     new_public_address: float = 1.0  # until who lost the Elastic IP has another address
@@ -90,8 +89,8 @@ class Fault:
         self.times -= 1
         return True
 
-    def remove(self) -> None:
-        """End it."""
+    def close(self) -> None:
+        """End it; `contextlib.closing()` does that."""
         self.times = 0
 
 
@@ -137,9 +136,7 @@ class Life:
 
     def __init__(self, ec2: 'Ec2', record: Any, machine: 'Machine') -> None:
         self.ec2, self.record, self.machine = ec2, record, machine
-        self.crashed = False  # its kernel is dead
         self.force = False  # a parameter of the StopInstances call under way
-        self.skip_os_shutdown = False  # another one
         self.running_at = time.monotonic() - 3600
         self.automatic: Optional[str] = None  # its public address while it has no Elastic IP
         self.no_public_before = 0.0
@@ -190,7 +187,7 @@ class Life:
         return before
 
     def _run(self) -> None:
-        self.no_public_before, self.crashed = 0.0, False
+        self.no_public_before = 0.0
         self.enter('running')
         times = self.ec2.times
 
@@ -202,7 +199,6 @@ class Life:
 
     def stop(self) -> InstanceState:
         force, self.force = self.force, False
-        skip, self.skip_os_shutdown = self.skip_os_shutdown, False
         if self.state == 'stopped' or self.state == 'stopping' and not force:
             return self.before()
         self._must_be('running', 'stopping')
@@ -212,8 +208,7 @@ class Life:
         else:
             self.machine.shut_down()
             self.later(self.ec2.times.stop / 2, self.machine.power_off)
-        waits = self.crashed and not (force or skip)
-        self.later(self.ec2.times.stop + (self.ec2.times.os_shutdown if waits else 0.0), lambda: self.enter('stopped'))
+        self.later(self.ec2.times.stop, lambda: self.enter('stopped'))
         return before
 
     def checks(self) -> Dict[str, Any]:
@@ -397,7 +392,6 @@ class Ec2:
             if call.action == 'StopInstances':
                 for life in self.lives.values():
                     life.force = call.parameters.get('Force') == 'true'
-                    life.skip_os_shutdown = call.parameters.get('SkipOsShutdown') == 'true'
             status, text = self._ask_moto({'Action': call.action, **call.parameters},
                                           headers.get('Authorization', ''))
             call.result = 'ok' if status == 200 else error_code(text)
@@ -434,15 +428,6 @@ class Ec2:
             self.faults.append(fault)
         self._note('lab', f'EC2 from now on: {kind} for {action} of {instance or "everybody"}')
         return fault
-
-    @contextlib.contextmanager
-    def injected(self, kind: str, action: str = '*', instance: Optional[str] = None) -> Iterator[Fault]:
-        """Let calls go wrong, as `inject()` does, within a with statement."""
-        fault = self.inject(kind, action, instance)
-        try:
-            yield fault
-        finally:
-            fault.remove()
 
     def calls(self, action: str = '*', instance: Optional[str] = None, *, since: float = 0.0,
               dry_run: Optional[bool] = False) -> List[Call]:
@@ -556,7 +541,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.socket.close()
         self.socket = listening
         self.ec2, self.tls = ec2, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority().issue_cert(ENDPOINT, ENDPOINT_NAME).configure_cert(self.tls)
+        authority().issue_cert(ENDPOINT).configure_cert(self.tls)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, in a thread of its own."""

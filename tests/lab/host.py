@@ -26,8 +26,6 @@ set -e; PATH={PATH}
 mount -t tmpfs -o mode=0755 tmpfs /mnt
 mkdir /mnt/etc {HOME}
 cp -a /etc/. /mnt/etc/ 2>/dev/null || true
-rm -f /mnt/etc/resolv.conf
-cat /etc/resolv.conf >/mnt/etc/resolv.conf
 mount --bind /mnt/etc /etc
 mkdir -p /etc/cron.d /etc/sysctl.d /etc/logrotate.d
 rm -f /usr/local/sbin/nat_* /etc/crontab /etc/cron.d/* /etc/logrotate.d/*
@@ -94,13 +92,10 @@ class OwnInstance(Instance):
         return words in self.log[after:]
 
 
-def has_packages(python: str) -> bool:
-    """Tell whether that Python has what the monitor needs."""
-    return subprocess.run([python, '-c', 'import boto3, requests'], capture_output=True).returncode == 0
-
-
-def packages_of_this_python() -> Dict[str, str]:
-    """Return what to add to the environment of another Python that has no packages."""
+def packages() -> Dict[str, str]:
+    """Return what to add to the environment if the distribution's Python lacks what the monitor needs: this one's."""
+    if subprocess.run(['/usr/bin/python3', '-c', 'import boto3, requests'], capture_output=True).returncode == 0:
+        return {}
     return {'PYTHONPATH': os.pathsep.join(path for path in sys.path if path.endswith('site-packages'))}
 
 

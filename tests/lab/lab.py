@@ -45,7 +45,6 @@ class Instance:
         self.unreachable_at: Optional[float] = None
         self.forwards_at_boot = True
         self.runs_boot_job = True
-        self._rules = ''
         self._popen: List['subprocess.Popen[Any]'] = []
 
     @property
@@ -146,10 +145,7 @@ class Instance:
         """Come up: an empty /run, a fresh network; programs are started by `run_boot_job()`."""
         self.node.run('sh', '-ec', f'''
             umount -l /run; mount -t tmpfs -o mode=0755 tmpfs /run
-            mkdir -p $(dirname $(readlink -f /etc/resolv.conf))
-            echo nameserver {net.NAME_SERVER} >/etc/resolv.conf
             echo {int(self.forwards_at_boot)} >/proc/sys/net/ipv4/ip_forward''')
-        self.names_work()
         self.lab.network.bring_up(self.name)
         self._set_link(dead=False)
 
@@ -182,23 +178,18 @@ class Instance:
 
     def crash(self) -> float:
         """Let the kernel die: silence, while EC2 says `running`. Return the monotonic time of that."""
-        self.life.crashed = True
         at = time.monotonic()
         self.power_off()
         return at
 
-    def hang(self, seconds: Optional[float] = None) -> None:
-        """Freeze the machine, for *seconds* or until `thaw()`."""
+    def hang(self) -> None:
+        """Freeze the machine until `thaw()`."""
         self._set_link(dead=True)
         self._kill_all('STOP')
-        if seconds is not None:
-            self.life.later(seconds, self.thaw)
 
     def thaw(self) -> None:
         """End a hang."""
         self._kill_all('CONT')
-        for process in self._popen:  # nsenter stops with the program that it has started
-            process.send_signal(signal.SIGCONT)
         self._set_link(dead=False)
 
     def cut_off(self) -> None:
@@ -208,17 +199,6 @@ class Instance:
     def reconnect(self) -> None:
         """End `cut_off()`."""
         self._set_link(cut_off=False)
-
-    def lead_pings_to(self, interface: str) -> None:
-        """Make a bridge with a network that has both addresses of the pair, until `mend_way()`."""
-        self.lab.note('lab', f'{self.name}: the way to its peer is by {interface}')
-        self.node.run('sh', '-ec', f'''ip link add {interface} type bridge
-            ip address add 10.0.0.9/29 dev {interface}; ip link set {interface} up''')
-
-    def mend_way(self, interface: str) -> None:
-        """End `lead_pings_to()`."""
-        self.lab.note('lab', f'{self.name}: {interface} is gone')
-        self.node.run('ip', 'link', 'del', interface)
 
     def block_ping(self) -> None:
         """Drop echo requests to it and from it."""
@@ -233,25 +213,6 @@ class Instance:
         self.forwards_at_boot = on
         self.lab.note('lab', f'{self.name}: ip_forward = {int(on)}')
         self.node.run('sh', '-c', f'echo {int(on)} >/proc/sys/net/ipv4/ip_forward')
-
-    def flush_rules(self) -> None:
-        """Remove its rules, masquerading among them, until `restore_rules()` (a restart does not help)."""
-        self._rules = self.node.run('nft', 'list', 'ruleset').stdout
-        self.lab.note('lab', f'{self.name}: no rules')
-        self.node.run('nft', 'flush', 'ruleset')
-
-    def restore_rules(self) -> None:
-        """End `flush_rules()`."""
-        self.lab.note('lab', f'{self.name}: rules as before')
-        self.node.run('nft', '-f', '-', input=self._rules)
-
-    def names_hang(self) -> None:
-        """Let name resolution of the EC2 endpoint wait for a server that never answers (Lab(by_name=True))."""
-        (self.node.root / 'etc/hosts').write_text('127.0.0.1 localhost\n')
-
-    def names_work(self) -> None:
-        """End `names_hang()`."""
-        (self.node.root / 'etc/hosts').write_text(f'127.0.0.1 localhost\n{net.ENDPOINT} {net.ENDPOINT_NAME}\n')
 
     def close(self) -> None:
         """End what `popen()` has started."""
@@ -300,16 +261,15 @@ class Lab:
 
     def __init__(self, settings: Optional[Dict[str, Any]] = None, *, tables: int = 1,
                  holder: Optional[str] = 'primary', start: bool = True, python: Optional[str] = None,
-                 boot_job: Optional[str] = None, by_name: bool = False, bundle: bytes = b'',
+                 boot_job: Optional[str] = None, bundle: bytes = b'',
                  environment: Optional[Dict[str, str]] = None, **times: Any) -> None:
         """Describe a lab; it is built when a with statement is entered.
 
         *settings* are added to those of nat_config.py; *holder* has routes and address at the beginning (None:
         there is no default route, and the address is free); with *start*, the @reboot job of both instances runs
         (*boot_job*, or else the one of nat_monitor.cron); *python* runs the monitor instead of its first line's;
-        with *by_name*, EC2 has a name instead of an address; *bundle* are further authorities (PEM) that the instances
-        trust, as AWS clients load a hundred and more at each handshake; *environment* is added to that of all programs
-        in the instances; *times* are those of `Times`.
+        *bundle* are further authorities (PEM) that the instances trust, as AWS clients load a hundred and more at each
+        handshake; *environment* is added to that of all programs in the instances; *times* are those of `Times`.
         """
         self.times = Times(**times)
         self.bundle, self._settings, self._tables = bundle, settings or {}, tables
@@ -318,7 +278,7 @@ class Lab:
         self.environment = {
             'PATH': '/usr/bin:/bin', 'SHELL': '/bin/sh', 'LOGNAME': 'root',
             'HOME': '/run',  # no AWS settings of whoever runs the lab
-            'AWS_ENDPOINT_URL_EC2': f'https://{net.ENDPOINT_NAME if by_name else net.ENDPOINT}',
+            'AWS_ENDPOINT_URL_EC2': f'https://{net.ENDPOINT}',
             'AWS_CA_BUNDLE': f'/{AUTHORITY}', **(environment or {})}
         self.settings: Dict[str, Any] = {}
         self._events: List[Event] = []
@@ -390,12 +350,6 @@ class Lab:
         """Lose that share of the packets between the two instances, of whatever kind, each way; 0 ends it."""
         self.note('lab', f'{percent} % of the packets between the two are lost')
         self.network.loss_between = percent
-        self.network.apply()
-
-    def silence_echo(self, on: bool) -> None:
-        """Let the echo host on the internet answer no more pings; datagrams it answers all the same."""
-        self.note('lab', f'the echo host {"is silent" if on else "answers"}')
-        self.network.echo_silent = on
         self.network.apply()
 
     # ---- what can be seen

@@ -13,8 +13,6 @@ from typing import Any, Dict, List, Optional
 
 ENDPOINT = '203.0.113.10'  # EC2
 ECHO = '203.0.113.20'  # the echo server of traffic.py
-NAME_SERVER = '203.0.113.53'  # exists nowhere: a question to it gets no answer, not even an error
-ENDPOINT_NAME = 'ec2.lab.example'
 ELASTIC_IP = '198.51.100.7'
 GATEWAY = '10.0.0.1'
 PRIVATE = '10.0.1.10'  # the private host
@@ -144,7 +142,6 @@ class Network:
         self.links = {name: Link() for name in INSTANCE_ADDRESSES}
         self.target: Optional[str] = None  # the instance to which the private host's default route leads
         self.loss_between = 0  # percent of all packets between the two instances that are lost, each way
-        self.echo_silent = False  # the echo host answers no pings, only datagrams
         self._applied = ''
         self._closed = False
         self._lock = threading.Lock()
@@ -233,8 +230,7 @@ class Network:
                 drops['out'].append(f'iifname {name} {match} drop')
         if self.loss_between:
             pair = f'{{ {", ".join(INSTANCE_ADDRESSES.values())} }}'
-            chance = f'numgen random mod 100 < {self.loss_between}' if self.loss_between < 100 else ''
-            drops['out'].append(f'ip saddr {pair} ip daddr {pair} {chance} drop')
+            drops['out'].append(f'ip saddr {pair} ip daddr {pair} numgen random mod 100 < {self.loss_between} drop')
         return f'''
             table bridge vpc
             delete table bridge vpc
@@ -261,7 +257,6 @@ class Network:
                 chain forward {{
                     type filter hook forward priority 0
                     iifname private oifname internet drop
-                    {f"ip daddr {ECHO} icmp type echo-request drop" if self.echo_silent else ""}
                 }}
                 chain postrouting {{
                     type filter hook postrouting priority 0
@@ -290,13 +285,8 @@ def elements(mapping: Dict[str, Any]) -> str:
 
 
 # The part of a NAT instance's disk and configuration that is its own: the rest of the file system is the host's.
-# What is written to hosts and resolv.conf must never reach the host's files, hence "set -e" before.
 MACHINE = f'''
 for directory in /run /var/log /usr/local/sbin; do mount -t tmpfs -o mode=0755 tmpfs $directory; done
-for file in /etc/hosts $(readlink -f /etc/resolv.conf || true); do
-    [ -e $file ] || {{ mkdir -p $(dirname $file); touch $file; }}
-    >/var/log/file; mount --bind /var/log/file $file; rm /var/log/file
-done
 ip address add {METADATA}/32 dev lo
 for kind in all default; do
     echo 0 >/proc/sys/net/ipv4/conf/$kind/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/$kind/send_redirects

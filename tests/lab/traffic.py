@@ -236,14 +236,6 @@ class Traffic:
                 return packet.egress
         return None
 
-    def egresses(self, since: float = 0.0) -> List[Tuple[float, str]]:
-        """Return the egress addresses in order, each with the time from which it was seen."""
-        found: List[Tuple[float, str]] = []
-        for packet in self.packets(since):
-            if packet.egress and (not found or found[-1][1] != packet.egress):
-                found.append((packet.sent_at, packet.egress))
-        return found
-
     def close(self) -> None:
         """End echo server and probe."""
         for process in self._processes:

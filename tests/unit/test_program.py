@@ -137,7 +137,7 @@ STUB = '''
 import os, sys, time, types
 import nat_monitor
 class Monitor:
-    left_stopped = False
+    peer_id, left_stopped = 'i-1', 'LEFT_STOPPED' in os.environ
     def __init__(self, settings, publish):
         pass
     def run(self):
@@ -145,7 +145,7 @@ class Monitor:
         while True:
             time.sleep(0.05)
     def look_now(self):
-        nat_monitor.log.info('looked')
+        nat_monitor.log.warning('looked')
 class Check:
     def run(self):
         print('checking', file=sys.stderr, flush=True)
@@ -154,17 +154,17 @@ class Check:
         return 0
 os.geteuid = lambda: 0
 nat_monitor.Monitor, nat_monitor.Check = Monitor, Check
-nat_monitor.read_settings = lambda: types.SimpleNamespace(notify_command=None)
+nat_monitor.read_settings = lambda: types.SimpleNamespace(notify_command=os.environ.get('NOTIFY', '').split())
 nat_monitor.take_lock = lambda: 0
 sys.exit(nat_monitor.main(sys.argv[1:]))
 '''
 
 
 @contextlib.contextmanager
-def stub(*arguments: str, output: int = subprocess.PIPE) -> 'Iterator[subprocess.Popen[str]]':
+def stub(*arguments: str, output: int = subprocess.PIPE, **environment: str) -> 'Iterator[subprocess.Popen[str]]':
     """Run the program with a monitor and a check that only write lines."""
     with subprocess.Popen([sys.executable, '-c', STUB, *arguments], cwd=ROOT, text=True, stdout=output,
-                          stderr=subprocess.PIPE) as process:
+                          stderr=subprocess.PIPE, env={**os.environ, **environment}) as process:
         try:
             yield process
         finally:
@@ -196,9 +196,27 @@ def test_a_closed_terminal_makes_the_monitor_look_and_ends_nothing() -> None:
             process.send_signal(signal.SIGHUP)
 
             assert next_line(process) == 'INFO SIGHUP: asking EC2 now'
-            assert next_line(process) == 'INFO looked'
+            assert next_line(process) == 'WARNING looked'
         assert process.poll() is None
         assert pathlib.Path(f'/proc/{process.pid}/comm').read_text() == 'nat_monitor.py\n'  # for killall
+
+
+def test_it_says_so_if_it_ends_with_the_peer_left_stopped() -> None:
+    with stub(LEFT_STOPPED='') as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(signal.SIGTERM)
+
+        assert 'i-1 was stopped by this monitor and is not back yet' in next_line(process)
+
+
+def test_the_command_of_the_settings_is_told(tmp_path: pathlib.Path) -> None:
+    with stub(NOTIFY=command(tmp_path, 'echo "$2" > told')) as process:
+        assert next_line(process) == 'INFO watching'
+
+        process.send_signal(signal.SIGHUP)
+
+        until(lambda: [line.partition('Z ')[2] for line in words_in(tmp_path / 'told')] == ['WARNING looked'])
 
 
 def test_a_log_that_is_emptied_while_it_is_written_goes_on_at_its_beginning(tmp_path: pathlib.Path) -> None:
@@ -300,12 +318,17 @@ def log(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log
     nat_monitor.log.handlers = []
 
 
+def command(folder: pathlib.Path, script: str) -> str:
+    """Return the path of a shell script that runs in that folder."""
+    path = folder / 'notify'
+    path.write_text(f'#!/bin/sh\ncd {folder}\n{script}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 def notify(folder: pathlib.Path, script: str) -> None:
     """Let the log run a shell script in that folder for its lines, with one argument of its own before theirs."""
-    command = folder / 'notify'
-    command.write_text(f'#!/bin/sh\ncd {folder}\n{script}\n')
-    command.chmod(0o755)
-    nat_monitor.start_notifying([str(command), 'own'])
+    nat_monitor.start_notifying([command(folder, script), 'own'])
 
 
 def until(is_so: Callable[[], Any]) -> None:
@@ -364,9 +387,8 @@ def test_a_command_that_cannot_be_run_is_told_how_much_it_missed(tmp_path: pathl
 
 
 def test_a_command_is_not_spared_when_memory_runs_out_as_the_monitor_is(tmp_path: pathlib.Path) -> None:
-    (tmp_path / 'notify').write_text(f'#!/bin/sh\ncat /proc/self/oom_score_adj > {tmp_path}/told\n')
-    (tmp_path / 'notify').chmod(0o755)
-    code = f"import nat_monitor; assert nat_monitor.notify([{str(tmp_path / 'notify')!r}], 'WARNING', 'bad')"
+    path = command(tmp_path, 'cat /proc/self/oom_score_adj > told')
+    code = f"import nat_monitor; assert nat_monitor.notify([{path!r}], 'WARNING', 'bad')"
 
     subprocess.run(['sh', '-c', 'echo 500 > /proc/self/oom_score_adj; exec "$@"', 'sh', sys.executable, '-c', code],
                    cwd=ROOT, check=True)
