@@ -216,7 +216,7 @@ def test_the_command_of_the_settings_is_told(tmp_path: pathlib.Path) -> None:
 
         process.send_signal(signal.SIGHUP)
 
-        until(lambda: [line.partition('Z ')[2] for line in words_in(tmp_path / 'told')] == ['WARNING looked'])
+        until(lambda: words_in(tmp_path / 'told') == ['WARNING looked'])
 
 
 def test_a_log_that_is_emptied_while_it_is_written_goes_on_at_its_beginning(tmp_path: pathlib.Path) -> None:
