@@ -1380,10 +1380,12 @@ class Memory:
     primary: bool
     owed: Dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
     # Of pings
-    heard_at: float = NEVER      # the first answer of the latest run; NEVER: not yet heard
+    is_heard: bool = False       # the peer has answered since it or this monitor started
+    well_at: float = math.inf    # the first answer of the present run
     silent_at: float = math.inf  # the first miss of the present run was sent
     deaf_at: float = NEVER       # the same of a run before which it had answered for ten seconds
     # Of observations
+    down_at: float = NEVER       # it did not run, was tagged, or was stopped or started: the latest
     history: List[Observation] = dataclasses.field(default_factory=list)
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)    # by part, as last told
     here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # the same, the latest time
@@ -1392,11 +1394,6 @@ class Memory:
     steps: List[Step] = dataclasses.field(default_factory=list)
     lost: Optional[List[float]] = None  # probes, since the last that came back; None: none has yet
     reliefs: List[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def is_heard(self) -> bool:
-        """The peer has answered since it was last started, or seen otherwise than running."""
-        return self.heard_at > NEVER
 
     @property
     def is_silent(self) -> bool:
@@ -1430,25 +1427,26 @@ class Memory:
 
     def note_answer(self, now: float) -> None:
         """The peer has answered a ping."""
-        if self.is_silent or self.heard_at <= self.deaf_at or not self.is_heard:
-            self.heard_at = now
-        self.silent_at = math.inf
+        self.well_at = min(self.well_at, now)
+        self.is_heard, self.silent_at = True, math.inf
 
     def note_silence(self, since: float) -> None:
         """The first ping of a run was missed.
 
         At a high loss, a single answer must not make it forget what the peer took.
         """
-        self.silent_at = since
-        if since - self.heard_at >= WELL and (self.heard_at > self.deaf_at or not self.is_heard):
+        if since - self.well_at >= WELL or not self.is_heard:
             self.deaf_at = since
+        self.silent_at, self.well_at = since, math.inf
 
     def note(self, seen: Observation, settings: Settings) -> None:
         """Take in what was observed."""
         if self.history and self.history[-1].own_tag and not seen.own_tag:
             self.owe(settings, seen.asked_at)  # as after a start
         if seen.peer_state not in ('running', ''):
-            self.heard_at = NEVER
+            self.is_heard, self.down_at = False, seen.asked_at
+        elif seen.peer_tag:
+            self.down_at = seen.asked_at
         for part, holder in seen.holders.items():
             if holder == PEER and self.holders.get(part) == SELF:
                 self.owed.clear()
@@ -1468,7 +1466,7 @@ class Memory:
         """A step of a restart was asked for."""
         self.steps = [one for one in self.steps if step.at - one.at < 4 * AN_HOUR] + [step]
         if not step.pause:
-            self.heard_at = NEVER
+            self.is_heard, self.down_at = False, step.at
 
     def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
               gap: float = math.inf) -> float:
@@ -1527,15 +1525,6 @@ class Memory:
         waits = seen.is_throttled and self.lasts(lambda one: one.is_throttled) < PATIENCE
         done = (SELF, OTHER, ABSENT) + (CLAIMED,) * waits
         return tuple(part for part in settings.parts if self.holders.get(part) not in done)
-
-    def down_at(self) -> float:
-        """Return when the peer was last seen otherwise than running, tagged, or stopped or started.
-
-        From then on it has the time to start.
-        """
-        seen = [one.asked_at for one in self.history
-                if one.peer_tag or one.peer_state not in ('running', '')]
-        return max(seen + [one.at for one in self.steps if not one.pause], default=NEVER)
 
     def due_at(self, name: str, pause: float = MINUTE, longest: float = 600.0) -> float:
         """Return when a step may be taken once more: each time after twice the pause."""
@@ -1623,8 +1612,7 @@ def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Decide whether a silent peer is restarted: a row for each state, as in README.adoc."""
-    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    state = seen.peer_state
+    state, wait_start = seen.peer_state, settings.wait_for_instance_start
     if not memory.is_silent or seen.peer_tag or seen.own_state not in ('running', ''):
         return Decision()
     # not told
@@ -1640,7 +1628,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
-        if stopping >= wait_stop and now >= memory.due_at(FORCE):
+        if stopping >= settings.wait_for_instance_stop and now >= memory.due_at(FORCE):
             return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
         return Decision('{peer} is stopping: waiting until it is stopped', SOON)
     # pending
@@ -1651,14 +1639,13 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
                         MINUTE, level=logging.WARNING)
     # running
-    down_at = memory.down_at()
-    due_at = max(down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
+    due_at = max(memory.down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
     if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again, remedy = (
         (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, STOP_BY_HAND))
-    if now >= max(memory.silent_at, down_at) + wait_start:
+    if now >= max(memory.silent_at, memory.down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
                         level=logging.ERROR)
     if memory.taken_at > NEVER:
