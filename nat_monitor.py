@@ -1254,9 +1254,9 @@ class Ec2:
 
     def __init__(self, settings: Settings, connect: Callable[[str], Any],
                  run_together: Callable[..., Dict[str, Any]], meanwhile: Callable[[], float],
-                 lasting: Lasting) -> None:
+                 lasting: Lasting, nat_fault: Callable[[Sequence[str]], str]) -> None:
         self.settings, self.connect, self.run_together = settings, connect, run_together
-        self.meanwhile, self.lasting = meanwhile, lasting
+        self.meanwhile, self.lasting, self.nat_fault = meanwhile, lasting, nat_fault
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
         self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
@@ -1295,13 +1295,7 @@ class Ec2:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
         self.client = self.connect(self.region)
 
-    def close_connections(self) -> None:
-        """Drop the pooled connections, which a move of the public address kills without a word."""
-        if self.client is not None:
-            self.client.close()
-
-    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
-                ) -> Optional[Observation]:
+    def observe(self, asked_at: float, calm: bool) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
         While all is calm, over two connections: most of what a look costs are their handshakes.
@@ -1316,11 +1310,12 @@ class Ec2:
             questions['address'] = lambda client: describe_address(client, address, *pair, facts)
         if self.networks is None:  # until then, only routes are judged
             questions['networks'] = lambda client: describe_networks(client, tables)
-        self.close_connections()  # an older one may have died without a FIN
+        if self.client is not None:
+            self.client.close()  # a move of the public address kills connections without a word
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).address] if i]
         results = self.call(
             questions, at_once=2 if calm else CONNECTIONS,
-            nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
+            nat_fault=functools.partial(self.nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
@@ -1405,10 +1400,9 @@ class Memory:
 
         The primary if it has a table, else the secondary if it has one, else who has the address.
         """
-        pair = [SELF, PEER] if self.primary else [PEER, SELF]
+        pair = (SELF, PEER) if self.primary else (PEER, SELF)
         tables = [who for part, who in self.holders.items() if part.startswith('rtb-')]
-        holding = [who for parts in (tables, self.holders.values()) for who in pair if who in parts]
-        return (holding + pair)[0]
+        return max(pair, key=lambda who: (who in tables, who in self.holders.values()))
 
     @property
     def taken_at(self) -> float:
@@ -1682,17 +1676,16 @@ class Monitor:
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or Probe(settings.ping_timeout)
         self.requests_from = requests_from or Requests()
-        self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
-        self.lasting = Lasting(clock, log)
-        self.ec2 = Ec2(settings, connect, run_together, self.ping_meanwhile, self.lasting)
+        self.run_together, self.publish, self.lasting = run_together, publish, Lasting(clock, log)
+        self.ec2 = Ec2(
+            settings, connect, run_together, self.ping_meanwhile, self.lasting, nat_fault)
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
-        self.misses = 0                    # in a row
+        self.misses, self.threshold = 0, settings.num_pings  # in a row; those that make it silent
         self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
-        self.answered_at = NEVER           # the latest answer to a ping
+        self.answered_at = self.asked_at = NEVER  # the latest answer to a ping, question to EC2
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
-        self.next_ping_at = self.probe_at = self.report_at = NEVER
-        self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
+        self.next_ping_at = self.ask_at = self.probe_at = self.report_at = NEVER
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()    # which is no news
         self.reasons: List[str] = []       # of the latest decisions
@@ -1718,18 +1711,18 @@ class Monitor:
 
     def identify(self) -> None:
         """Ask the metadata service for instance id and region, for as long as it takes."""
-        names = ('instance-id', 'placement/region')
-        while True:
-            found = self.run_together(
-                {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found)):
-                break
+        items = {name: functools.partial(self.metadata.get, name)
+                 for name in ('instance-id', 'placement/region')}
+        while self.lasting('metadata', failures_in(
+                found := self.run_together(items, CALL_DEADLINE))):
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
-        self.own_id, self.ec2.region = (str(found[name]) for name in names)
-        primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.own_id, self.ec2.region = map(str, found.values())
+        self.memory.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.threshold *= 2 if self.memory.primary else 1  # the primary is in no hurry
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
         self.lasting.names.update(own_id=self.own_id, peer_id=self.peer_id)
-        self.memory = Memory(primary)
+        self.names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
+                      OTHER: 'something outside the pair'}
         self.memory.owe(self.settings, self.clock.monotonic())
 
     # The loop
@@ -1753,11 +1746,6 @@ class Monitor:
         pause = min(self.next_ping_at, self.ask_at, self.report_at) - self.clock.monotonic()
         if pause > 0.0:
             self.clock.sleep(pause)
-
-    @property
-    def threshold(self) -> int:
-        """Misses in a row that make the peer silent: the primary is in no hurry."""
-        return self.settings.num_pings * (2 if self.memory.primary else 1)
 
     @property
     def peer_address(self) -> Optional[str]:
@@ -1821,8 +1809,8 @@ class Monitor:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
         elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
             self.log.info(f'{self.peer_id} answers')
-        self.alarmed = False
-        self.misses, self.answered_at = 0, now
+        self.lasting('restart', '', self.peer_id)
+        self.alarmed, self.misses, self.answered_at = False, 0, now
         self.memory.note_answer(now)
 
     def probe_once(self, target: str) -> None:
@@ -1866,7 +1854,7 @@ class Monitor:
         memory = self.memory
         calm = memory.is_heard and not (self.misses or memory.owed or memory.lost
                                         or CLAIMED in memory.holders.values())
-        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm)
+        seen = self.ec2.observe(self.asked_at, calm)
         in_a_hurry = self.chance.uniform(1.0, CLAIM_RETRY)
         pause = SOON if seen else LOOK_AFTER_CHANGE if calm else in_a_hurry
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
@@ -1893,9 +1881,7 @@ class Monitor:
     def log_moved(self, before: Dict[str, str]) -> None:
         """Log who holds what has changed its holder."""
         holders = self.memory.holders
-        names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
-                 OTHER: 'something outside the pair'}
-        for holder, name in names.items():
+        for holder, name in self.names.items():
             parts = [part for part in holders if holders[part] == holder != before.get(part)]
             if parts:
                 self.log.log(logging.WARNING if holder == OTHER else logging.INFO,
@@ -1939,8 +1925,6 @@ class Monitor:
             self.take_step(restarting.step)
         elif not self.misses and again > SOON:
             self.ec2.rehearse()
-        if not restarting.why:
-            self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
             for part in self.settings.parts:
@@ -1983,31 +1967,28 @@ class Monitor:
         table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
+        before, allocation = dict(memory.holders), self.ec2.allocation_id
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
-        tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
+        tables = [before.get(table) for table in self.settings.route_table_ids]
         waits = calls and memory.failures and SELF not in tables
-        if address in parts and self.ec2.allocation_id and not waits:
+        if address in parts and allocation and not waits:
             calls[address] = lambda client: client.associate_address(
-                AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
-                AllowReassociation=True)
+                AllocationId=allocation, InstanceId=self.own_id, AllowReassociation=True)
         results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
-        before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
+            code = code_of(result)
             if not isinstance(result, Exception):
                 memory.note_here(part, now)
-            elif isinstance(result, NotSent):  # it is where it was, whatever EC2 tells
-                self.lasting('claim', 'no answer came', part)
-            elif not has_answered(result):  # EC2 is asked before anything is said
+            elif not code and not isinstance(result, NotSent):  # EC2 is asked before that is said
                 memory.holders[part] = CLAIMED
-            else:
-                nobody_serves = memory.is_silent and code_of(result) not in BUSY
+            else:  # it is where it was
+                nobody_serves = memory.is_silent and code not in ('', *BUSY)
                 self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
-        self.ec2.close_connections()
         is_answered = all(map(has_answered, results.values()))
         if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
@@ -2050,13 +2031,12 @@ class Monitor:
         """Publish what is known; ages are in seconds, None where something never happened."""
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + MINUTE
-        ids = {SELF: self.own_id, PEER: self.peer_id}
         seen_at = memory.history[-1].asked_at if memory.history else NEVER
         ages = [None if at == NEVER else now - at for at in (self.answered_at, seen_at)]
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
-            'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
+            'holders': {part: self.names.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': ages[0], 'last_observation_age': ages[1],
             'decision': '; '.join(self.reasons),
