@@ -1377,7 +1377,7 @@ class Memory:
     # Of pings
     is_heard: bool = False       # the peer has answered since it or this monitor started
     well_at: float = math.inf    # the first answer of the present run
-    silent_at: float = math.inf  # the first miss of the present run was sent
+    silent_at: float = math.inf  # the first miss of the present run was sent; inf: it answers
     deaf_at: float = NEVER       # the same of a run before which it had answered for ten seconds
     # Of observations
     down_at: float = NEVER       # it did not run, was tagged, or was stopped or started: the latest
@@ -1389,10 +1389,6 @@ class Memory:
     steps: List[Step] = dataclasses.field(default_factory=list)
     lost: Optional[List[float]] = None  # probes, since the last that came back; None: none has yet
     reliefs: List[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def is_silent(self) -> bool:
-        return self.silent_at < math.inf
 
     @property
     def heir(self) -> str:
@@ -1485,17 +1481,18 @@ class Memory:
         return self.lasts(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
 
     def may_live(self, settings: Settings) -> bool:
-        """Tell whether the silence of the peer tells nothing, as the two may just be deaf.
+        """Tell whether the peer answers, or its silence tells nothing, as the two may just be deaf.
 
-        It has taken in this silence what was here, or was never heard; and EC2 does not say, in
-        this silence and since it last took something, that it does not run, has failed, or for
+        Then it has taken in this silence what was here, or was never heard; and EC2 does not say,
+        in this silence and since it last took something, that it does not run, has failed, or for
         long nothing good of it; nor that it lets none of its packets through.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
         unwell = self.lasts(Observation.is_unwell, after, MINUTE)
-        return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
-                and seen.peer_state in ('running', '') and not self.has_failed(after)
-                and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
+        return self.silent_at == math.inf or (
+            (self.taken_at > NEVER or not self.is_heard) and seen.peer_state in ('running', '')
+            and unwell < settings.wait_for_instance_start and not self.has_failed(after)
+            and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though those by the own route come back.
@@ -1548,9 +1545,12 @@ LOST_PROBES = 'it lets no packet through (look at forwarding, masquerading and f
 
 
 def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
-    """Decide who serves: the first row that fits, as in README.adoc."""
-    left, silent, may_live = memory.left(settings), memory.is_silent, memory.may_live(settings)
-    taking = f'taking over {" and ".join(left)}'
+    """Decide who serves: the first row that fits, as in README.adoc.
+
+    The heir is given the time to look first, as each of the two looks only now and then.
+    """
+    left, may_live = memory.left(settings), memory.may_live(settings)
+    holders, taking = memory.holders, f'taking over {" and ".join(left)}'
 
     # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
@@ -1566,28 +1566,19 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if left else LOOK_INTERVAL, left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
-    if seen.own_tag and (not silent or may_live or seen.peer_tag):
+    if seen.own_tag and (may_live or seen.peer_tag):
         return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
-    if not silent and PEER in memory.holders.values():
+    if memory.silent_at == math.inf and PEER in holders.values():
         relief = memory.does_not_forward(settings, now)
         cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, relief=relief)
     # S6: the peer is silent, and not one that may live
-    if silent and not may_live and left:
+    if not may_live and left:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
     # S7: anything else
-    return keep_together(memory, seen, now)
-
-
-def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
-    """Claim what the primary's start is owed, then what lies apart or nowhere.
-
-    The heir is given the time to look first, as each of the two looks only now and then.
-    """
-    holders = memory.holders
     owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
     due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
     if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
@@ -1607,7 +1598,7 @@ def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Decide whether a silent peer is restarted: a row for each state, as in README.adoc."""
     state, wait_start = seen.peer_state, settings.wait_for_instance_start
-    if not memory.is_silent or seen.peer_tag or seen.own_state not in ('running', ''):
+    if memory.silent_at == math.inf or seen.peer_tag or seen.own_state not in ('running', ''):
         return Decision()
     # not told
     if not seen.own_state or not state:
@@ -1616,9 +1607,9 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     if state == 'stopped':
         if now >= memory.due_at(START):
             return Decision('{peer} is stopped: starting it', SOON, step=START)
+        level = logging.INFO if memory.steps[-1].pause else logging.WARNING
         return Decision('{peer} is stopped again, or still: starting it later and later '
-                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
-                            logging.INFO if memory.steps[-1].pause else logging.WARNING))
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=level)
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
@@ -1771,13 +1762,12 @@ class Monitor:
         self.lasting('ping', failure)
         if answered:
             self.note_answer(now)
-            self.next_ping_at = now + self.settings.wait_between_pings
         elif failure or address is None or now - self.next_ping_at > timeout + CALL_DEADLINE + 2.0:
             self.misses, self.memory.silent_at = 0, math.inf  # which may be known no more
-            self.next_ping_at = now + 1.0
         else:
             self.note_miss(sent_at)
-            self.next_ping_at = now
+        pause = self.settings.wait_between_pings if answered else 1.0
+        self.next_ping_at = now if self.misses else now + pause
 
     def ping_meanwhile(self) -> float:
         """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
@@ -1914,8 +1904,13 @@ class Monitor:
         self.observation = None
         again = min(serving.again, restarting.again,
                     LOOK_AFTER_CHANGE if seen.lacks_answer else LOOK_INTERVAL)
+        # Where hundreds of pairs of an account have failed at once, those that are served leave its
+        # request buckets to the others.  A minute between two answers would undo what they prove.
+        if seen.is_throttled and not (serving.claims or memory.failures):
+            is_soon = seen.is_complete or CLAIMED in memory.holders.values()
+            again = max(again, self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + max(again, self.give_way(seen, serving))
+            self.ask_at = now + again
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
@@ -1946,18 +1941,7 @@ class Monitor:
             if what not in known:
                 level = logging.WARNING if one.claims else one.level
                 self.log.log(level, why)
-                self.alarmed |= level >= logging.WARNING and self.memory.is_silent
-
-    def give_way(self, seen: Observation, serving: Decision) -> float:
-        """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
-
-        Where hundreds of pairs of an account have failed at once, those that are served leave its
-        request buckets to the others.  A minute between two answers would undo what they prove.
-        """
-        if not seen.is_throttled or serving.claims or self.memory.failures:
-            return 0.0
-        is_soon = seen.is_complete or CLAIMED in self.memory.holders.values()
-        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
+                self.alarmed |= level >= logging.WARNING and self.misses > 0
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -1986,7 +1970,7 @@ class Monitor:
             elif not code and not isinstance(result, NotSent):  # EC2 is asked before that is said
                 memory.holders[part] = CLAIMED
             else:  # it is where it was
-                nobody_serves = memory.is_silent and code not in ('', *BUSY)
+                nobody_serves = self.misses > 0 and code not in ('', *BUSY)
                 self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
         is_answered = all(map(has_answered, results.values()))
