@@ -1918,7 +1918,7 @@ class Monitor:
                 memory.reliefs = [at for at in memory.reliefs if now - at < 24 * AN_HOUR] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
-        elif not self.misses and again > SOON:
+        elif not self.misses and min(serving.again, restarting.again) > SOON:
             self.ec2.rehearse()
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
