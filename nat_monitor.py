@@ -1206,9 +1206,9 @@ class Ec2:
 
     def __init__(self, settings: Settings, connect: Callable[[str], Any],
                  run_together: Callable[..., Dict[str, Any]], meanwhile: Callable[[], float],
-                 lasting: Lasting) -> None:
+                 lasting: Lasting, nat_fault: Callable[[Sequence[str]], str]) -> None:
         self.settings, self.connect, self.run_together = settings, connect, run_together
-        self.meanwhile, self.lasting = meanwhile, lasting
+        self.meanwhile, self.lasting, self.nat_fault = meanwhile, lasting, nat_fault
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
         self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
@@ -1247,13 +1247,7 @@ class Ec2:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
         self.client = self.connect(self.region)
 
-    def close_connections(self) -> None:
-        """Drop the pooled connections, which a move of the public address kills without a word."""
-        if self.client is not None:
-            self.client.close()
-
-    def observe(self, asked_at: float, nat_fault: Callable[[Sequence[str]], str], calm: bool
-                ) -> Optional[Observation]:
+    def observe(self, asked_at: float, calm: bool) -> Optional[Observation]:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
         While all is calm, over two connections: most of what a look costs are their handshakes.
@@ -1268,11 +1262,12 @@ class Ec2:
             questions['address'] = lambda client: describe_address(client, address, *pair, facts)
         if self.networks is None:  # until then, only routes are judged
             questions['networks'] = lambda client: describe_networks(client, tables)
-        self.close_connections()  # an older one may have died without a FIN
+        if self.client is not None:
+            self.client.close()  # a move of the public address kills connections without a word
         peer_alone = [f'{i}/32' for i in [self.facts_of(self.peer_id).get('PrivateIpAddress')] if i]
         results = self.call(
             questions, at_once=2 if calm else CONNECTIONS,
-            nat_fault=functools.partial(nat_fault, self.networks or peer_alone))
+            nat_fault=functools.partial(self.nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
             self.lasting('questions', failures_in(results))
@@ -1332,10 +1327,12 @@ class Memory:
     primary: bool
     owed: Dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
     # Of pings
-    heard_at: float = NEVER      # the first answer of the latest run; NEVER: not yet heard
-    silent_at: float = math.inf  # the first miss of the present run was sent
+    is_heard: bool = False       # the peer has answered since it or this monitor started
+    well_at: float = math.inf    # the first answer of the present run
+    silent_at: float = math.inf  # the first miss of the present run was sent; inf: it answers
     deaf_at: float = NEVER       # the same of a run before which it had answered for ten seconds
     # Of observations
+    down_at: float = NEVER       # it did not run, was tagged, or was stopped or started: the latest
     history: List[Observation] = dataclasses.field(default_factory=list)
     holders: Dict[str, str] = dataclasses.field(default_factory=dict)    # by part, as last told
     here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # the same, the latest time
@@ -1346,24 +1343,14 @@ class Memory:
     reliefs: List[float] = dataclasses.field(default_factory=list)
 
     @property
-    def is_heard(self) -> bool:
-        """The peer has answered since it was last started, or seen otherwise than running."""
-        return self.heard_at > NEVER
-
-    @property
-    def is_silent(self) -> bool:
-        return self.silent_at < math.inf
-
-    @property
     def heir(self) -> str:
         """To whom everything belongs; both of the pair come to the same result.
 
         The primary if it has a table, else the secondary if it has one, else who has the address.
         """
-        pair = [SELF, PEER] if self.primary else [PEER, SELF]
+        pair = (SELF, PEER) if self.primary else (PEER, SELF)
         tables = [who for part, who in self.holders.items() if part.startswith('rtb-')]
-        holding = [who for parts in (tables, self.holders.values()) for who in pair if who in parts]
-        return (holding + pair)[0]
+        return max(pair, key=lambda who: (who in tables, who in self.holders.values()))
 
     @property
     def taken_at(self) -> float:
@@ -1382,25 +1369,26 @@ class Memory:
 
     def note_answer(self, now: float) -> None:
         """The peer has answered a ping."""
-        if self.is_silent or self.heard_at <= self.deaf_at or not self.is_heard:
-            self.heard_at = now
-        self.silent_at = math.inf
+        self.well_at = min(self.well_at, now)
+        self.is_heard, self.silent_at = True, math.inf
 
     def note_silence(self, since: float) -> None:
         """The first ping of a run was missed.
 
         At a high loss, a single answer must not make it forget what the peer took.
         """
-        self.silent_at = since
-        if since - self.heard_at >= WELL and (self.heard_at > self.deaf_at or not self.is_heard):
+        if since - self.well_at >= WELL or not self.is_heard:
             self.deaf_at = since
+        self.silent_at, self.well_at = since, math.inf
 
     def note(self, seen: Observation, settings: Settings) -> None:
         """Take in what was observed."""
         if self.history and self.history[-1].own_tag and not seen.own_tag:
             self.owe(settings, seen.asked_at)  # as after a start
         if seen.peer_state not in ('running', ''):
-            self.heard_at = NEVER
+            self.is_heard, self.down_at = False, seen.asked_at
+        elif seen.peer_tag:
+            self.down_at = seen.asked_at
         for part, holder in seen.holders.items():
             if holder == PEER and self.holders.get(part) == SELF:
                 self.owed.clear()
@@ -1420,7 +1408,7 @@ class Memory:
         """A step of a restart was asked for."""
         self.steps = [one for one in self.steps if step.at - one.at < 4 * AN_HOUR] + [step]
         if not step.pause:
-            self.heard_at = NEVER
+            self.is_heard, self.down_at = False, step.at
 
     def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
               gap: float = math.inf) -> float:
@@ -1445,17 +1433,18 @@ class Memory:
         return self.lasts(Observation.failed, after, MINUTE) >= HALF_A_MINUTE
 
     def may_live(self, settings: Settings) -> bool:
-        """Tell whether the silence of the peer tells nothing, as the two may just be deaf.
+        """Tell whether the peer answers, or its silence tells nothing, as the two may just be deaf.
 
-        It has taken in this silence what was here, or was never heard; and EC2 does not say, in
-        this silence and since it last took something, that it does not run, has failed, or for
+        Then it has taken in this silence what was here, or was never heard; and EC2 does not say,
+        in this silence and since it last took something, that it does not run, has failed, or for
         long nothing good of it; nor that it lets none of its packets through.
         """
         seen, after = self.history[-1], max(self.silent_at, self.taken_at)
         unwell = self.lasts(Observation.is_unwell, after, MINUTE)
-        return (self.is_silent and (self.taken_at > NEVER or not self.is_heard)
-                and seen.peer_state in ('running', '') and not self.has_failed(after)
-                and unwell < settings.wait_for_instance_start and not seen.peer_source_check)
+        return self.silent_at == math.inf or (
+            (self.taken_at > NEVER or not self.is_heard) and seen.peer_state in ('running', '')
+            and unwell < settings.wait_for_instance_start and not self.has_failed(after)
+            and not seen.peer_source_check)
 
     def does_not_forward(self, settings: Settings, now: float) -> bool:
         """Tell whether the peer lets no probe through, though those by the own route come back.
@@ -1479,15 +1468,6 @@ class Memory:
         waits = seen.is_throttled and self.lasts(lambda one: one.is_throttled) < PATIENCE
         done = (SELF, OTHER, ABSENT) + (CLAIMED,) * waits
         return tuple(part for part in settings.parts if self.holders.get(part) not in done)
-
-    def down_at(self) -> float:
-        """Return when the peer was last seen otherwise than running, tagged, or stopped or started.
-
-        From then on it has the time to start.
-        """
-        seen = [one.asked_at for one in self.history
-                if one.peer_tag or one.peer_state not in ('running', '')]
-        return max(seen + [one.at for one in self.steps if not one.pause], default=NEVER)
 
     def due_at(self, name: str, pause: float = MINUTE, longest: float = 600.0) -> float:
         """Return when a step may be taken once more: each time after twice the pause."""
@@ -1517,9 +1497,12 @@ LOST_PROBES = 'it lets no packet through (look at forwarding, masquerading and f
 
 
 def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
-    """Decide who serves: the first row that fits, as in README.adoc."""
-    left, silent, may_live = memory.left(settings), memory.is_silent, memory.may_live(settings)
-    taking = f'taking over {" and ".join(left)}'
+    """Decide who serves: the first row that fits, as in README.adoc.
+
+    The heir is given the time to look first, as each of the two looks only now and then.
+    """
+    left, may_live = memory.left(settings), memory.may_live(settings)
+    holders, taking = memory.holders, f'taking over {" and ".join(left)}'
 
     # S1: EC2 calls this instance anything but running
     if seen.own_state not in ('running', ''):
@@ -1535,28 +1518,19 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if left else LOOK_INTERVAL, left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
-    if seen.own_tag and (not silent or may_live or seen.peer_tag):
+    if seen.own_tag and (may_live or seen.peer_tag):
         return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
     # S5: the peer answers, holds something and does not forward
-    if memory.is_heard and not silent and PEER in memory.holders.values():
+    if memory.is_heard and memory.silent_at == math.inf and PEER in holders.values():
         relief = memory.does_not_forward(settings, now)
         cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
                             SOON, left, relief=relief)
     # S6: the peer is silent, and not one that may live
-    if silent and not may_live and left:
+    if not may_live and left:
         return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
     # S7: anything else
-    return keep_together(memory, seen, now)
-
-
-def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
-    """Claim what the primary's start is owed, then what lies apart or nowhere.
-
-    The heir is given the time to look first, as each of the two looks only now and then.
-    """
-    holders = memory.holders
     owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
     due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
     if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
@@ -1575,9 +1549,8 @@ def keep_together(memory: Memory, seen: Observation, now: float) -> Decision:
 
 def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -> Decision:
     """Decide whether a silent peer is restarted: a row for each state, as in README.adoc."""
-    wait_stop, wait_start = settings.wait_for_instance_stop, settings.wait_for_instance_start
-    state = seen.peer_state
-    if not memory.is_silent or seen.peer_tag or seen.own_state not in ('running', ''):
+    state, wait_start = seen.peer_state, settings.wait_for_instance_start
+    if memory.silent_at == math.inf or seen.peer_tag or seen.own_state not in ('running', ''):
         return Decision()
     # not told
     if not seen.own_state or not state:
@@ -1586,13 +1559,13 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     if state == 'stopped':
         if now >= memory.due_at(START):
             return Decision('{peer} is stopped: starting it', SOON, step=START)
+        level = logging.INFO if memory.steps[-1].pause else logging.WARNING
         return Decision('{peer} is stopped again, or still: starting it later and later '
-                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=(
-                            logging.INFO if memory.steps[-1].pause else logging.WARNING))
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=level)
     # stopping
     if state == 'stopping':
         stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
-        if stopping >= wait_stop and now >= memory.due_at(FORCE):
+        if stopping >= settings.wait_for_instance_stop and now >= memory.due_at(FORCE):
             return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
         return Decision('{peer} is stopping: waiting until it is stopped', SOON)
     # pending
@@ -1603,14 +1576,13 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
                         MINUTE, level=logging.WARNING)
     # running
-    down_at = memory.down_at()
-    due_at = max(down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
+    due_at = max(memory.down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
     if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
                         'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
     again, remedy = (
         (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, STOP_BY_HAND))
-    if now >= max(memory.silent_at, down_at) + wait_start:
+    if now >= max(memory.silent_at, memory.down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
                         level=logging.ERROR)
     if memory.taken_at > NEVER:
@@ -1647,17 +1619,16 @@ class Monitor:
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or functools.partial(send_probe, settings.ping_timeout)
         self.requests_from = requests_from or Requests()
-        self.run_together, self.nat_fault, self.publish = run_together, nat_fault, publish
-        self.lasting = Lasting(clock, log)
-        self.ec2 = Ec2(settings, connect, run_together, self.ping_meanwhile, self.lasting)
+        self.run_together, self.publish, self.lasting = run_together, publish, Lasting(clock, log)
+        self.ec2 = Ec2(
+            settings, connect, run_together, self.ping_meanwhile, self.lasting, nat_fault)
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
-        self.misses = 0                    # in a row
+        self.misses, self.threshold = 0, settings.num_pings  # in a row; those that make it silent
         self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
-        self.answered_at = NEVER           # the latest answer to a ping
+        self.answered_at = self.asked_at = NEVER  # the latest answer to a ping, question to EC2
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
-        self.next_ping_at = self.probe_at = self.report_at = NEVER
-        self.asked_at = self.ask_at = NEVER             # the latest question to EC2, and the next
+        self.next_ping_at = self.ask_at = self.probe_at = self.report_at = NEVER
         self.observation: Optional[Observation] = None  # that has not been judged
         self.said: Tuple[str, ...] = ()    # which is no news
         self.reasons: List[str] = []       # of the latest decisions
@@ -1683,18 +1654,18 @@ class Monitor:
 
     def identify(self) -> None:
         """Ask the metadata service for instance id and region, for as long as it takes."""
-        names = ('instance-id', 'placement/region')
-        while True:
-            found = self.run_together(
-                {name: functools.partial(self.metadata.get, name) for name in names}, CALL_DEADLINE)
-            if not self.lasting('metadata', failures_in(found)):
-                break
+        items = {name: functools.partial(self.metadata.get, name)
+                 for name in ('instance-id', 'placement/region')}
+        while self.lasting('metadata', failures_in(
+                found := self.run_together(items, CALL_DEADLINE))):
             self.clock.sleep(self.chance.uniform(0.5, CLAIM_RETRY))
-        self.own_id, self.ec2.region = (str(found[name]) for name in names)
-        primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.own_id, self.ec2.region = map(str, found.values())
+        self.memory.primary, self.peer_id = place_in_pair(self.settings, self.own_id)
+        self.threshold *= 2 if self.memory.primary else 1  # the primary is in no hurry
         self.ec2.own_id, self.ec2.peer_id = self.own_id, self.peer_id
         self.lasting.names.update(own_id=self.own_id, peer_id=self.peer_id)
-        self.memory = Memory(primary)
+        self.names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
+                      OTHER: 'something outside the pair'}
         self.memory.owe(self.settings, self.clock.monotonic())
 
     # The loop
@@ -1718,11 +1689,6 @@ class Monitor:
         pause = min(self.next_ping_at, self.ask_at, self.report_at) - self.clock.monotonic()
         if pause > 0.0:
             self.clock.sleep(pause)
-
-    @property
-    def threshold(self) -> int:
-        """Misses in a row that make the peer silent: the primary is in no hurry."""
-        return self.settings.num_pings * (2 if self.memory.primary else 1)
 
     @property
     def peer_address(self) -> Optional[str]:
@@ -1749,13 +1715,12 @@ class Monitor:
         self.lasting('ping', failure)
         if answered:
             self.note_answer(now)
-            self.next_ping_at = now + self.settings.wait_between_pings
         elif failure or address is None or now - self.next_ping_at > timeout + CALL_DEADLINE + 2.0:
             self.misses, self.memory.silent_at = 0, math.inf  # which may be known no more
-            self.next_ping_at = now + 1.0
         else:
             self.note_miss(sent_at)
-            self.next_ping_at = now
+        pause = self.settings.wait_between_pings if answered else 1.0
+        self.next_ping_at = now if self.misses else now + pause
 
     def ping_meanwhile(self) -> float:
         """Ping while EC2 is asked, but stop one short of silent; return when to be called again."""
@@ -1787,8 +1752,8 @@ class Monitor:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
         elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
             self.log.info(f'{self.peer_id} answers')
-        self.alarmed = False
-        self.misses, self.answered_at = 0, now
+        self.lasting('restart', '', self.peer_id)
+        self.alarmed, self.misses, self.answered_at = False, 0, now
         self.memory.note_answer(now)
 
     def probe_once(self, target: str) -> None:
@@ -1832,7 +1797,7 @@ class Monitor:
         memory = self.memory
         calm = memory.is_heard and not (self.misses or memory.owed or memory.lost
                                         or CLAIMED in memory.holders.values())
-        seen = self.ec2.observe(self.asked_at, self.nat_fault, calm)
+        seen = self.ec2.observe(self.asked_at, calm)
         in_a_hurry = self.chance.uniform(1.0, CLAIM_RETRY)
         pause = SOON if seen else LOOK_AFTER_CHANGE if calm else in_a_hurry
         self.ask_at = min(self.ask_at, self.clock.monotonic() + pause)  # a miss may have set it
@@ -1859,9 +1824,7 @@ class Monitor:
     def log_moved(self, before: Dict[str, str]) -> None:
         """Log who holds what has changed its holder."""
         holders = self.memory.holders
-        names = {SELF: self.own_id, PEER: self.peer_id, NOBODY: 'nobody',
-                 OTHER: 'something outside the pair'}
-        for holder, name in names.items():
+        for holder, name in self.names.items():
             parts = [part for part in holders if holders[part] == holder != before.get(part)]
             if parts:
                 self.log.log(logging.WARNING if holder == OTHER else logging.INFO,
@@ -1894,8 +1857,13 @@ class Monitor:
         self.observation = None
         again = min(serving.again, restarting.again,
                     LOOK_AFTER_CHANGE if seen.lacks_answer else LOOK_INTERVAL)
+        # Where hundreds of pairs of an account have failed at once, those that are served leave its
+        # request buckets to the others.  A minute between two answers would undo what they prove.
+        if seen.is_throttled and not (serving.claims or memory.failures):
+            is_soon = seen.is_complete or CLAIMED in memory.holders.values()
+            again = max(again, self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
         if self.ask_at != NEVER:  # a signal has set it meanwhile
-            self.ask_at = now + max(again, self.give_way(seen, serving))
+            self.ask_at = now + again
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
@@ -1903,10 +1871,8 @@ class Monitor:
                 memory.reliefs = [at for at in memory.reliefs if now - at < 24 * AN_HOUR] + [now]
         elif restarting.step:
             self.take_step(restarting.step)
-        elif not self.misses and again > SOON:
+        elif not self.misses and min(serving.again, restarting.again) > SOON:
             self.ec2.rehearse()
-        if not restarting.why:
-            self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
             for part in self.settings.parts:
@@ -1928,18 +1894,7 @@ class Monitor:
             if what not in known:
                 level = logging.WARNING if one.claims else one.level
                 self.log.log(level, why)
-                self.alarmed |= level >= logging.WARNING and self.memory.is_silent
-
-    def give_way(self, seen: Observation, serving: Decision) -> float:
-        """Return the seconds for which to ask nothing of an EC2 that throttles; claims go on.
-
-        Where hundreds of pairs of an account have failed at once, those that are served leave its
-        request buckets to the others.  A minute between two answers would undo what they prove.
-        """
-        if not seen.is_throttled or serving.claims or self.memory.failures:
-            return 0.0
-        is_soon = seen.is_complete or CLAIMED in self.memory.holders.values()
-        return float(self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
+                self.alarmed |= level >= logging.WARNING and self.misses > 0
 
     def claim(self, parts: Tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
@@ -1949,31 +1904,28 @@ class Monitor:
         table is here.
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
+        before, allocation = dict(memory.holders), self.ec2.allocation_id
         calls: Dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
-        tables = [memory.holders.get(table) for table in self.settings.route_table_ids]
+        tables = [before.get(table) for table in self.settings.route_table_ids]
         waits = calls and memory.failures and SELF not in tables
-        if address in parts and self.ec2.allocation_id and not waits:
+        if address in parts and allocation and not waits:
             calls[address] = lambda client: client.associate_address(
-                AllocationId=self.ec2.allocation_id, InstanceId=self.own_id,
-                AllowReassociation=True)
+                AllocationId=allocation, InstanceId=self.own_id, AllowReassociation=True)
         results = self.ec2.call(calls, MOVE_DEADLINE if address in calls else math.inf)
-        before = dict(memory.holders)
         were_unanswered = any(('claim', part) in self.lasting.troubles for part in results)
         refused = [code for code in map(code_of, results.values()) if code]
         for part, result in results.items():
+            code = code_of(result)
             if not isinstance(result, Exception):
                 memory.note_here(part, now)
-            elif isinstance(result, NotSent):  # it is where it was, whatever EC2 tells
-                self.lasting('claim', 'no answer came', part)
-            elif not has_answered(result):  # EC2 is asked before anything is said
+            elif not code and not isinstance(result, NotSent):  # EC2 is asked before that is said
                 memory.holders[part] = CLAIMED
-            else:
-                nobody_serves = memory.is_silent and code_of(result) not in BUSY
+            else:  # it is where it was
+                nobody_serves = self.misses > 0 and code not in ('', *BUSY)
                 self.lasting('claim', in_words(result), part, at_once=nobody_serves)
         self.log_moved(before)
-        self.ec2.close_connections()
         is_answered = all(map(has_answered, results.values()))
         if refused or not calls or were_unanswered and not is_answered:
             memory.failures.append(now + self.pause(refused))
@@ -2016,13 +1968,12 @@ class Monitor:
         """Publish what is known; ages are in seconds, None where something never happened."""
         now, memory = self.clock.monotonic(), self.memory
         self.report_at = now + MINUTE
-        ids = {SELF: self.own_id, PEER: self.peer_id}
         seen_at = memory.history[-1].asked_at if memory.history else NEVER
         ages = [None if at == NEVER else now - at for at in (self.answered_at, seen_at)]
         self.publish({
             'role': 'primary' if memory.primary else 'secondary',
             'own_id': self.own_id, 'peer_id': self.peer_id,
-            'holders': {part: ids.get(one, one) for part, one in memory.holders.items()},
+            'holders': {part: self.names.get(one, one) for part, one in memory.holders.items()},
             'peer_answers': memory.is_heard and self.misses < self.threshold,
             'last_answer_age': ages[0], 'last_observation_age': ages[1],
             'decision': '; '.join(self.reasons),

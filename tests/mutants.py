@@ -13,7 +13,7 @@ import libcst
 from mutmut.__main__ import cli
 from mutmut.mutation import file_mutation
 
-WHERE = ('Memory', 'Observation', 'serve', 'keep_together', 'restart', 'decide')
+WHERE = ('Memory', 'Observation', 'serve', 'restart', 'decide')
 COPIED = ('nat_monitor.py', 'nat_config.py', 'setup.cfg', 'tests/__init__.py', 'tests/conftest.py', 'tests/unit')
 
 

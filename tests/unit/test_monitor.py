@@ -5,7 +5,7 @@ from typing import Any, List, Tuple
 
 import pytest
 
-from nat_monitor import CALL_DEADLINE, OTHER, PEER, SELF, Decision, NoAnswer, NoNeighbour, OwnFault
+from nat_monitor import CALL_DEADLINE, OTHER, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
 from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Cloud,
                               Ending, Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
 
@@ -164,7 +164,7 @@ def test_a_claim_moves_tables_and_address_at_the_same_moment() -> None:
     assert scene.said(f'taking over {TABLE} and {SECOND} and {ADDRESS}') == 1
     assert scene.said(f'{TABLE} and {SECOND} and {ADDRESS} at {SECONDARY}') == 1
     claimed, then = scene.claims()[0], scene.questions(since=scene.claims()[0])[0]
-    assert any(claimed < at < then for at in scene.cloud.closed)  # its move kills the connections
+    assert any(claimed < at <= then for at in scene.cloud.closed)  # its move kills the connections
     assert 2.5 < then - claimed < 4.1
 
 
@@ -225,7 +225,7 @@ def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_looke
     assert not scene.claims() and scene.monitor.memory.holders[TABLE] == PEER  # whatever EC2 tells from then on
     scene.resolving, begins = 0.0, scene.now
     assert scene.run(5.0).claims()[0] - begins < 3.0 and scene.cloud.owner == SECONDARY
-    assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (no answer came)') == ['INFO'] * 2
+    assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (NotSent: no answer in time)') == ['INFO'] * 2
 
 
 def refused_for_long(code: str) -> List[float]:
@@ -390,8 +390,8 @@ def test_who_has_nothing_to_claim_asks_a_throttling_ec2_later(call: str, pauses:
     since, scene.cloud.errors[call] = scene.now, BUSY
     asked = gaps(scene.run(300.0).questions(since=since))[1:]
     assert pauses in scene.jitter and not scene.steps() and min(asked) >= sum(pauses) / 2
-    scene.monitor.memory.failures = [0.0]  # what is refused is claimed all the same
-    assert scene.monitor.give_way(scene.monitor.memory.history[-1], Decision()) == 0.0
+    scene.monitor.memory.failures, since = [0.0], scene.now + 60.0  # what is refused is claimed all the same
+    assert max(gaps(scene.run(200.0).questions(since=since))) < sum(pauses) / 2
 
 
 def test_a_signal_while_ec2_is_asked_has_it_asked_again_at_once() -> None:
@@ -401,7 +401,7 @@ def test_a_signal_while_ec2_is_asked_has_it_asked_again_at_once() -> None:
         if not scene.questions():
             scene.monitor.look_now()
         return ''
-    scene.monitor.nat_fault = hup
+    scene.monitor.ec2.nat_fault = hup
     scene.monitor.look_now()
     assert len(scene.run(5.0).questions()) == 2
 
