@@ -748,7 +748,8 @@ def clock_skew(error: Any) -> float:
     """Return the seconds by which this host's clock is ahead of EC2's answer, 0.0 if not known."""
     with contextlib.suppress(Exception):  # whatever stands there, by EC2 or something in between
         date = error.response['ResponseMetadata']['HTTPHeaders']['date']
-        return time.time() - utils.parse_timestamp(date).timestamp()
+        if 'GMT' in date:
+            return time.time() - utils.parse_timestamp(date).timestamp()
     return 0.0
 
 
@@ -866,7 +867,10 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
     except exceptions.ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        client.create_route(**route)
+        try:
+            client.create_route(**route)
+        except exceptions.ClientError as second:
+            raise error if code_of(second) == 'RouteAlreadyExists' else second
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
@@ -1752,7 +1756,6 @@ class Monitor:
             self.log.warning(f'{self.peer_id} answers again: the pair is redundant')
         elif not self.memory.is_heard or self.misses >= self.threshold and self.is_news:
             self.log.info(f'{self.peer_id} answers')
-        self.lasting('restart', '', self.peer_id)
         self.alarmed, self.misses, self.answered_at = False, 0, now
         self.memory.note_answer(now)
 
@@ -1873,6 +1876,8 @@ class Monitor:
             self.take_step(restarting.step)
         elif not self.misses and min(serving.again, restarting.again) > SOON:
             self.ec2.rehearse()
+        if not (restarting.why or serving.claims):
+            self.lasting('restart', '', self.peer_id)
         if serving == Decision() and not self.misses:  # nothing is left to do
             memory.failures = []
             for part in self.settings.parts:
@@ -1924,7 +1929,8 @@ class Monitor:
                 memory.holders[part] = CLAIMED
             else:  # it is where it was
                 nobody_serves = self.misses > 0 and code not in ('', *BUSY)
-                self.lasting('claim', in_words(result), part, at_once=nobody_serves)
+                self.lasting('claim', in_words(result) if code else 'no answer came', part,
+                             at_once=nobody_serves)
         self.log_moved(before)
         is_answered = all(map(has_answered, results.values()))
         if refused or not calls or were_unanswered and not is_answered:
@@ -2060,8 +2066,10 @@ class Check:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
                 self.say(False, what, about, fault, 'settings')
-        except (requests.RequestException, OwnFault) as error:
+        except requests.RequestException as error:
             self.say(False, what, about, in_words(error))
+        except OwnFault as error:
+            self.say(False, what, about, in_words(error), 'ping')
         except Exception as error:
             denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
             remedy = denier if code_of(error) in DENIED else 'no answer'
@@ -2171,7 +2179,7 @@ class Check:
             wrong = {'time': not is_new, 'peer_answers': not told['peer_answers'],
                      'holders': holders not in ({told['own_id']}, {told['peer_id']}),
                      'troubles': told['troubles'], 'decision': told['decision']}
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
         for name, value in told.items():
             found = value if isinstance(value, str) else json.dumps(value)
@@ -2399,7 +2407,7 @@ class Writer(logging.Handler):
 def write_line(level: str, line: str) -> bool:
     """Write a line to standard output, however long it takes; tell whether it could be written."""
     rest = (line + '\n').encode(errors='replace')
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # full disk, closed pipe; none
+    with contextlib.suppress(OSError, ValueError, TypeError):  # full disk, closed pipe; none
         while rest:
             select.select([], [sys.stdout], [])  # somebody may have set it not to block
             rest = rest[os.write(sys.stdout.fileno(), rest):]

@@ -32,6 +32,7 @@ def folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the program is, and the tools that it calls."""
     monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
     monkeypatch.setattr(nat_monitor, '__file__', str(tmp_path / 'nat_monitor.py'))
+    monkeypatch.setattr(nat_monitor, 'LIST_TIMEOUT', 100.0)  # a slow machine is no unclear host
     return str(tmp_path)
 
 
@@ -287,7 +288,9 @@ TARGET = '203.0.113.20'
     ((None,), TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
      f'run: ping -c 20 {TARGET}  # if that is lost, too, PROBE_ADDRESS is to be another one'),
     (nat_monitor.NoNeighbour('said the test'), '', 'unknown',
-     'NoNeighbour: said the test; run: nat_monitor.py --check')])
+     'NoNeighbour: said the test; run: nat_monitor.py --check'),
+    (nat_monitor.OwnFault('Operation not permitted'), '', 'FAIL',
+     'OwnFault: Operation not permitted; run: ip route get')])
 def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, deaf: str, verdict: str, words: str
                                            ) -> None:
     edit_settings(pair, 'ELASTIC_IP', f'PROBE_ADDRESS = {TARGET!r}\nELASTIC_IP')

@@ -365,7 +365,8 @@ def test_the_skew_of_the_clock_comes_from_the_date_of_the_answer_if_there_is_one
     for skew in (400.0, -400.0):
         date = email.utils.formatdate(time.time() - skew, usegmt=True)
         assert abs(clock_skew(refusal('AuthFailure', date=date)) - skew) < 3.0
-    for other in (refusal('AuthFailure'), refusal('AuthFailure', date='soon'), NoAnswer('none'), None):
+    odd = [refusal('AuthFailure', date=date) for date in ('soon', '0', 'Sat')]
+    for other in (refusal('AuthFailure'), *odd, NoAnswer('none'), None):
         assert clock_skew(other) == 0.0
 
 
@@ -576,6 +577,11 @@ def test_a_route_that_is_not_there_is_created_and_no_other_refusal_is_passed_ove
     ec2.add_client_error('replace_route', 'UnauthorizedOperation')
     with pytest.raises(ClientError, match='UnauthorizedOperation'):
         claim_table(client, TABLE, OWN)
+    for second, told in (('RouteAlreadyExists', 'InvalidParameterValue'), ('RouteLimitExceeded', 'RouteLimitExceeded')):
+        ec2.add_client_error('replace_route', 'InvalidParameterValue')  # another fault than a missing route
+        ec2.add_client_error('create_route', second)
+        with pytest.raises(ClientError, match=told):
+            claim_table(client, TABLE, OWN)
 
 
 SKIP = {'SkipOsShutdown': True}

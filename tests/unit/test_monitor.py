@@ -225,7 +225,7 @@ def test_the_limit_of_a_claim_counts_from_sending_and_what_was_not_sent_is_looke
     assert not scene.claims() and scene.monitor.memory.holders[TABLE] == PEER  # whatever EC2 tells from then on
     scene.resolving, begins = 0.0, scene.now
     assert scene.run(5.0).claims()[0] - begins < 3.0 and scene.cloud.owner == SECONDARY
-    assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (NotSent: no answer in time)') == ['INFO'] * 2
+    assert scene.levels(f'{ADDRESS} is not moved to {SECONDARY} yet (no answer came)') == ['INFO'] * 2
 
 
 def refused_for_long(code: str) -> List[float]:

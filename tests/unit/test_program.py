@@ -89,6 +89,11 @@ def test_what_keeps_it_from_running_is_told_in_a_line_for_each_fault(
         assert words in line
 
 
+def test_a_status_that_nobody_can_read_has_its_exit_code_all_the_same(tmp_path: pathlib.Path) -> None:
+    closed = 'exec "$@" >&-'
+    assert run(tmp_path, GOOD, prefix=[*AS_ROOT, 'sh', '-c', closed, 'sh'], arguments=['--status']).returncode == 2
+
+
 def fill(pipe: int) -> None:
     """Write into a pipe that nobody reads until nothing more goes in."""
     os.set_blocking(pipe, False)
@@ -486,7 +491,7 @@ TO_MEND = [
     *((lambda path, changed=changed: nat_monitor.write_status({**CALM, **changed}, path), said)
       for changed, said in TO_MEND),
     *((lambda path, text=text: pathlib.Path(path).write_text(text), 'tells nothing')
-      for text in ('', '{', '[]', '{}', 'null'))])
+      for text in ('', '{', '[]', '{}', 'null', '{"holders": null}'))])
 def test_what_is_to_mend_ends_the_status_with_1(
         tmp_path: pathlib.Path, log: Log, written: Callable[[str], Any], said: str) -> None:
     with locked(tmp_path):

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 
 import nat_monitor
 from nat_monitor import TROUBLES, Lasting
-from tests.unit.scene import ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps
+from tests.unit.scene import ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps, refusal, silent
 from tests.unit.story import REMEDY
 
 
@@ -159,6 +159,16 @@ def test_a_trouble_with_a_claim_or_a_step_ends_when_nothing_is_left_to_do() -> N
     assert scene.run(5.0).levels('over after') == ['INFO'] * 2
 
 
+def test_a_refused_step_is_no_trouble_any_more_once_the_peer_is_worked_on() -> None:
+    scene = silent()
+    scene.cloud.state[PRIMARY] = 'stopped'
+    scene.cloud.errors['start_instances'] = refusal('OperationNotPermitted')
+    scene.run(200.0)
+    assert any('could not be started' in trouble for trouble in scene.status['troubles'])
+    scene.cloud.tags[PRIMARY] = [{'Key': nat_monitor.MAINTENANCE, 'Value': ''}]
+    assert not any('could not be started' in trouble for trouble in scene.run(150.0).status['troubles'])
+
+
 def test_the_status_tells_role_ids_holders_ages_reasons_and_troubles() -> None:
     scene = Scene().run(30.0)
     assert scene.status['role'] == 'secondary' and scene.status['peer_answers'] is True
@@ -187,7 +197,7 @@ def test_before_anything_is_known_ages_are_none_and_a_status_comes_once_a_minute
 
 
 def test_a_clock_that_is_wrong_is_told() -> None:
-    scene, date = at_rest(), email.utils.formatdate(time.time() + 3600.0)
+    scene, date = at_rest(), email.utils.formatdate(time.time() + 3600.0, usegmt=True)
     answer: Any = {'Error': {'Code': 'RequestExpired'}, 'ResponseMetadata': {'HTTPHeaders': {'date': date}}}
     scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
     assert scene.run(250.0).levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
