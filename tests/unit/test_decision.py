@@ -187,6 +187,8 @@ def test_one_that_was_not_heard_since_it_or_this_monitor_started_keeps_what_it_h
     for story in never, restarted, stopped:
         assert serving(story) == ((), LOOK_AFTER_CHANGE)
         assert 'has not answered since it or this monitor started' in words(story)
+    before = Story().gets(100.0).misses(9.0).sees(0.0, PEER)  # what was here before the silence was not taken in it
+    assert 'has not answered since it or this monitor started' in words(before)
     assert Story().hears(900.0).misses(300.0).asks_for(START, 200.0, refused=True).sees(0.0, PEER).claims == BOTH
     assert Story().hears(900.0).misses(300.0).sees(200.0, PEER, **ERROR).sees(0.0, PEER).claims == BOTH
     assert restarted.hears(80.0).misses(9.0).sees(0.0, PEER).claims == BOTH
