@@ -82,7 +82,7 @@ CLAIM_RETRY = 3.0          # longest pause between two claims
 
 # Other times of the decision, in seconds
 HALF_A_MINUTE = 30.0       # for which EC2's checks must fail a peer, and not this instance
-MINUTE = 60.0              # the longest gap between two answers that tell the same
+MINUTE = 60.0              # also the longest gap between two answers that tell the same
 WELL = 10.0                # of answers without a miss: what the peer took before is no news
 HEIR_WAITS = 10.0          # until it brings together what is apart
 PATIENCE = LOOK_INTERVAL + 30.0  # the same for the other one
@@ -237,7 +237,7 @@ class Lasting:
 
     def __init__(self, clock: Any, log: logging.Logger) -> None:
         self.clock, self.log = clock, log
-        self.names = {'program': os.path.realpath(__file__), 'settings_file': SETTINGS_FILE}  # ids
+        self.names = {'program': os.path.realpath(__file__), 'settings_file': SETTINGS_FILE}
         # By kind and what it is about: since when, the level told, the words, with the remedy.
         self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
 
@@ -1264,7 +1264,7 @@ class Ec2:
             'tables': lambda client: describe_tables(client, tables, *pair, facts)}
         if address:
             questions['address'] = lambda client: describe_address(client, address, *pair, facts)
-        if self.networks is None:  # until then, only routes are judged
+        if self.networks is None:  # they do not change
             questions['networks'] = lambda client: describe_networks(client, tables)
         if self.client is not None:
             self.client.close()  # a move of the public address kills connections without a word
@@ -1334,7 +1334,7 @@ class Memory:
     is_heard: bool = False       # the peer has answered since it or this monitor started
     well_at: float = math.inf    # the first answer of the present run
     silent_at: float = math.inf  # the first miss of the present run was sent; inf: it answers
-    deaf_at: float = NEVER       # the same of a run before which it had answered for ten seconds
+    deaf_at: float = NEVER       # the same of a run before which it was well, or never heard
     # Of observations
     down_at: float = NEVER       # it did not run, was tagged, or was stopped or started: the latest
     history: List[Observation] = dataclasses.field(default_factory=list)
@@ -1697,7 +1697,7 @@ class Monitor:
     @property
     def peer_address(self) -> Optional[str]:
         """The peer's private address; '' where there is no such instance, None while not known."""
-        known = self.ec2.facts.get(self.peer_id, {})
+        known = self.ec2.facts_of(self.peer_id)
         return known.get('PrivateIpAddress', '') if self.ec2.facts else None
 
     def ping_once(self) -> None:
@@ -1865,7 +1865,7 @@ class Monitor:
         if seen.is_throttled and not (serving.claims or memory.failures):
             is_soon = seen.is_complete or CLAIMED in memory.holders.values()
             again = max(again, self.chance.uniform(SOON, LOOK_AFTER_CHANGE if is_soon else 50.0))
-        if self.ask_at != NEVER:  # a signal has set it meanwhile
+        if self.ask_at != NEVER:  # else a signal or a probe has set it meanwhile
             self.ask_at = now + again
         self.say(serving, restarting)
         if serving.claims:
