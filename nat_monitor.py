@@ -52,7 +52,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence
 
 try:
     import boto3
@@ -134,7 +134,7 @@ def in_words(error: BaseException) -> str:
     return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
 
 
-def failures_in(results: Dict[str, Any]) -> str:
+def failures_in(results: dict[str, Any]) -> str:
     """Return what went wrong by name, in words, '' if nothing did."""
     return '; '.join(f'{name}: {in_words(result)}' for name, result in results.items()
                      if isinstance(result, Exception))
@@ -147,7 +147,7 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
-def table(text: str) -> Dict[str, str]:
+def table(text: str) -> dict[str, str]:
     """Return by name what lines of the form 'name, other name: words' say."""
     return {name: words for names, words in re.findall('(.+?): (.+)', text)
             for name in names.split(', ')}
@@ -239,7 +239,7 @@ class Lasting:
         self.clock, self.log = clock, log
         self.names = {'program': os.path.realpath(__file__), 'settings_file': SETTINGS_FILE}
         # By kind and what it is about: since when, the level told, the words, with the remedy.
-        self.troubles: Dict[Tuple[str, str], Tuple[float, int, str, str]] = {}
+        self.troubles: dict[tuple[str, str], tuple[float, int, str, str]] = {}
 
     def __call__(self, kind: str, failure: str, about: str = '', at_once: bool = False) -> bool:
         """Note what came back, '' if nothing failed; return whether something did."""
@@ -263,7 +263,7 @@ class Lasting:
         return True
 
     @property
-    def errors(self) -> List[str]:
+    def errors(self) -> list[str]:
         """Return the troubles that a person must see to, each with its remedy."""
         return [line for _, level, _, line in self.troubles.values() if level == logging.ERROR]
 
@@ -317,7 +317,7 @@ class Settings:
     secondary_instance_id: str = setting(AN_INSTANCE, is_id)
     route_table_ids: Sequence[str] = setting(
         "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
-    elastic_ip: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
+    elastic_ip: str | None = setting(AN_ADDRESS, is_public_address, None)
     num_pings: int = number(2, 100, 3, 'a whole number')
     ping_timeout: float = number(0.05, 30, 1.0)
     wait_between_pings: float = number(0.05, 600, 0.25)
@@ -326,13 +326,13 @@ class Settings:
     fail_back: int = setting(
         'True (at once), False (never), or a whole number of seconds from 1 to 86400',
         lambda value: value is False or type(value) is int and 1 <= value <= 86400, True)
-    probe_address: Optional[str] = setting(AN_ADDRESS, is_public_address, None)
-    notify_command: Optional[Sequence[str]] = setting(
+    probe_address: str | None = setting(AN_ADDRESS, is_public_address, None)
+    notify_command: Sequence[str] | None = setting(
         "a list such as ['/usr/local/sbin/notify'], a program that root owns and nobody else can "
         'write, nor any directory above it, or None', is_command, None)
 
     @property
-    def parts(self) -> Tuple[str, ...]:
+    def parts(self) -> tuple[str, ...]:
         """All that one of the pair holds: the route tables, then the address."""
         return (*self.route_table_ids, *([self.elastic_ip] if self.elastic_ip else ()))
 
@@ -350,7 +350,7 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
     return check_settings({n: found[n] for n in found if not n.startswith('__')}, path)
 
 
-def check_settings(names: Dict[str, Any], path: str) -> Settings:
+def check_settings(names: dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     empty = [name for name in REQUIRED if not names.get(name)]
     faults = [f'fill in {", ".join(empty)}: the ids of your two NAT instances and of the route '
@@ -369,7 +369,7 @@ def check_settings(names: Dict[str, Any], path: str) -> Settings:
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
-def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
+def place_in_pair(settings: Settings, own_id: str) -> tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     pair = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in pair:
@@ -383,7 +383,7 @@ def place_in_pair(settings: Settings, own_id: str) -> Tuple[bool, str]:
 class Metadata:
     """The instance metadata service, version 2 (a session token for each item)."""
 
-    def __init__(self, base_url: Optional[str] = None) -> None:
+    def __init__(self, base_url: str | None = None) -> None:
         self.base_url = (base_url or os.environ.get('AWS_EC2_METADATA_SERVICE_ENDPOINT')
                          or 'http://169.254.169.254').rstrip('/')
 
@@ -430,7 +430,7 @@ def address_on(interface: str) -> str:
 class Probed(NamedTuple):
     """What came of a probe."""
 
-    seconds: Optional[float]  # until the answer came by the way asked for; None: none came
+    seconds: float | None  # until the answer came by the way asked for; None: none came
     beside: str = ''          # the MAC address that brought one past the peer instead
 
     @property
@@ -568,7 +568,7 @@ class Detour(Ping):
         return not self.beside
 
 
-def neighbour(address: str) -> Tuple[str, bytes]:
+def neighbour(address: str) -> tuple[str, bytes]:
     """Return the interface and the MAC address that lead to a host in this host's subnet."""
     with open('/proc/net/arp', encoding='ascii') as table:
         for known, _, flags, mac, _, device in map(str.split, table.readlines()[1:]):
@@ -577,7 +577,7 @@ def neighbour(address: str) -> Tuple[str, bytes]:
     raise NoNeighbour(f'the MAC address of {address} is not known here')
 
 
-def send_probe(timeout: float, target: str, through: Optional[str] = None) -> Probed:
+def send_probe(timeout: float, target: str, through: str | None = None) -> Probed:
     """Prove that a host out there can be reached, through the peer or by this host's own route.
 
     It is tried once, as a ping; `through` is the peer's private address.  Any may go on at the same
@@ -630,9 +630,9 @@ def send_in_time(self: http.client.HTTPConnection, data: Any) -> None:
     send(self, data)
 
 
-def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
+def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
                  meanwhile: Callable[[], float] = lambda: math.inf,
-                 after_sending: float = math.inf, at_once: int = CONNECTIONS) -> Dict[str, Any]:
+                 after_sending: float = math.inf, at_once: int = CONNECTIONS) -> dict[str, Any]:
     """Make the calls side by side and return, by name, what each returned or raised in time.
 
     They begin in their order, `at_once` at a time.  Each is given up `timeout` seconds from now,
@@ -646,7 +646,7 @@ def run_together(calls: Dict[str, Callable[[], Any]], timeout: float,
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # until when each is waited for
     not_sent = NotSent(f'no answer within {timeout:g} s')
-    results: Dict[str, Any] = dict.fromkeys(calls, not_sent)
+    results: dict[str, Any] = dict.fromkeys(calls, not_sent)
     waiting = iter(list(calls.items()))  # one for all threads
     changed = threading.Event()
 
@@ -716,7 +716,7 @@ def connect(region: str) -> Any:
             max_pool_connections=CONNECTIONS))
 
 
-def refuse_foreign_answer(http_response: Any, parsed: Dict[str, Any], **_: Any) -> None:
+def refuse_foreign_answer(http_response: Any, parsed: dict[str, Any], **_: Any) -> None:
     """Let no page of a proxy pass for a success: EC2's answers always have a request id."""
     if http_response.status_code < 300 and not parsed['ResponseMetadata'].get('RequestId'):
         raise NoAnswer(f'HTTP {http_response.status_code} without a request id, so not from EC2')
@@ -753,7 +753,7 @@ def clock_skew(error: Any) -> float:
     return 0.0
 
 
-def describe_states(client: Any, *instance_ids: str) -> Dict[str, Tuple[str, str]]:
+def describe_states(client: Any, *instance_ids: str) -> dict[str, tuple[str, str]]:
     """Return by instance id EC2's state, 'gone' if there is no such instance, and its checks.
 
     An unknown id fails the call for all of them, so each is asked for alone then.
@@ -776,7 +776,7 @@ def checks_of(one: Any) -> str:
     return 'impaired' if 'impaired' in told else ' and '.join(sorted(told - {None}))
 
 
-def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[str, Any]:
+def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> dict[str, Any]:
     """Return by id what a Describe call lists.
 
     By a filter, as one unknown id would fail the whole call.
@@ -786,18 +786,18 @@ def by_id(call: Callable[..., Any], key: str, name: str, *values: str) -> Dict[s
     return {one[key]: one for group in found for one in group.get('Instances', [group])}
 
 
-def describe_pair(client: Any, own_id: str, peer_id: str) -> Dict[str, Any]:
+def describe_pair(client: Any, own_id: str, peer_id: str) -> dict[str, Any]:
     """Return by id the instances of the pair as EC2 describes them, of those that it knows."""
     return by_id(client.describe_instances, 'InstanceId', 'instance-id', own_id, peer_id)
 
 
-def addresses_of(one: Any) -> List[str]:
+def addresses_of(one: Any) -> list[str]:
     """Return all private addresses of an instance."""
     return [its['PrivateIpAddress'] for card in one.get('NetworkInterfaces', [])
             for its in card.get('PrivateIpAddresses', [])]
 
 
-def tags_of(one: Any) -> Dict[str, str]:
+def tags_of(one: Any) -> dict[str, str]:
     return {tag['Key']: tag['Value'] for tag in one.get('Tags', [])}
 
 
@@ -806,7 +806,7 @@ def reason_of(one: Any) -> str:
     return str(one.get('StateReason', {}).get('Message') or one.get('StateTransitionReason', ''))
 
 
-def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, Any]) -> str:
+def holder_of(thing: Any, own_id: str, peer_id: str, facts: dict[str, Any]) -> str:
     """Return who of the pair a route or an address points to; {}: there is none.
 
     EC2 may name only a network interface.  At a secondary private address of the right instance
@@ -823,7 +823,7 @@ def holder_of(thing: Any, own_id: str, peer_id: str, facts: Dict[str, Any]) -> s
     return OTHER
 
 
-def default_route(table: Any) -> Dict[str, Any]:
+def default_route(table: Any) -> dict[str, Any]:
     """Return the static route to everywhere in a table as EC2 describes it, {} if there is none.
 
     Beside it there may be one that a gateway has propagated or advertised; the static one wins.
@@ -834,14 +834,14 @@ def default_route(table: Any) -> Dict[str, Any]:
 
 
 def describe_tables(client: Any, table_ids: Sequence[str], own_id: str, peer_id: str,
-                    facts: Dict[str, Any]) -> Dict[str, str]:
+                    facts: dict[str, Any]) -> dict[str, str]:
     """Return by table who holds its default route."""
     found = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     return {i: holder_of(default_route(found[i]), own_id, peer_id, facts) if i in found else ABSENT
             for i in table_ids}
 
 
-def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
+def describe_networks(client: Any, table_ids: Sequence[str]) -> list[str]:
     """Return the networks of the subnets that are associated with the tables, in CIDR notation."""
     tables = by_id(client.describe_route_tables, 'RouteTableId', 'route-table-id', *table_ids)
     subnets = {link['SubnetId'] for one in tables.values() for link in one.get('Associations', [])
@@ -851,7 +851,7 @@ def describe_networks(client: Any, table_ids: Sequence[str]) -> List[str]:
 
 
 def describe_address(client: Any, address: str, own_id: str, peer_id: str,
-                     facts: Dict[str, Any]) -> Tuple[str, str]:
+                     facts: dict[str, Any]) -> tuple[str, str]:
     """Return who holds the address and its allocation id, '' if it does not exist."""
     found = by_id(client.describe_addresses, 'PublicIp', 'public-ip', address).get(address, {})
     holder = holder_of(found, own_id, peer_id, facts) if found.get('AssociationId') else NOBODY
@@ -877,7 +877,7 @@ STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
 DONE = {STOP: 'stopped', FORCE: 'forced', START: 'started'}
 
 
-def take_step(client: Any, instance_id: str, step: str, options: Dict[str, Any]) -> None:
+def take_step(client: Any, instance_id: str, step: str, options: dict[str, Any]) -> None:
     """Stop, force or start an instance.
 
     What is refused with options, by EC2 for some types of instance or by an older boto3, is done
@@ -894,13 +894,12 @@ def take_step(client: Any, instance_id: str, step: str, options: Dict[str, Any])
         call(InstanceIds=[instance_id])
 
 
-def rehearsal(settings: Settings, own_id: str, peer_id: str,
-              allocation_id: str) -> Dict[str, Call]:
+def rehearsal(settings: Settings, own_id: str, peer_id: str, allocation_id: str) -> dict[str, Call]:
     """Return by name the calls of a take-over and a restart, with DryRun.
 
     Each raises, and changes nothing.
     """
-    route: Dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
+    route: dict[str, Any] = {'DestinationCidrBlock': EVERYWHERE, 'InstanceId': own_id}
     address = {'AllocationId': allocation_id, 'InstanceId': own_id, 'AllowReassociation': True}
     peer = {'InstanceIds': [peer_id]}
     steps = [(action, table, {'RouteTableId': table, **route})
@@ -935,7 +934,7 @@ CONDITION = re.compile(  # not "ct state != a,b": versions of nft differ on what
     r'(?:(?P<term>(?:ip|ct|meta) \w+|fib [sd]addr type|[io]if)(?:name)?|'
     r'(?P<other>ip6|icmp|icmpv6|igmp|udp|udplite|sctp|dccp|esp|ah|gre) \w+) (?P<no>!=? )?'
     r'(?P<values>\{ [^}]* \}|@?[\w"]\S*(?: \| \w+)*)(?: |$)')
-PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
+PLAINLY: tuple[tuple[str, Any], ...] = (  # the same listing, as far as a packet is concerned
     (r' ?comment "[^"]*"$', ''), (  # as an nft without libxtables lists it, too
         r'(?:xt target "?|# xt_)(MASQUERADE|REJECT)"?', lambda xt: xt[1].lower()),
     (r'(?<=\s)(?:counter(?: name \S+| packets \d+ bytes \d+)?|xt match "?comment"?'
@@ -946,10 +945,10 @@ PLAINLY: Tuple[Tuple[str, Any], ...] = (  # the same listing, as far as a packet
 
 Network = ipaddress.IPv4Network
 INTERNET = Network(EVERYWHERE)  # as an address of a packet: any that is public
-Packet = Dict[str, Any]  # by the terms of conditions; '' or None: not known
+Packet = dict[str, Any]  # by the terms of conditions; '' or None: not known
 # By family, table and name, the rules; the hook, if any, is the first, its policy the last.
-Chains = Dict[str, List[str]]
-Verdict = Tuple[Optional[bool], str]  # None: it cannot be told; and why
+Chains = dict[str, list[str]]
+Verdict = tuple[Optional[bool], str]  # None: it cannot be told; and why
 
 
 def read_rules(listing: str) -> Chains:
@@ -962,7 +961,7 @@ def read_rules(listing: str) -> Chains:
             for name, body in re.findall(r'(?ms)^\tchain (\S+) \{\n(.*?)^\t\}', text)}
 
 
-def covers(value: str, has: Any) -> Optional[bool]:
+def covers(value: str, has: Any) -> bool | None:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
     if not has or value[0] == '@' or isinstance(has, Network) and not value[0].isdigit():
         return None
@@ -974,7 +973,7 @@ def covers(value: str, has: Any) -> Optional[bool]:
     return True if any(one.supernet_of(has) for one in some) else None if some else False
 
 
-def fits(conditions: str, packet: Packet) -> Optional[bool]:
+def fits(conditions: str, packet: Packet) -> bool | None:
     """Tell whether a packet meets the conditions of a rule; None: that cannot be told."""
     sure = True
     while conditions:
@@ -991,7 +990,7 @@ def fits(conditions: str, packet: Packet) -> Optional[bool]:
     return sure or None
 
 
-def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> Tuple[str, str]:
+def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> tuple[str, str]:
     """Return what becomes of a packet in a chain, from that rule on, and by which rule."""
     for n, rule in enumerate(chains[name][start:], start + 1):
         [(conditions, verb, target)] = RULE.findall(rule)
@@ -1024,10 +1023,10 @@ class Host:
         def proc(name: str) -> str:
             return text_of(os.path.join(root, 'proc', name)).strip()
 
-        self.networks: List[Optional[Network]] = [*networks] or [None]
+        self.networks: list[Network | None] = [*networks] or [None]
         found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
-        calls: Dict[str, Callable[[], Any]] = {
+        calls: dict[str, Callable[[], Any]] = {
             'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
         for one in networks if self.interface else ():
             calls[str(one)] = functools.partial(routed, one, self.interface)
@@ -1042,14 +1041,14 @@ class Host:
         self.switch = 'net.ipv4.' + (
             'ip_forward' if self.forwards == whole else f'conf.{self.interface}.forwarding')
 
-    def ends_at(self, hook: str, packet: Packet) -> Iterator[Tuple[str, str]]:
+    def ends_at(self, hook: str, packet: Packet) -> Iterator[tuple[str, str]]:
         """Yield what becomes of a packet in each chain of a hook, and by which rule."""
         for name, rules in self.chains.items():
             if rules[:1] == [f'type {hook}']:
                 found = end_of(self.chains, name, packet)
                 yield found if found[0] != ON else end_of(self.chains, name, packet, start=-1)
 
-    def packets(self, network: Optional[Network]) -> Tuple[Packet, Packet]:
+    def packets(self, network: Network | None) -> tuple[Packet, Packet]:
         """Return the first packet of a connection from a private network, and the answer to it."""
         same = {'iif': self.interface, 'oif': self.interface, 'meta nfproto': 'ipv4',
                 'meta l4proto': 'tcp 6', 'ip protocol': 'tcp 6',
@@ -1058,7 +1057,7 @@ class Host:
                  'ct status': 'none'},
                 {**same, 'ip saddr': INTERNET, 'ip daddr': network, 'ct state': 'established'})
 
-    def routing(self, network: Optional[Network] = None) -> Verdict:
+    def routing(self, network: Network | None = None) -> Verdict:
         """Tell whether the kernel sends what comes from a network out again, and the answers."""
         if self.forwards != '1':
             return (False if self.forwards else None,
@@ -1067,7 +1066,7 @@ class Host:
         told = self.told.get(str(network), unknown)
         return (None, in_words(told)) if isinstance(told, Exception) else told
 
-    def forwarding(self, network: Optional[Network] = None) -> Verdict:
+    def forwarding(self, network: Network | None = None) -> Verdict:
         """Tell whether this host forwards what comes from a network, and the answers, and why."""
         told = [({ACCEPT: True, DROP: False}.get(end), words) for packet in self.packets(network)
                 for end, words in self.ends_at('filter hook forward', packet)]
@@ -1076,7 +1075,7 @@ class Host:
             f'forwarding {"may be" if sure is None else "is"} dropped ({words})')
         return worst([filtering, self.routing(network)])
 
-    def masquerading(self, network: Optional[Network] = None) -> Verdict:
+    def masquerading(self, network: Network | None = None) -> Verdict:
         """Tell whether this host gives what comes from a network an own address, and by which rule.
 
         The first chain that translates counts; where two disagree, nobody can tell.
@@ -1091,7 +1090,7 @@ class Host:
             return None, f'this may be for {whom}, or not: {[*told.values(), self.unlisted][0]}'
         return False, f'no rule masquerades {whom}'
 
-    def translates(self, end: str) -> Optional[bool]:
+    def translates(self, end: str) -> bool | None:
         """Tell whether that gives a packet an address to which answers come back."""
         snat = re.fullmatch(r'snat (?:ip )?to ([\d.]+)(?::[\d-]+)?(?: [a-z,-]+)*', end)
         if snat and self.addresses:
@@ -1149,7 +1148,7 @@ def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
         host = Host(root, [Network(one) for one in networks])
-        private: List[Any] = [one for one in host.networks if one and one.prefixlen < 32] or [None]
+        private: list[Any] = [one for one in host.networks if one and one.prefixlen < 32] or [None]
         sure, words = worst([*map(host.routing, host.networks), *map(host.forwarding, private),
                              *map(host.masquerading, private)])
         return words if sure is False else ''
@@ -1173,7 +1172,7 @@ class Observation:
     peer_state: str = ''    # 'gone': there is no such instance
     peer_checks: str = ''   # 'ok', 'impaired', or other words of EC2's
     reason: str = ''        # in EC2's words: why the peer is in its state, or is not told
-    holders: Dict[str, str] = dataclasses.field(default_factory=dict)  # of the parts that it told
+    holders: dict[str, str] = dataclasses.field(default_factory=dict)  # of the parts that it told
     is_complete: bool = True         # these are all parts
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_tag: bool = False   # of maintenance
@@ -1190,7 +1189,7 @@ class Observation:
             return f'calls it running (checks: {self.peer_checks or "none"})'
         return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.reason}'
 
-    def failed(self) -> Optional[bool]:
+    def failed(self) -> bool | None:
         """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.
 
         One that is being worked on has not failed.
@@ -1200,7 +1199,7 @@ class Observation:
         return (self.peer_state == 'running' and self.peer_checks == 'impaired'
                 and self.own_checks != 'impaired' and not self.peer_tag)
 
-    def is_unwell(self) -> Optional[bool]:
+    def is_unwell(self) -> bool | None:
         """Tell whether EC2 does not say that the peer passes its checks; None: no answer."""
         return self.peer_checks != 'ok' if self.peer_state else None
 
@@ -1209,19 +1208,19 @@ class Ec2:
     """The calls of one monitor: a client that is made anew when it has lost its credentials."""
 
     def __init__(self, settings: Settings, connect: Callable[[str], Any],
-                 run_together: Callable[..., Dict[str, Any]], meanwhile: Callable[[], float],
+                 run_together: Callable[..., dict[str, Any]], meanwhile: Callable[[], float],
                  lasting: Lasting, nat_fault: Callable[[Sequence[str]], str]) -> None:
         self.settings, self.connect, self.run_together = settings, connect, run_together
         self.meanwhile, self.lasting, self.nat_fault = meanwhile, lasting, nat_fault
         self.own_id = self.peer_id = self.region = ''
         self.client: Any = None
-        self.rehearsed: Dict[str, str] = {}  # what EC2 said of each call
-        self.facts: Dict[str, Dict[str, Any]] = {}  # by id, as EC2 last described them
+        self.rehearsed: dict[str, str] = {}  # what EC2 said of each call
+        self.facts: dict[str, dict[str, Any]] = {}  # by id, as EC2 last described them
         self.allocation_id = ''
-        self.networks: Optional[List[str]] = None  # of the private subnets; None: not told
+        self.networks: list[str] | None = None  # of the private subnets; None: not told
 
-    def call(self, calls: Dict[str, Call], after_sending: float = math.inf,
-             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> Dict[str, Any]:
+    def call(self, calls: dict[str, Call], after_sending: float = math.inf,
+             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> dict[str, Any]:
         """Make the calls side by side, others beside them; note whether EC2 answers at all."""
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
@@ -1244,21 +1243,21 @@ class Ec2:
             self.lasting('EC2', in_words(answers[0]))
         return results
 
-    def facts_of(self, instance_id: str) -> Dict[str, Any]:
+    def facts_of(self, instance_id: str) -> dict[str, Any]:
         return self.facts.get(instance_id, {})
 
     def make_client(self) -> None:
         """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
         self.client = self.connect(self.region)
 
-    def observe(self, asked_at: float, calm: bool) -> Optional[Observation]:
+    def observe(self, asked_at: float, calm: bool) -> Observation | None:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
 
         While all is calm, over two connections: most of what a look costs are their handshakes.
         """
         pair, address = (self.own_id, self.peer_id), self.settings.elastic_ip or ''
         tables, facts = self.settings.route_table_ids, self.facts
-        questions: Dict[str, Call] = {
+        questions: dict[str, Call] = {
             'states': lambda client: describe_states(client, *pair),
             'instances': lambda client: describe_pair(client, *pair),
             'tables': lambda client: describe_tables(client, tables, *pair, facts)}
@@ -1329,7 +1328,7 @@ class Memory:
     """What outlasts an observation; times are monotonic, and all else is derived from these."""
 
     primary: bool
-    owed: Dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
+    owed: dict[str, float] = dataclasses.field(default_factory=dict)  # what its start claims, when
     # Of pings
     is_heard: bool = False       # the peer has answered since it or this monitor started
     well_at: float = math.inf    # the first answer of the present run
@@ -1337,14 +1336,14 @@ class Memory:
     deaf_at: float = NEVER       # the same of a run before which it was well, or never heard
     # Of observations
     down_at: float = NEVER       # it did not run, was tagged, or was stopped or started: the latest
-    history: List[Observation] = dataclasses.field(default_factory=list)
-    holders: Dict[str, str] = dataclasses.field(default_factory=dict)    # by part, as last told
-    here_at: Dict[str, float] = dataclasses.field(default_factory=dict)  # the same, the latest time
+    history: list[Observation] = dataclasses.field(default_factory=list)
+    holders: dict[str, str] = dataclasses.field(default_factory=dict)    # by part, as last told
+    here_at: dict[str, float] = dataclasses.field(default_factory=dict)  # the same, the latest time
     # Of acts
-    failures: List[float] = dataclasses.field(default_factory=list)  # of claims: until when to wait
-    steps: List[Step] = dataclasses.field(default_factory=list)
-    lost: Optional[List[float]] = None  # probes, since the last that came back; None: none has yet
-    reliefs: List[float] = dataclasses.field(default_factory=list)
+    failures: list[float] = dataclasses.field(default_factory=list)  # of claims: until when to wait
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    lost: list[float] | None = None  # probes, since the last that came back; None: none has yet
+    reliefs: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def heir(self) -> str:
@@ -1414,14 +1413,14 @@ class Memory:
         if not step.pause:
             self.is_heard, self.down_at = False, step.at
 
-    def lasts(self, says: Callable[[Observation], Optional[bool]], after: float = NEVER,
+    def lasts(self, says: Callable[[Observation], bool | None], after: float = NEVER,
               gap: float = math.inf) -> float:
         """Return for how long all observations asked for after that time have said so, in seconds.
 
         From the first to the latest that does; one that says None is as if it were not there, and
         a longer gap between two ends the run.
         """
-        run: List[float] = []
+        run: list[float] = []
         for seen in [one for one in self.history if one.asked_at > after]:
             told = says(seen)
             if told is False or run and seen.asked_at - run[-1] > gap:
@@ -1462,7 +1461,7 @@ class Memory:
         pause = AN_HOUR * 2.0 ** (count - 1) * (self.primary or count > 1)
         return not count or now - self.reliefs[-1] >= pause
 
-    def left(self, settings: Settings) -> Tuple[str, ...]:
+    def left(self, settings: Settings) -> tuple[str, ...]:
         """Return what a take-over has left to claim.
 
         What was claimed, and got no answer, is not claimed anew while EC2 throttles the question
@@ -1489,7 +1488,7 @@ class Decision(NamedTuple):
 
     why: str = ''
     again: float = LOOK_INTERVAL
-    claims: Tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
     step: str = ''
     level: int = logging.INFO
     relief: bool = False  # the claims relieve a peer that lets no probe through
@@ -1597,7 +1596,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
 
 
 def decide(memory: Memory, seen: Observation, settings: Settings, now: float
-           ) -> Tuple[Decision, Decision]:
+           ) -> tuple[Decision, Decision]:
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
     serving = serve(memory, seen, settings, now)
     restarting = restart(memory, seen, settings, now)
@@ -1612,13 +1611,13 @@ class Monitor:
     """One monitor's life.  The arguments after `settings` are its only doors to the world."""
 
     def __init__(self, settings: Settings, *, clock: Any = time,
-                 ping: Optional[Callable[..., bool]] = None, metadata: Any = None,
+                 ping: Callable[..., bool] | None = None, metadata: Any = None,
                  connect: Callable[[str], Any] = connect,
-                 run_together: Callable[..., Dict[str, Any]] = run_together,
+                 run_together: Callable[..., dict[str, Any]] = run_together,
                  nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
-                 probe: Optional[Callable[..., Probed]] = None, log: logging.Logger = log,
-                 requests_from: Optional[Callable[[str], bool]] = None,
-                 publish: Callable[[Dict[str, Any]], None] = lambda status: None) -> None:
+                 probe: Callable[..., Probed] | None = None, log: logging.Logger = log,
+                 requests_from: Callable[[str], bool] | None = None,
+                 publish: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
         self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
         self.probe = probe or functools.partial(send_probe, settings.ping_timeout)
@@ -1633,9 +1632,9 @@ class Monitor:
         self.answered_at = self.asked_at = NEVER  # the latest answer to a ping, question to EC2
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
         self.next_ping_at = self.ask_at = self.probe_at = self.report_at = NEVER
-        self.observation: Optional[Observation] = None  # that has not been judged
-        self.said: Tuple[str, ...] = ()    # which is no news
-        self.reasons: List[str] = []       # of the latest decisions
+        self.observation: Observation | None = None  # that has not been judged
+        self.said: tuple[str, ...] = ()    # which is no news
+        self.reasons: list[str] = []       # of the latest decisions
         self.alarmed = False               # something loud was said in this silence
         self.stop_options = {'SkipOsShutdown': True}  # EC2 waits for no dead kernel; see take_step
 
@@ -1695,7 +1694,7 @@ class Monitor:
             self.clock.sleep(pause)
 
     @property
-    def peer_address(self) -> Optional[str]:
+    def peer_address(self) -> str | None:
         """The peer's private address; '' where there is no such instance, None while not known."""
         known = self.ec2.facts_of(self.peer_id)
         return known.get('PrivateIpAddress', '') if self.ec2.facts else None
@@ -1824,7 +1823,7 @@ class Monitor:
         self.lasting('peer', SOURCE_CHECK * seen.peer_source_check, self.peer_id, at_once=True)
         self.watch_the_watcher(seen)
 
-    def log_moved(self, before: Dict[str, str]) -> None:
+    def log_moved(self, before: dict[str, str]) -> None:
         """Log who holds what has changed its holder."""
         holders = self.memory.holders
         for holder, name in self.names.items():
@@ -1901,7 +1900,7 @@ class Monitor:
                 self.log.log(level, why)
                 self.alarmed |= level >= logging.WARNING and self.misses > 0
 
-    def claim(self, parts: Tuple[str, ...]) -> None:
+    def claim(self, parts: tuple[str, ...]) -> None:
         """Claim these parts at the same moment, so that established connections may survive.
 
         The address comes last, as its move can cut the connections of the calls that are not sent
@@ -1910,7 +1909,7 @@ class Monitor:
         """
         memory, address, now = self.memory, self.settings.elastic_ip, self.clock.monotonic()
         before, allocation = dict(memory.holders), self.ec2.allocation_id
-        calls: Dict[str, Call] = {
+        calls: dict[str, Call] = {
             part: functools.partial(claim_table, table_id=part, instance_id=self.own_id)
             for part in parts if part != address}
         tables = [before.get(table) for table in self.settings.route_table_ids]
@@ -1941,7 +1940,7 @@ class Monitor:
         else:
             memory.failures = []
 
-    def pause(self, refused: List[str]) -> float:
+    def pause(self, refused: list[str]) -> float:
         """Return the seconds until the next claim: the first time at once, then a few, with jitter.
 
         What it refuses for long is asked for once a minute, then once in five; not where EC2 is
@@ -2007,7 +2006,7 @@ SYSCTL_FILES = [f'{one}/sysctl.d/*.conf' for one in ('usr/lib', 'usr/local/lib',
 CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
 
 
-def on_the_way_to(*paths: str) -> Iterator[Tuple[str, bool]]:
+def on_the_way_to(*paths: str) -> Iterator[tuple[str, bool]]:
     """Yield these files and the directories above, and whether only root can change what is there.
 
     Higher up, a directory such as /tmp will do, where others may not rename what is root's.
@@ -2049,8 +2048,8 @@ class Check:
         self.settings: Any = None
         self.own_id = self.peer_id = self.peer_address = self.region = ''
         self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
-        self.things: Dict[str, Any] = {}   # instances as EC2 describes them, by id
-        self.networks: List[Network] = []  # of the private subnets
+        self.things: dict[str, Any] = {}   # instances as EC2 describes them, by id
+        self.networks: list[Network] = []  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
@@ -2187,7 +2186,7 @@ class Check:
                      WARN if name == 'decision' else FAIL)
         return self.exit_code
 
-    def files(self, *patterns: str) -> List[str]:
+    def files(self, *patterns: str) -> list[str]:
         return [path for pattern in patterns
                 for path in glob.glob(os.path.join(self.root, pattern), recursive=True)]
 
@@ -2258,7 +2257,7 @@ class Check:
         self.say(MAINTENANCE not in tags, 'maintenance', i, tag or 'tagged', otherwise=WARN)
         self.attempt('can be stopped', i, self.check_stop, i, one)
 
-    def check_public_address(self, i: str, one: Dict[str, Any]) -> None:
+    def check_public_address(self, i: str, one: dict[str, Any]) -> None:
         """Tell whether an instance reaches EC2 also after it has lost the egress address.
 
         Only an address of Amazon's comes back then.  While the egress address is here, EC2 tells
@@ -2271,7 +2270,7 @@ class Check:
                  else f'{public} does not come back after {egress}: release this Elastic IP')
         self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL)
 
-    def check_stop(self, i: str, one: Dict[str, Any]) -> None:
+    def check_stop(self, i: str, one: dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance."""
         spot = one.get('SpotInstanceRequestId')
         request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
@@ -2322,7 +2321,7 @@ class Check:
         self.tagged += f' {self.allocation}'
         self.say_holder('Elastic IP', address, held)
 
-    def say_holder(self, what: str, about: str, held: Dict[str, Any]) -> None:
+    def say_holder(self, what: str, about: str, held: dict[str, Any]) -> None:
         """Tell who holds a table or the address.
 
         What is outside the pair is somebody's choice, or a mistake.
@@ -2362,7 +2361,7 @@ LAST_LINES = 1.0       # s that the end of this process waits for what is not wr
 NOTIFY_TIMEOUT = 30.0  # s, of one run
 
 
-def utc(at: Optional[float] = None) -> str:
+def utc(at: float | None = None) -> str:
     return time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))
 
 
@@ -2377,7 +2376,7 @@ class Writer(logging.Handler):
     def __init__(self, level: int, write: Callable[[str, str], bool], lost: str) -> None:
         super().__init__(level)
         self.write, self.lost, self.dropped = write, lost, 0
-        self.waiting: 'queue.SimpleQueue[Any]' = queue.SimpleQueue()  # signal handlers may put, too
+        self.waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()  # signal handlers may put, too
         threading.Thread(target=self.write_all, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -2451,7 +2450,7 @@ def start_notifying(command: Sequence[str]) -> None:
     log.addHandler(notifier)
 
 
-def write_status(status: Dict[str, Any], path: str = STATUS_FILE) -> None:
+def write_status(status: dict[str, Any], path: str = STATUS_FILE) -> None:
     """Replace the status file, best effort: one that cannot be written grows old, which tells."""
     with contextlib.suppress(OSError):
         with open(f'{path}.new', 'w') as file:
@@ -2477,7 +2476,7 @@ def take_lock(path: str = LOCK_FILE) -> int:
     return lock
 
 
-def lock_holder(path: str, root: str = '/') -> Tuple[str, bool]:
+def lock_holder(path: str, root: str = '/') -> tuple[str, bool]:
     """Return the pid of who holds a lock, '' if nobody does, and whether a signal has suspended it.
 
     The lock is not tried, as a monitor may be starting.
@@ -2491,7 +2490,7 @@ def lock_holder(path: str, root: str = '/') -> Tuple[str, bool]:
     return '', False
 
 
-def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
+def heed(monitor: Monitor | None, number: int, _: Any) -> None:
     """Let the monitor ask EC2 at SIGHUP; at any other signal, or without a monitor, end."""
     if number == signal.SIGHUP and monitor:  # a closed terminal: no reason to leave the pair
         log.info('SIGHUP: asking EC2 now')
@@ -2505,7 +2504,7 @@ def heed(monitor: Optional[Monitor], number: int, _: Any) -> None:
     os._exit(1 if sys.argv[1:] else 0)  # at once, also with a call under way in a thread
 
 
-def heed_signals(monitor: Optional[Monitor] = None) -> None:
+def heed_signals(monitor: Monitor | None = None) -> None:
     for name in ('SIGTERM', 'SIGINT', 'SIGHUP', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'):
         signal.signal(signal.Signals[name], functools.partial(heed, monitor))
 
@@ -2537,7 +2536,7 @@ def run(arguments: str) -> int:
     return 0
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
     arguments = ' '.join(sys.argv[1:] if argv is None else argv)
     if arguments in ('--help', '-h', '--version'):
