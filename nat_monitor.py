@@ -1591,15 +1591,13 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     if memory.taken_at > NEVER:
         return Decision('{peer} is silent, but has taken what was here, so it lives: '
                         f'{LOOK_BETWEEN}', again, level=logging.WARNING)
-    since = 'is silent' if memory.is_heard else 'has not answered since it or this monitor started'
-    return Decision(f'{{peer}} {since}: it is stopped once it fails its status checks', again)
+    return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
 
 
 def decide(memory: Memory, seen: Observation, settings: Settings, now: float
            ) -> tuple[Decision, Decision]:
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
-    serving = serve(memory, seen, settings, now)
-    restarting = restart(memory, seen, settings, now)
+    serving, restarting = (judge(memory, seen, settings, now) for judge in (serve, restart))
     if serving.claims and restarting.step and memory.failures:
         return serving._replace(claims=()), restarting  # what EC2 refuses holds up no restart
     return serving, Decision() if serving.claims else restarting

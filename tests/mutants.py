@@ -13,7 +13,7 @@ import libcst
 from mutmut.__main__ import cli
 from mutmut.mutation import file_mutation
 
-WHERE = ('Memory', 'Observation', 'serve', 'restart', 'decide')
+WHERE = ('xǁMemoryǁ', 'xǁObservationǁ', 'x_serve', 'x_restart', 'x_decide')
 COPIED = ('nat_monitor.py', 'nat_config.py', 'setup.cfg', 'tests/__init__.py', 'tests/conftest.py', 'tests/unit')
 
 
@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     os.chdir(folder)
     file_mutation.mutation_operators[:] = [  # not those of strings
         (kind, operator) for kind, operator in file_mutation.mutation_operators if kind is not libcst.BaseString]
-    cli(['run', *(f'nat_monitor.x*{name}*' for name in WHERE)])
+    cli(['run', *(f'nat_monitor.{name}*' for name in WHERE)])
 
 
 if __name__ == '__main__':
