@@ -1,6 +1,7 @@
 """What must hold in every run: a method for each promise, which says it in a sentence that a user would sign."""
 from __future__ import annotations
 
+import math
 import traceback
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -75,7 +76,6 @@ class Promises:
             if owner != owners[part]:
                 self.leaves_what_somebody_moved(one, part, owners[part])
                 self.changes_hands_seldom(part)
-                record.owed.discard(part)
                 for other in self.records.values():
                     other.has_lost |= other is not record
 
@@ -119,7 +119,7 @@ class Promises:
         They had for half a minute of answers within this silence, none more than a minute apart.
         """
         record, waited = self.records[one.name], self.now - self.peer(one).stopping_at
-        if how.get('Force') and waited < self.settings.wait_for_instance_stop:
+        if how.get('Force') and self.peer(one).state == 'stopping' and waited < self.settings.wait_for_instance_stop:
             raise Broken(f'stopped: {one.name} forces its peer {waited:.1f} s after that began to stop')
         if name != 'stop_instances' or how.get('Force'):
             return
@@ -173,7 +173,8 @@ class Promises:
     def takes_nothing_from_one_that_answers(self, one: Instance, part: str) -> None:
         """Nobody takes from a peer that answers, or that was never heard and passes its checks.
 
-        But for what the primary's start is owed and what lies apart, and to relieve one that cannot NAT or is tagged.
+        But for what the primary's start is owed, and for all it knows if each other answer is lost, and what lies
+        apart, and to relieve one that cannot NAT or is tagged.
         """
         record, peer = self.records[one.name], self.peer(one)
         held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners[part] == peer.id
@@ -183,7 +184,8 @@ class Promises:
             raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
         relieves = record.forwarded_at > NEVER and self.now - record.lame_at < MINUTE
         if not self.is_silent(one) and not (
-                part in record.owed or record.source_checks[1] or relieves or self.now - record.claim_at < 30.0):
+                part in record.owed or record.source_checks[1] or relieves or self.world.fault('lossy', one)
+                or self.now - record.claim_at < 30.0):
             raise Broken(f'taken: {one.name} claims {part} after {record.misses} misses')
 
     def who_cannot_nat_takes_nothing(self, one: Instance, name: str) -> None:
@@ -201,25 +203,23 @@ class Promises:
             raise Broken(f'tag: {one.name} calls {name}, where EC2 tells tags of {own, peer}')
 
     def leaves_what_somebody_moved(self, one: Instance, part: str, before: Optional[str]) -> None:
-        """What somebody gave to something outside is left there, and what is lost moves nothing else; a start aside."""
+        """What somebody gave to something outside is left there, and one loss moves nothing else; a start aside."""
         record, peer = self.records[one.name], self.peer(one)
         told_at = record.told_at.get('describe_addresses' if part == ADDRESS else 'describe_route_tables', 0.0)
         seen = self.cloud.seen(LATEST_READ + max(self.lifetime, self.now - told_at)).owners.get(part)
         outside = before == seen not in (None, *self.cloud.instances)
-        lost = before == peer.id and all(fault.kind in LOST for fault in self.world.schedule.faults)
+        lost = before == peer.id and [fault.kind in LOST for fault in self.world.schedule.faults] == [True]
         if part not in record.owed and (outside or lost and self.world.works(peer)):
             raise Broken(f'left: {one.name} takes {part} from {before}')
 
     def changes_hands_seldom(self, part: str) -> None:
-        """A part changes hands seldom: for each fault away and back, and twelve times in three hours at most.
-
-        The latter alone holds for faults that last for long, and for lost packets.
-        """
+        """A part goes away and back once in each WAIT_FOR_INSTANCE_START of a fault; with lost packets, but seldom."""
         changes = self.changes.setdefault(part, [])
         changes.append(self.now)
         begun = [fault for fault in self.world.schedule.faults if fault.at <= self.now]
-        lasting = any(fault.kind == 'loss' or fault.lasts > AN_HOUR / 2 for fault in begun)
-        bound = CHANGES if lasting else min(CHANGES, 1 + sum(2 + 2 * (fault.who == 'both') for fault in begun))
+        wait = self.settings.wait_for_instance_start
+        often = [max(1, math.ceil(fault.lasts / wait)) * (1 + (fault.who == 'both')) for fault in begun]
+        bound = CHANGES if any(fault.kind == 'loss' for fault in begun) else min(CHANGES, 1 + 2 * sum(often))
         if sum(self.now - at < 3 * AN_HOUR for at in changes) > bound:
             raise Broken(f'changes: {part} changes hands {len(changes)} times')
 
