@@ -427,28 +427,8 @@ def address_on(interface: str) -> str:
     return ''
 
 
-class Probed(NamedTuple):
-    """What came of a probe."""
-
-    seconds: float | None  # until the answer came by the way asked for; None: none came
-    beside: str = ''          # the MAC address that brought one past the peer instead
-
-    @property
-    def answered(self) -> bool:
-        """Tell whether an answer came by the way asked for."""
-        return self.seconds is not None
-
-    def __str__(self) -> str:
-        """Go on from "a packet through it"."""
-        if self.seconds is not None:
-            return f'came back in {self.seconds * 1000:.1f} ms'
-        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
-
-
 class Ping:
     """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
-
-    beside = ''  # the MAC address that brought a reply which does not count
 
     def __init__(self, timeout: float, through: str = '') -> None:
         self.timeout, self.through = timeout, through  # a neighbour, of a detour
@@ -460,10 +440,6 @@ class Ping:
         or would leave it with another address than its own ones, where these are given: the kernel
         would send it elsewhere (a VPN, or a bridge with a network of the VPC).
         """
-        return self.probe(address, own).answered
-
-    def probe(self, address: str, own: Sequence[str] = ()) -> Probed:
-        """Ping once, and return what came of it."""
         tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
         empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
         request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
@@ -474,10 +450,10 @@ class Ping:
                     self.send(connection, request)
                     until = started_at + self.timeout * count / REQUESTS_PER_PING
                     if self.is_answered(connection, tag, until):
-                        return Probed(time.monotonic() - started_at)
+                        return True
         except OSError as error:
             raise OwnFault(error.strerror or str(error))
-        return Probed(None, self.beside)
+        return False
 
     def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
         """Return a socket for requests to the address, and replies from there."""
@@ -563,9 +539,8 @@ class Detour(Ping):
                           (self.device, ETH_P_IP, 0, 0, self.mac))
 
     def counts(self, sender: Any) -> bool:
-        """Tell whether the neighbour brought the reply; note who else did."""
-        self.beside = '' if sender[4] == self.mac else sender[4].hex(':')
-        return not self.beside
+        """Tell whether the neighbour brought the reply."""
+        return bool(sender[4] == self.mac)
 
 
 def neighbour(address: str) -> tuple[str, bytes]:
@@ -577,14 +552,14 @@ def neighbour(address: str) -> tuple[str, bytes]:
     raise NoNeighbour(f'the MAC address of {address} is not known here')
 
 
-def send_probe(timeout: float, target: str, through: str | None = None) -> Probed:
+def send_probe(timeout: float, target: str, through: str | None = None) -> bool:
     """Prove that a host out there can be reached, through the peer or by this host's own route.
 
     It is tried once, as a ping; `through` is the peer's private address.  Any may go on at the same
     time.  Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the
     peer.
     """
-    return (Ping if through is None else Detour)(timeout, through or '').probe(target)
+    return (Ping if through is None else Detour)(timeout, through or '')(target)
 
 
 def echo_replies_from(address: str) -> bytes:
@@ -1615,7 +1590,7 @@ class Monitor:
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., dict[str, Any]] = run_together,
                  nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
-                 probe: Callable[..., Probed] | None = None, log: logging.Logger = log,
+                 probe: Callable[..., bool] | None = None, log: logging.Logger = log,
                  requests_from: Callable[[str], bool] | None = None,
                  publish: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
@@ -1774,12 +1749,12 @@ class Monitor:
         found = self.run_together({'through': functools.partial(self.probe, target, peer),
                                    'own way': functools.partial(self.probe, target)},
                                   self.settings.ping_timeout + 0.5, self.ping_meanwhile)
-        through, own_way = (isinstance(one, Probed) and one.answered for one in found.values())
+        came, own_way = found.values()
         yet = '; none did yet, so nothing is decided by that' * (memory.lost is None)
-        self.lasting('probe', '' if through else f'{found["through"]}{yet}', target)
-        if through:
+        self.lasting('probe', '' if came is True else f'{came or "did not come back"}{yet}', target)
+        if came is True:
             memory.lost = []
-        elif own_way and memory.lost is not None and isinstance(found['through'], Probed):
+        elif came is False and own_way is True and memory.lost is not None:
             memory.lost = memory.lost[-100:] + [sent_at]
             if len(memory.lost) < self.settings.num_pings:
                 self.probe_at = sent_at
@@ -2347,11 +2322,11 @@ class Check:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
         probe = self.probe or functools.partial(send_probe, self.settings.ping_timeout)
         through = probe(target, self.peer_address)
-        sure = through.answered or probe(target).answered
-        found = f'a packet through it {through}' + (
+        sure = through or probe(target)
+        found = f'a packet through it {"came" if through else "did not come"} back' + (
             '' if sure else f', nor did one to {target} by the own route')
         about, remedy = (self.peer_id, '') if sure else (target, 'probe')
-        self.say(through.answered if sure else None, 'forwards', about, found, remedy)
+        self.say(through if sure else None, 'forwards', about, found, remedy)
 
 
 # The program --------------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ class World:
         self.hub.sleep(0.002 if answered else self.settings.ping_timeout)
         if through and answered:
             self.records[one.name].forwarded_at = sent_at
-        return module.Probed(0.002 if answered else None)
+        return answered if module is nat_monitor else module.Probed(0.002 if answered else None)
 
     def goes_through(self, one: Instance) -> bool:
         """Tell whether a packet from one comes back through its peer."""
