@@ -460,9 +460,8 @@ class Ping:
         connection = echo_socket(ECHO_REPLY, address)
         source = connection.getsockname()[0]
         if own and source not in own:
-            by = [name for _, name in socket.if_nameindex() if address_on(name) == source]
-            raise OwnFault(f'the way to {address} is by {" or ".join(by) or "another interface"} '
-                           f'({source}), not that with {own[0]}; look at: ip route get {address}')
+            raise OwnFault(f'the way to {address} is by another interface ({source}), '
+                           f'not that with {own[0]}')
         return connection
 
     def send(self, connection: socket.socket, request: bytes) -> None:
