@@ -44,21 +44,21 @@ table ip filter {
 END
 '''
 SCRIPT = '''
-import ctypes, functools, os, select, socket, struct, threading, time
+import ctypes, os, select, socket, struct, threading, time
 import nat_monitor as m
 TARGET, PEER, PEER_MAC = "203.0.113.20", "10.0.0.11", bytes.fromhex("02000000000b")
 OWN_MAC, ROUTER_MAC = bytes.fromhex("02000000000c"), bytes.fromhex("020000000001")
-probe, sent = functools.partial(m.send_probe, 0.4), []
-send = m.Detour.send
-def counted(self, connection, request):
-    send(self, connection, request)
-    sent.append(request[4:8])
-m.Detour.send = counted
-def once(through=PEER, target=TARGET):
+sent, Plain = [], socket.socket
+class Counted(Plain):
+    def sendto(self, packet, to):
+        super().sendto(packet, to)
+        sent.extend([packet[24:28]] * (self.family == socket.AF_PACKET))
+socket.socket = Counted
+def once(through=PEER, target=TARGET, timeout=0.4):
     started = time.monotonic()
     try:
-        came = probe(target, through)
-    except (m.OwnFault, m.NoNeighbour) as fault:
+        came = m.send_ping(timeout, target, through=through)
+    except (m.OwnFault, m.NoAnswer) as fault:
         return {"fault": str(fault), "kind": type(fault).__name__}
     return {"came": came, "taken": time.monotonic() - started}
 def run(command):
@@ -70,7 +70,7 @@ def wire(node, device):
     with open("/proc/self/ns/net") as here, open(there) as there:
         assert libc.setns(there.fileno(), 0) == 0
         try:
-            opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            opened = Plain(socket.AF_PACKET, socket.SOCK_RAW, 0)
             opened.bind((device, 0x800))
         finally:
             assert libc.setns(here.fileno(), 0) == 0
@@ -120,12 +120,12 @@ on router nft add rule ip t i ip saddr 10.0.0.12 ip daddr 203.0.113.20 drop
 
 def inside(script: str, setup: str = '') -> Any:
     """Run the script behind SCRIPT in the secondary, in such a net, and return what it left in `out`."""
-    hear = 'm.Ping(2.0)(PEER)\n'  # the monitor's pings keep the peer's MAC address known
+    hear = 'm.send_ping(2.0, PEER)\n'  # the monitor's pings keep the peer's MAC address known
     return namespace.inside(NET + setup, f'{SCRIPT}{hear}{script}', '--mount')
 
 
 def test_a_packet_through_a_peer_that_forwards_and_translates_comes_back() -> None:
-    result, requests = inside('probe = functools.partial(m.send_probe, 40.0); out = [once(), len(sent)]')
+    result, requests = inside('out = [once(timeout=40.0), len(sent)]')
 
     assert result['came'] is True and result['taken'] < 40.0 and requests == 1
 
@@ -138,13 +138,13 @@ def test_an_untranslated_packet_which_is_answered_beside_the_peer_is_a_miss() ->
 
 def test_a_peer_in_another_subnet_or_one_that_does_not_answer_arp_cannot_be_probed() -> None:
     heard, elsewhere, table, silent = inside('''
-heard = m.Ping(0.4)("10.0.5.11"), m.Ping(0.4)("10.0.0.99")
+heard = m.send_ping(0.4, "10.0.5.11"), m.send_ping(0.4, "10.0.0.99")
 out = [heard, once("10.0.5.11"), open("/proc/net/arp").read(), once("10.0.0.99")]''',
                                              'ip -n router address add 10.0.5.11/32 dev lo\n')
 
     assert heard == [True, False] and '10.0.0.99' in table
-    assert elsewhere == {'fault': 'the MAC address of 10.0.5.11 is not known here', 'kind': 'NoNeighbour'}
-    assert silent['kind'] == 'NoNeighbour'
+    assert elsewhere == {'fault': 'the MAC address of 10.0.5.11 is not known here', 'kind': 'NoAnswer'}
+    assert silent['kind'] == 'NoAnswer'
 
 
 def test_what_the_peer_gets_is_an_ordinary_small_packet_from_the_interface_that_leads_to_it() -> None:
@@ -204,7 +204,7 @@ out = answered_by(lambda tag: frame(tag, mac=macs.pop(0)), "router", "primary")'
 def test_a_flood_of_other_traffic_is_dropped_in_the_kernel_from_the_first_packet_on() -> None:
     woken, heard = inside('''
 others = [dict(kind=8), dict(kind=3), dict(kind=5), dict(source="10.0.0.11"), dict(protocol=17)]
-class Late(socket.socket):
+class Late(Plain):
     def setsockopt(self, *filter):
         time.sleep(0.3)
         super().setsockopt(*filter)
@@ -215,9 +215,9 @@ with wire("primary", "eth0") as out_of_primary:
                 out_of_primary.send(frame(b"abcd", **other))
     ends, thread = threading.Event(), threading.Thread(target=flood)
     thread.start()
-    m.socket.socket = Late
-    connection = m.Detour(0.4, PEER).socket_to(TARGET, ())
-    m.socket.socket = Late.__base__
+    socket.socket = Late
+    connection, *_ = m.detour(TARGET, PEER)
+    socket.socket = Plain
     woken = select.select([connection], [], [], 0.3)[0] != []
     ends.set()
     thread.join()
@@ -229,10 +229,11 @@ with wire("primary", "eth0") as out_of_primary:
 
 def test_an_interface_that_goes_down_is_a_fault_of_our_own() -> None:
     result = inside('''
-def cut(self, connection, request):
-    run("ip link set eth0 down")
-    send(self, connection, request)
-m.Detour.send = cut
+class Cut(Plain):
+    def sendto(self, packet, to):
+        run("ip link set eth0 down")
+        super().sendto(packet, to)
+socket.socket = Cut
 out = once()''')
 
     assert result == {'fault': 'Network is down', 'kind': 'OwnFault'}
@@ -256,7 +257,7 @@ kept = {}
 def keep(name, call, *values):
     kept[name] = [call(*values) for _ in range(3)]
 threads = [threading.Thread(target=keep, args=one) for one in
-           (("through", once), ("own", once, None), ("own", once, None), ("peer", m.Ping(0.4), PEER))]
+           (("through", once), ("own", once, None), ("own", once, None), ("peer", m.send_ping, 0.4, PEER))]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 out = [kept["through"], kept["own"], kept["peer"], len(sent)]''', setup)
