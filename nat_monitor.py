@@ -566,8 +566,8 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
     and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
     not leave, and its thread is left to itself, for no time-out of the libraries covers name
     resolution.  `meanwhile` runs on the calling thread as long as answers are outstanding, at first
-    at once; it returns the seconds for which it need not be called again.  It may take long: what
-    came in time counts.
+    at once; it returns the seconds for which it need not be called again, and may be all the same.
+    It may take long: what came in time counts.
     """
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # until when each is waited for
@@ -598,17 +598,11 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
                 results[name], limits[name] = result, NEVER
             changed.set()
 
-    try:
+    with contextlib.suppress(RuntimeError):  # no memory for another thread
         for _ in range(min(len(calls), at_once)):
             threading.Thread(target=make_some, daemon=True).start()
-    except RuntimeError as error:  # no memory for a thread
-        for name, _ in waiting:
-            results[name], limits[name] = error, NEVER
-    due_at = NEVER
-    while time.monotonic() < (until := max(limits.values(), default=NEVER)):
-        if time.monotonic() >= due_at:
-            due_at = meanwhile() + time.monotonic()
-        changed.wait(min(due_at, until) - time.monotonic())
+    while time.monotonic() < max(limits.values(), default=NEVER):
+        changed.wait(min(meanwhile(), max(limits.values()) - time.monotonic()))
         changed.clear()
     list(waiting)  # what has not begun is not begun
     return dict(results)  # a thread that is left to itself may still change its own
