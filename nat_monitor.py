@@ -787,10 +787,7 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
     except exceptions.ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        try:
-            client.create_route(**route)
-        except exceptions.ClientError as second:
-            raise error if code_of(second) == 'RouteAlreadyExists' else second
+        client.create_route(**route)
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
