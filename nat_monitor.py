@@ -943,15 +943,14 @@ class Host:
         self.networks: list[Network | None] = [*networks] or [None]
         found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
-        calls: dict[str, Callable[[], Any]] = {
-            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
-        for one in networks if self.interface else ():
-            calls[str(one)] = functools.partial(routed, one, self.interface)
-        self.told = run_together(calls, LIST_TIMEOUT + 0.2)
-        self.unlisted = failures_in({'nft': self.told['nft']})  # why there may be other rules
-        self.chains = read_rules('' if self.unlisted else self.told['nft'])
-        if proc('net/ip_tables_names'):
-            self.unlisted = 'iptables-legacy may have rules, too'
+        self.told = run_together({
+            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset'),
+            **{str(one): functools.partial(routed, one, self.interface)
+               for one in networks if self.interface}}, LIST_TIMEOUT + 0.2)
+        self.chains = read_rules(str(self.told['nft']))
+        self.unlisted = (  # why there may be other rules
+            'iptables-legacy may have rules, too' if proc('net/ip_tables_names')
+            else failures_in({'nft': self.told['nft']}))
         self.addresses = re.findall(r'(\S+)\s+/32 host LOCAL', proc('net/fib_trie'))
         whole = proc('sys/net/ipv4/ip_forward')
         self.forwards = proc(f'sys/net/ipv4/conf/{self.interface}/forwarding') or whole
