@@ -401,7 +401,8 @@ class Metadata:
 # Ping ---------------------------------------------------------------------------------------------
 
 REQUESTS_PER_PING = 6  # with four, three misses in a row are too frequent at a loss of 40 %
-SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST, SIOCGIFADDR = 255, 1, 0, 8, 0x8915
+SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
+SO_ATTACH_FILTER, SIOCGIFADDR, ETH_P_IP, TTL = 26, 0x8915, 0x0800, 64
 
 
 def checksum(data: bytes) -> int:
@@ -412,179 +413,87 @@ def checksum(data: bytes) -> int:
 
 def echo_socket(kind: int, address: str) -> socket.socket:
     """Return a socket that lets in echo requests or replies from the address, and nothing else."""
-    connection = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    connection.setblocking(False)
+    connection = socket.socket(
+        socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
     connection.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack('=i', ~(1 << kind)))
     connection.connect((address, 0))
     return connection
 
 
-def address_on(interface: str) -> str:
-    """Return the first IPv4 address of an interface, '' if it has none."""
-    with socket.socket() as connection, contextlib.suppress(OSError):
-        answer = fcntl.ioctl(connection, SIOCGIFADDR, struct.pack('40s', interface.encode()))
-        return socket.inet_ntoa(answer[20:24])
-    return ''
+Way = tuple[socket.socket, bytes, Any]  # to send by it: what precedes a request, and to whom
 
 
-class Probed(NamedTuple):
-    """What came of a probe."""
+def send_ping(timeout: float, address: str, own: Sequence[str] = (),
+              through: str | None = None) -> bool:
+    """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
 
-    seconds: float | None  # until the answer came by the way asked for; None: none came
-    beside: str = ''          # the MAC address that brought one past the peer instead
-
-    @property
-    def answered(self) -> bool:
-        """Tell whether an answer came by the way asked for."""
-        return self.seconds is not None
-
-    def __str__(self) -> str:
-        """Go on from "a packet through it"."""
-        if self.seconds is not None:
-            return f'came back in {self.seconds * 1000:.1f} ms'
-        return f'came back beside it, from {self.beside}' if self.beside else 'did not come back'
-
-
-class Ping:
-    """ICMP echo from within this process: a child would get Ctrl-C and die like an outage."""
-
-    beside = ''  # the MAC address that brought a reply which does not count
-
-    def __init__(self, timeout: float, through: str = '') -> None:
-        self.timeout, self.through = timeout, through  # a neighbour, of a detour
-
-    def __call__(self, address: str, own: Sequence[str] = ()) -> bool:
-        """Ping once: up to six requests over `timeout` seconds; tell whether one was answered.
-
-        A miss always takes `timeout` seconds.  Raises OwnFault if a request cannot leave this host,
-        or would leave it with another address than its own ones, where these are given: the kernel
-        would send it elsewhere (a VPN, or a bridge with a network of the VPC).
-        """
-        return self.probe(address, own).answered
-
-    def probe(self, address: str, own: Sequence[str] = ()) -> Probed:
-        """Ping once, and return what came of it."""
-        tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
-        empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
-        request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
-        try:
-            with self.socket_to(address, own) as connection:
-                started_at = time.monotonic()
-                for count in range(1, REQUESTS_PER_PING + 1):
-                    self.send(connection, request)
-                    until = started_at + self.timeout * count / REQUESTS_PER_PING
-                    if self.is_answered(connection, tag, until):
-                        return Probed(time.monotonic() - started_at)
-        except OSError as error:
-            raise OwnFault(error.strerror or str(error))
-        return Probed(None, self.beside)
-
-    def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
-        """Return a socket for requests to the address, and replies from there."""
-        connection = echo_socket(ECHO_REPLY, address)
-        source = connection.getsockname()[0]
-        if own and source not in own:
-            by = [name for _, name in socket.if_nameindex() if address_on(name) == source]
-            raise OwnFault(f'the way to {address} is by {" or ".join(by) or "another interface"} '
-                           f'({source}), not that with {own[0]}; look at: ip route get {address}')
-        return connection
-
-    def send(self, connection: socket.socket, request: bytes) -> None:
-        """Hand the request to the kernel."""
-        connection.send(request)
-
-    def is_answered(self, connection: socket.socket, tag: bytes, until: float) -> bool:
-        """Wait until the monotonic time `until` for a reply to these requests, and tell."""
-        while select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
-            with contextlib.suppress(OSError):  # an error from the network, which is a miss
-                packet, sender = connection.recvfrom(2048)
-                reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
-                if reply[4:8] == tag and self.counts(sender):
+    It does so from within this process: a child would get Ctrl-C and die like an outage.  A probe
+    is a ping `through` a neighbour, the peer, as if it were the gateway; then only the replies
+    count that it brings.  A miss always takes `timeout` seconds, and any number may go on at the
+    same time.  Raises OwnFault if a request cannot leave this host, or would leave it with another
+    address than its own ones, where these are given: the kernel would send it elsewhere (a VPN, or
+    a bridge with a network of the VPC).  Raises NoAnswer if the neighbour is none.
+    """
+    tag = os.urandom(4)  # identifier and sequence number: those of this ping alone
+    empty = struct.pack('!BBH', ECHO_REQUEST, 0, 0) + tag
+    request = struct.pack('!BBH', ECHO_REQUEST, 0, checksum(empty)) + tag
+    try:
+        connection, head, to = way_to(address, own) if through is None else detour(address, through)
+        with connection:
+            started_at = time.monotonic()
+            for count in range(1, REQUESTS_PER_PING + 1):
+                connection.sendto(head + request, to)
+                until = started_at + timeout * count / REQUESTS_PER_PING
+                if is_answered(connection, tag, to, until):
                     return True
-        return False
-
-    def counts(self, sender: Any) -> bool:
-        """Tell whether a reply from there counts: the socket lets in no other."""
-        return True
+    except OSError as error:
+        raise OwnFault(error.strerror or str(error))
+    return False
 
 
-class Requests:
-    """The pings of the peer's monitor, as they reach this host; the kernel answers them anyway."""
-
-    address = ''
-
-    def __call__(self, address: str) -> bool:
-        """Tell whether one has come from there since this was last asked; the first time, yes."""
-        if address != self.address:
-            self.socket, self.address = echo_socket(ECHO_REQUEST, address), address
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the smallest there is
-            return True
-        heard = False
-        with contextlib.suppress(OSError):  # no more, or an ICMP error of a ping
-            while True:
-                heard = bool(self.socket.recv(64))
-        return heard
+def is_answered(connection: socket.socket, tag: bytes, to: Any, until: float) -> bool:
+    """Wait until the monotonic time `until` for a reply to these requests, and tell."""
+    while select.select([connection], [], [], max(0.0, until - time.monotonic()))[0]:
+        with contextlib.suppress(OSError):  # an error from the network, which is a miss
+            packet, sender = connection.recvfrom(2048)
+            reply = packet[(packet[0] & 15) * 4:]  # behind the IP header
+            if reply[4:8] == tag and sender[-1] == to[-1]:  # of a detour, the MAC address
+                return True
+    return False
 
 
-SO_ATTACH_FILTER, ETH_P_IP, TTL = 26, 0x0800, 64
-ARP_COMPLETE = 0x02  # a flag in /proc/net/arp: the MAC address is known
+def way_to(address: str, own: Sequence[str]) -> Way:
+    """Return the kernel's way to the address."""
+    connection = echo_socket(ECHO_REPLY, address)
+    source = connection.getsockname()[0]
+    if own and source not in own:
+        raise OwnFault(f'the way to {address} is by another interface ({source}), '
+                       f'not that with {own[0]}')
+    return connection, b'', (address, 0)
 
 
-class NoNeighbour(NoAnswer):
-    """The peer has no MAC address here: it is in another subnet, or does not answer ARP."""
+def detour(address: str, through: str) -> Way:
+    """Return the way through a neighbour: frames for its MAC address with IP packets inside.
 
-
-class Detour(Ping):
-    """Ping through a neighbour, as if it were the gateway; one object for one ping.
-
-    The requests are frames to the neighbour's MAC address with an IP packet to the target inside.
+    The socket lets in echo replies from the address, whoever brings them.
     """
-
-    def socket_to(self, address: str, own: Sequence[str]) -> socket.socket:
-        """Return a socket that lets in echo replies from the address, whoever brings them."""
-        self.device, self.mac = neighbour(self.through)
-        self.addresses = socket.inet_aton(address_on(self.device)) + socket.inet_aton(address)
-        program = array.array('B', echo_replies_from(address))
-        start, size = program.buffer_info()
-        # It hears nothing until it is bound, behind the filter.
-        connection = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
-        connection.setblocking(False)
-        connection.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', size // 8, start))
-        connection.bind((self.device, ETH_P_IP))
-        return connection
-
-    def send(self, connection: socket.socket, request: bytes) -> None:
-        """Hand the request to the neighbour."""
-        length, identification = 20 + len(request), random.randrange(1 << 16)
-        head = struct.pack('!BBHHHBB', 0x45, 0, length, identification, 0, TTL, socket.IPPROTO_ICMP)
-        proof = struct.pack('!H', checksum(head + self.addresses))
-        connection.sendto(head + proof + self.addresses + request,
-                          (self.device, ETH_P_IP, 0, 0, self.mac))
-
-    def counts(self, sender: Any) -> bool:
-        """Tell whether the neighbour brought the reply; note who else did."""
-        self.beside = '' if sender[4] == self.mac else sender[4].hex(':')
-        return not self.beside
-
-
-def neighbour(address: str) -> tuple[str, bytes]:
-    """Return the interface and the MAC address that lead to a host in this host's subnet."""
-    with open('/proc/net/arp', encoding='ascii') as table:
-        for known, _, flags, mac, _, device in map(str.split, table.readlines()[1:]):
-            if known == address and int(flags, 16) & ARP_COMPLETE:
-                return device, bytes.fromhex(mac.replace(':', ''))
-    raise NoNeighbour(f'the MAC address of {address} is not known here')
-
-
-def send_probe(timeout: float, target: str, through: str | None = None) -> Probed:
-    """Prove that a host out there can be reached, through the peer or by this host's own route.
-
-    It is tried once, as a ping; `through` is the peer's private address.  Any may go on at the same
-    time.  Raises OwnFault if a request cannot leave this host, NoNeighbour if none can go to the
-    peer.
-    """
-    return (Ping if through is None else Detour)(timeout, through or '').probe(target)
+    found = re.search(rf'(?m)^{re.escape(through)} +0x1 +0x[26] +(\S+) +\* +(\S+)$',
+                      text_of('/proc/net/arp'))  # flags: 2 is complete, 4 is permanent
+    if not found:  # it is in another subnet, or does not answer ARP
+        raise NoAnswer(f'the MAC address of {through} is not known here')
+    mac, device = found.groups()
+    program = array.array('B', echo_replies_from(address))
+    start, size = program.buffer_info()
+    # It hears nothing until it is bound, behind the filter.
+    connection = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack('HP', size // 8, start))
+    connection.bind((device, ETH_P_IP))
+    own = fcntl.ioctl(connection, SIOCGIFADDR, struct.pack('40s', device.encode()))[20:24]
+    addresses = own + socket.inet_aton(address)
+    # 20 bytes, and 8 behind them
+    head = struct.pack('!BBH2sHBB', 0x45, 0, 28, os.urandom(2), 0, TTL, socket.IPPROTO_ICMP)
+    head += struct.pack('!H', checksum(head + addresses)) + addresses
+    return connection, head, (device, ETH_P_IP, 0, 0, bytes.fromhex(mac.replace(':', '')))
 
 
 def echo_replies_from(address: str) -> bytes:
@@ -599,6 +508,23 @@ def echo_replies_from(address: str) -> bytes:
         (0xb1, 0, 0, 0), (0x50, 0, 0, 0), (0x15, 0, 1, ECHO_REPLY),       # behind the IP header
         (0x06, 0, 0, 0xffff),                                             # let it in
         (0x06, 0, 0, 0)))                                                 # drop it
+
+
+class Requests:
+    """The pings of the peer's monitor, as they reach this host; the kernel answers them anyway."""
+
+    address = ''
+
+    def __call__(self, address: str) -> bool:
+        """Tell whether one has come from there since this was last asked; the first time, yes."""
+        heard = address != self.address
+        if heard:
+            self.socket, self.address = echo_socket(ECHO_REQUEST, address), address
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # the smallest there is
+        with contextlib.suppress(OSError):  # no more, or an ICMP error of a ping
+            while True:
+                heard = bool(self.socket.recv(64))
+        return heard
 
 
 # EC2 ----------------------------------------------------------------------------------------------
@@ -640,8 +566,8 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
     and reach EC2 does not count for that.  It gives NoAnswer, or NotSent if it is known that it did
     not leave, and its thread is left to itself, for no time-out of the libraries covers name
     resolution.  `meanwhile` runs on the calling thread as long as answers are outstanding, at first
-    at once; it returns the seconds for which it need not be called again.  It may take long: what
-    came in time counts.
+    at once; it returns the seconds for which it need not be called again, and may be all the same.
+    It may take long: what came in time counts.
     """
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # until when each is waited for
@@ -672,17 +598,11 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
                 results[name], limits[name] = result, NEVER
             changed.set()
 
-    try:
+    with contextlib.suppress(RuntimeError):  # no memory for another thread
         for _ in range(min(len(calls), at_once)):
             threading.Thread(target=make_some, daemon=True).start()
-    except RuntimeError as error:  # no memory for a thread
-        for name, _ in waiting:
-            results[name], limits[name] = error, NEVER
-    due_at = NEVER
-    while time.monotonic() < (until := max(limits.values(), default=NEVER)):
-        if time.monotonic() >= due_at:
-            due_at = meanwhile() + time.monotonic()
-        changed.wait(min(due_at, until) - time.monotonic())
+    while time.monotonic() < max(limits.values(), default=NEVER):
+        changed.wait(min(meanwhile(), max(limits.values()) - time.monotonic()))
         changed.clear()
     list(waiting)  # what has not begun is not begun
     return dict(results)  # a thread that is left to itself may still change its own
@@ -867,10 +787,7 @@ def claim_table(client: Any, table_id: str, instance_id: str) -> None:
     except exceptions.ClientError as error:
         if code_of(error) != 'InvalidParameterValue':  # there is no such route, or another fault
             raise
-        try:
-            client.create_route(**route)
-        except exceptions.ClientError as second:
-            raise error if code_of(second) == 'RouteAlreadyExists' else second
+        client.create_route(**route)
 
 
 STOP, FORCE, START = 'stop', 'force', 'start'  # the steps of a restart
@@ -1026,15 +943,14 @@ class Host:
         self.networks: list[Network | None] = [*networks] or [None]
         found = re.findall(r'(?m)^(\w\S*)\s+0{8}(?:\s+\S+){5}\s+0{8}\s', proc('net/route'))
         self.interface = found[0] if len({*found}) == 1 else ''  # of the default route
-        calls: dict[str, Callable[[], Any]] = {
-            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset')}
-        for one in networks if self.interface else ():
-            calls[str(one)] = functools.partial(routed, one, self.interface)
-        self.told = run_together(calls, LIST_TIMEOUT + 0.2)
-        self.unlisted = failures_in({'nft': self.told['nft']})  # why there may be other rules
-        self.chains = read_rules('' if self.unlisted else self.told['nft'])
-        if proc('net/ip_tables_names'):
-            self.unlisted = 'iptables-legacy may have rules, too'
+        self.told = run_together({
+            'nft': functools.partial(output_of, 'nft', '-t', 'list', 'ruleset'),
+            **{str(one): functools.partial(routed, one, self.interface)
+               for one in networks if self.interface}}, LIST_TIMEOUT + 0.2)
+        self.chains = read_rules(str(self.told['nft']))
+        self.unlisted = (  # why there may be other rules
+            'iptables-legacy may have rules, too' if proc('net/ip_tables_names')
+            else failures_in({'nft': self.told['nft']}))
         self.addresses = re.findall(r'(\S+)\s+/32 host LOCAL', proc('net/fib_trie'))
         whole = proc('sys/net/ipv4/ip_forward')
         self.forwards = proc(f'sys/net/ipv4/conf/{self.interface}/forwarding') or whole
@@ -1613,12 +1529,12 @@ class Monitor:
                  connect: Callable[[str], Any] = connect,
                  run_together: Callable[..., dict[str, Any]] = run_together,
                  nat_fault: Callable[[Sequence[str]], str] = nat_fault, chance: Any = random,
-                 probe: Callable[..., Probed] | None = None, log: logging.Logger = log,
+                 probe: Callable[..., bool] | None = None, log: logging.Logger = log,
                  requests_from: Callable[[str], bool] | None = None,
                  publish: Callable[[dict[str, Any]], None] = lambda status: None) -> None:
         self.settings, self.clock, self.chance, self.log = settings, clock, chance, log
-        self.ping, self.metadata = ping or Ping(settings.ping_timeout), metadata or Metadata()
-        self.probe = probe or functools.partial(send_probe, settings.ping_timeout)
+        echo = functools.partial(send_ping, settings.ping_timeout)
+        self.ping, self.probe, self.metadata = ping or echo, probe or echo, metadata or Metadata()
         self.requests_from = requests_from or Requests()
         self.run_together, self.publish, self.lasting = run_together, publish, Lasting(clock, log)
         self.ec2 = Ec2(
@@ -1769,15 +1685,15 @@ class Monitor:
             return
         if self.misses:
             return
-        found = self.run_together({'through': functools.partial(self.probe, target, peer),
+        found = self.run_together({'through': functools.partial(self.probe, target, through=peer),
                                    'own way': functools.partial(self.probe, target)},
                                   self.settings.ping_timeout + 0.5, self.ping_meanwhile)
-        through, own_way = (isinstance(one, Probed) and one.answered for one in found.values())
+        came, own_way = found.values()
         yet = '; none did yet, so nothing is decided by that' * (memory.lost is None)
-        self.lasting('probe', '' if through else f'{found["through"]}{yet}', target)
-        if through:
+        self.lasting('probe', '' if came is True else f'{came or "did not come back"}{yet}', target)
+        if came is True:
             memory.lost = []
-        elif own_way and memory.lost is not None and isinstance(found['through'], Probed):
+        elif came is False and own_way is True and memory.lost is not None:
             memory.lost = memory.lost[-100:] + [sent_at]
             if len(memory.lost) < self.settings.num_pings:
                 self.probe_at = sent_at
@@ -2335,7 +2251,7 @@ class Check:
         """Ping the peer as often as makes it silent."""
         wanted, address = self.settings.num_pings, self.peer_address
         own = addresses_of(self.things[self.own_id])
-        ping = self.ping or functools.partial(Ping(self.settings.ping_timeout), own=own)
+        ping = self.ping or functools.partial(send_ping, self.settings.ping_timeout, own=own)
         answers = sum(map(ping, [address] * wanted))
         blocked = not answers and self.things[self.peer_id]['State']['Name'] == 'running'
         found = f'{address} answers {answers} of {wanted}'
@@ -2343,13 +2259,13 @@ class Check:
 
     def check_probe(self, target: str) -> None:
         """Send a packet through the peer; a miss counts if one by the own route is answered."""
-        probe = self.probe or functools.partial(send_probe, self.settings.ping_timeout)
-        through = probe(target, self.peer_address)
-        sure = through.answered or probe(target).answered
-        found = f'a packet through it {through}' + (
+        probe = self.probe or functools.partial(send_ping, self.settings.ping_timeout)
+        through = probe(target, through=self.peer_address)
+        sure = through or probe(target)
+        found = f'a packet through it {"came" if through else "did not come"} back' + (
             '' if sure else f', nor did one to {target} by the own route')
         about, remedy = (self.peer_id, '') if sure else (target, 'probe')
-        self.say(through.answered if sure else None, 'forwards', about, found, remedy)
+        self.say(through if sure else None, 'forwards', about, found, remedy)
 
 
 # The program --------------------------------------------------------------------------------------

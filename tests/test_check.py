@@ -280,15 +280,13 @@ TARGET = '203.0.113.20'
 
 
 @pytest.mark.parametrize('probed, deaf, verdict, words', [
-    ((0.0004,), '', 'ok', 'a packet through it came back in 0.4 ms'),
-    ((0.0004,), TARGET, 'ok', 'a packet through it came back in 0.4 ms'),
-    ((None,), '', 'FAIL', 'a packet through it did not come back; run: nat_monitor.py --check  # on {primary}'),
-    ((None, '02:00:00:00:00:01'), '', 'FAIL', 'a packet through it came back beside it, from 02:00:00:00:00:01; '
-     'run: nat_monitor.py --check  # on {primary}'),
-    ((None,), TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
+    (True, '', 'ok', 'a packet through it came back'),
+    (True, TARGET, 'ok', 'a packet through it came back'),
+    (False, '', 'FAIL', 'a packet through it did not come back; run: nat_monitor.py --check  # on {primary}'),
+    (False, TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
      f'run: ping -c 20 {TARGET}  # if that is lost, too, PROBE_ADDRESS is to be another one'),
-    (nat_monitor.NoNeighbour('said the test'), '', 'unknown',
-     'NoNeighbour: said the test; run: nat_monitor.py --check'),
+    (nat_monitor.NoAnswer('said the test'), '', 'unknown',
+     'NoAnswer: said the test; run: nat_monitor.py --check'),
     (nat_monitor.OwnFault('Operation not permitted'), '', 'FAIL',
      'OwnFault: Operation not permitted; run: ip route get')])
 def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, deaf: str, verdict: str, words: str

@@ -281,13 +281,13 @@ class World:
         """Live through a probe: through the peer, or by this instance's own route."""
         module, sent_at = self.programs[one.name][0], self.hub.now
         if through and self.conditions.frames == 2:
-            raise module.NoNeighbour(f'the MAC address of {through} is not known here')
+            raise module.NoAnswer(f'the MAC address of {through} is not known here')
         answered = not all(self.is_lost(one) for _ in range(nat_monitor.REQUESTS_PER_PING)) and target == TARGET and (
             through == self.peer(one).address and self.goes_through(one) if through else self.reaches_target(one))
         self.hub.sleep(0.002 if answered else self.settings.ping_timeout)
         if through and answered:
             self.records[one.name].forwarded_at = sent_at
-        return module.Probed(0.002 if answered else None)
+        return answered if module is nat_monitor else module.Probed(0.002 if answered else None)
 
     def goes_through(self, one: Instance) -> bool:
         """Tell whether a packet from one comes back through its peer."""

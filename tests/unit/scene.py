@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Se
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from nat_monitor import CONNECTIONS, Monitor, NoAnswer, NotSent, Probed, Settings
+from nat_monitor import CONNECTIONS, Monitor, NoAnswer, NotSent, Settings
 
 PRIMARY, SECONDARY, OUTSIDE = 'i-0123456789abcdef0', 'i-0fedcba9876543210', 'i-00000000000000000'
 TABLE, SECOND, ADDRESS = 'rtb-0123456789abcdef0', 'rtb-0123456789abcdef1', '198.51.100.7'
@@ -208,14 +208,14 @@ class Scene(logging.Handler):
         assert address == PRIVATE[self.peer_id]
         return self.peer_pings
 
-    def probe(self, target: str, through: Optional[str] = None) -> Probed:
+    def probe(self, target: str, through: Optional[str] = None) -> bool:
         assert target == TARGET and through in (None, PRIVATE[self.peer_id])
         self.probes.append((self.now, bool(through)))
         outcome = self.probed(self.now, bool(through))
         if isinstance(outcome, Exception):
             raise outcome
         self.lasts.append(0.01 if outcome else self.settings.ping_timeout)
-        return Probed(0.01 if outcome else None)
+        return bool(outcome)
 
     def run_together(self, calls: Dict[str, Callable[[], Any]], timeout: float,
                      meanwhile: Callable[[], float] = lambda: math.inf, after_sending: float = math.inf,

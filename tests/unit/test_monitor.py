@@ -5,7 +5,7 @@ from typing import Any, List, Tuple
 
 import pytest
 
-from nat_monitor import CALL_DEADLINE, OTHER, PEER, SELF, NoAnswer, NoNeighbour, OwnFault
+from nat_monitor import CALL_DEADLINE, OTHER, PEER, SELF, NoAnswer, OwnFault
 from tests.unit.scene import (ADDRESS, CLAIMS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, START, TABLE, TARGET, Cloud,
                               Ending, Scene, at_rest, forwards_not, gaps, probing, refusal, silent, through)
 
@@ -603,7 +603,7 @@ def test_where_ec2_did_not_answer_a_probe_follows_its_first_answer() -> None:
     lambda now, by_peer: False,
     lambda now, by_peer: False if by_peer else OwnFault('no route'),
     lambda now, by_peer: OwnFault('no buffer') if by_peer else True,
-    lambda now, by_peer: NoNeighbour('not in this subnet') if by_peer else True,
+    lambda now, by_peer: NoAnswer('not in this subnet') if by_peer else True,
     lambda now, by_peer: now > START + 125.5], ids=range(5))
 def test_a_probe_lost_alone_or_by_the_own_route_too_or_that_could_not_be_sent_decides_nothing(outcome: Any) -> None:
     scene = probing(outcome).run(119.0)
