@@ -2053,7 +2053,7 @@ class Check:
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for part in 'settings files environment metadata ec2 nat cron monitor'.split():
+        for part in 'settings files metadata ec2 nat cron monitor'.split():
             self.attempt(part, self.own_id, getattr(self, f'check_{part}'))
         return self.exit_code
 
@@ -2103,11 +2103,6 @@ class Check:
         for path, fine in on_the_way_to(__file__, self.settings_file):
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
-
-    def check_environment(self) -> None:
-        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
-        if found:
-            self.say(True, 'environment', '', on_one_line(' '.join(found)))
 
     def check_metadata(self) -> None:
         self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))

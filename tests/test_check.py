@@ -637,20 +637,6 @@ def test_a_suspended_monitor_is_told(host: Host, capfd: Any) -> None:
     assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}') and code == 1
 
 
-def test_the_variables_that_count_are_told_where_they_are_set(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch
-                                                              ) -> None:
-    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
-    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')
-    monkeypatch.setenv('AWS_CA_BUNDLE', '')
-    metadata = os.environ['AWS_EC2_METADATA_SERVICE_ENDPOINT']
-
-    _, lines = pair.check(capfd)
-
-    assert [line for line in lines if line.what == 'environment'] == [Line(
-        'ok', 'environment', '', f'AWS_ENDPOINT_URL_EC2=https://ec2.{REGION}.amazonaws.com '
-                                 f'AWS_EC2_METADATA_SERVICE_ENDPOINT={metadata}')]
-
-
 # In the lab: the program as it is installed, asking EC2 over HTTP and pinging with real packets
 
 TO_DOCKER = '''  # a network that has both addresses of the pair
