@@ -2288,9 +2288,6 @@ class Check:
                  for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
         pair = [one for one in self.things.values() if one.get('SubnetId')]
         mine = {one['SubnetId']: links.get(one['SubnetId'], links.get(REST, {})) for one in pair}
-        if {one['VpcId'] for one in pair} != {own['VpcId']}:
-            self.say(False, 'route table', self.peer_id,
-                     f'the peer is not in {own["VpcId"]}', 'gone')
         for i in chosen:
             self.say(i in tables, 'route table', i, 'not ' * (i not in tables) + 'in the VPC')
         for i, one in tables.items():

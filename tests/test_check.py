@@ -123,12 +123,6 @@ def use_main_table(pair: Pair) -> None:
     use_table(pair, links[None]['RouteTableId'])
 
 
-def move_peer_away(pair: Pair) -> None:
-    vpc = pair.ec2.create_vpc(CidrBlock='10.8.0.0/16')['Vpc']['VpcId']
-    subnet = pair.ec2.create_subnet(VpcId=vpc, CidrBlock='10.8.0.0/24')['Subnet']['SubnetId']
-    pair.record(pair.primary)._subnet_id = subnet
-
-
 def forget_a_table(pair: Pair) -> None:
     other = pair.ec2.create_route_table(VpcId=pair.vpc)['RouteTable']['RouteTableId']
     pair.ec2.create_route(RouteTableId=other, DestinationCidrBlock='0.0.0.0/0', InstanceId=pair.primary)
@@ -205,8 +199,6 @@ def masquerade(pair: Pair, rule: str) -> None:
      'FAIL', 'subnets', '{public}: the pair, in {public}, would route to itself; run: nano {settings_file}'),
     (lambda pair: setattr(pair.record(pair.primary), '_subnet_id', pair.private),
      'FAIL', 'subnets', '{private}: the pair, in {private}, would route to itself; run: nano {settings_file}'),
-    (move_peer_away,
-     'FAIL', 'route table', 'the peer is not in vpc-'),
     (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: the pair, in {public}, would route '
      'to itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
