@@ -2281,9 +2281,7 @@ class Check:
     def check_tables(self) -> None:
         """Tell what claims would replace, whom they serve, and what other tables lead here."""
         own, chosen = self.things[self.own_id], self.settings.route_table_ids
-        pages = self.client.get_paginator('describe_route_tables')  # a VPC may have hundreds
-        tables = by_id(lambda **asked: pages.paginate(**asked).build_full_result(),
-                       'RouteTableId', 'vpc-id', own['VpcId'])
+        tables = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', own['VpcId'])
         links = {link.get('SubnetId', REST): link for one in tables.values()
                  for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
         pair = [one for one in self.things.values() if one.get('SubnetId')]
