@@ -2074,9 +2074,7 @@ class Check:
             remedy = denier if code_of(error) in DENIED else 'no answer'
             if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
-            is_needless = what in ('can be stopped', 'masquerading')  # for a failover
-            self.say(None if is_needless or remedy == 'no answer' else False, what, about,
-                     in_words(error), remedy)
+            self.say(None if remedy == 'no answer' else False, what, about, in_words(error), remedy)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
             otherwise: str = FAIL, **more: Any) -> None:

@@ -318,21 +318,6 @@ def test_each_missing_permission_is_told_with_the_policy_and_the_tags(pair: Pair
         assert code == 1 and pair.mutations() == []
 
 
-@pytest.mark.parametrize('action, what', [
-    ('DescribeInstanceAttribute', 'can be stopped'), ('DescribeSpotInstanceRequests', 'can be stopped'),
-    ('DescribeSubnets', 'masquerading')])
-def test_what_no_failover_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str, what: str
-                                                                  ) -> None:
-    make_spot(pair)
-    pair.errors['DescribeSpotInstanceRequests'] = pair.errors[action] = 'UnauthorizedOperation'
-
-    code, lines = pair.check(capfd)
-
-    told = [line for line in lines if line.verdict != 'ok']
-    assert {(line.verdict, line.what) for line in told} == {('unknown', what), ('unknown', 'can be stopped')}, pair.text
-    assert all('run: aws iam put-role-policy' in line.words for line in told) and code == 0
-
-
 USER = ('UnauthorizedOperation: You are not authorized to perform this operation. User: arn:aws:sts::123456789012:'
         'assumed-role/NAT_Monitor/i-0123456789abcdef0 is not authorized to perform: ec2:ReplaceRoute on resource: '
         'arn:aws:ec2:eu-west-1:123456789012:route-table/rtb-0123456789abcdef0 ')
