@@ -183,6 +183,7 @@ network interface: aws ec2 detach-network-interface \
 --attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
 --network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}
+Spot: aws ec2 describe-spot-instance-requests --spot-instance-request-ids {found}  # persistent?
 Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
 --auto-scaling-group-name {found} --should-decrement-desired-capacity
 maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
@@ -2265,14 +2266,12 @@ class Check:
 
     def check_stop(self, i: str, one: dict[str, Any]) -> None:
         """Tell whether EC2 would stop and start an instance."""
-        spot = one.get('SpotInstanceRequestId')
-        request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
-            'SpotInstanceRequests'][0] if spot else {}
+        spot = one.get('SpotInstanceRequestId', 'none')
+        self.say(spot == 'none' or None, 'Spot', i, spot)
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
         fault = ('it has stop protection' if protected else
-                 'its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'it is a one-time Spot instance' if request.get('Type') == 'one-time' else '')
+                 'its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else '')
         self.say(not fault, 'can be stopped', i, f'no, {fault}' if fault else 'yes',
                  'protected' if protected else 'gone')
 

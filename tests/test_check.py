@@ -98,12 +98,6 @@ def take_profile(pair: Pair) -> None:
     pair.ec2.disassociate_iam_instance_profile(AssociationId=link['AssociationId'])
 
 
-def make_spot(pair: Pair) -> None:
-    request = pair.ec2.request_spot_instances(InstanceCount=1, SpotPrice='1', LaunchSpecification={
-        'ImageId': 'ami-12345678'}, Type='one-time')['SpotInstanceRequests'][0]['SpotInstanceRequestId']
-    pair.record(pair.primary).spot_instance_request_id = request
-
-
 def use_foreign_table(pair: Pair) -> None:
     vpc = pair.ec2.create_vpc(CidrBlock='10.9.0.0/16')['Vpc']['VpcId']
     table = pair.ec2.create_route_table(VpcId=vpc)['RouteTable']['RouteTableId']
@@ -184,7 +178,8 @@ def masquerade(pair: Pair, rule: str) -> None:
      '{primary} --no-disable-api-stop'),
     (lambda pair: setattr(pair.record(pair.primary), 'root_device_type', 'instance-store'),
      'FAIL', 'can be stopped', 'launch another one'),
-    (make_spot, 'FAIL', 'can be stopped', 'launch another one'),
+    (lambda pair: setattr(pair.record(pair.primary), 'spot_instance_request_id', 'sir-08b93456'), 'unknown', 'Spot',
+     'aws ec2 describe-spot-instance-requests --spot-instance-request-ids sir-08b93456'),
     (lambda pair: pair.backend.create_tags([pair.primary], {'aws:autoscaling:groupName': 'nats'}),
      'FAIL', 'Auto Scaling group', 'aws autoscaling detach-instances --instance-ids {primary} '
      '--auto-scaling-group-name nats'),
