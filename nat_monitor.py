@@ -202,7 +202,7 @@ masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postroutin
 {source}oifname != "lo" masquerade; }}; }}'
 rules: nft list ruleset; ip rule; ip route
 cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
-install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # no dot in its name, LF at its end
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
 monitor, watcher: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
@@ -1997,14 +1997,13 @@ class Monitor:
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
 DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
 REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
-CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
-            r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
-BOOT_FILES = (
-    'etc/rc*', 'etc/rc*.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
-    '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+CRON_JOB = (  # behind its file and a colon: for root, then the program, its output, the line's end
+    r'(?:/etc/(?:crontab|cron\.d/[\w-]+):\s*@reboot\s+root|/cron/(?:crontabs/)?root:\s*@reboot)\s+'
+    r'(/\S*/nat_monitor\.py)(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*\n')
+STARTERS = ('etc/rc* etc/rc*/* etc/init.d/* etc/*cron* etc/cron*/* var/spool/cron/** '
+            '*/systemd/system/** usr/*/systemd/system/** var/lib/cloud/scripts/per-boot/*').split()
 # A later one takes the place of one of the same name; /etc/sysctl.conf is 99-sysctl.conf there.
 SYSCTL_FILES = [f'{one}/sysctl.d/*.conf' for one in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
-CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
 
 
 def on_the_way_to(*paths: str) -> Iterator[tuple[str, bool]]:
@@ -2021,17 +2020,10 @@ def on_the_way_to(*paths: str) -> Iterator[tuple[str, bool]]:
 
 
 def starts_monitor(path: str, line: str) -> Verdict:
-    """Tell whether cron runs that line of a file at boot."""
-    job, status, words = re.fullmatch(CRON_JOB, line), os.stat(path), f'{path}: {line.strip()}'
-    if not job or not re.search(CRON_FILE, path):
-        return None, f'{words} (nobody can tell if this starts it at boot)'
-    user, program, end = job.groups()
-    if (user == ('root' if '/etc/' in path else None) and end == '\n'
-            and os.access(program, os.X_OK) and re.search(r'/[\w-]+$', path)
-            and status.st_uid == 0 and not status.st_mode & 0o133):
-        return True, words
-    return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
-                   'name, by a line that ends in LF, as root, and if it can be executed)')
+    """Tell whether cron is sure to run that line of a file at boot; else nobody can tell."""
+    job, status, words = re.search(CRON_JOB, f'{path}: {line}'), os.stat(path), line.strip()
+    sure = job and os.access(job[1], os.X_OK) and not (status.st_uid or status.st_mode & 0o133)
+    return sure or None, f'{path}: {words}'
 
 
 class Check:
@@ -2142,15 +2134,15 @@ class Check:
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, or for anything else that names it."""
-        told = [starts_monitor(path, line) for path in self.files(*BOOT_FILES)
+        told = [starts_monitor(path, line) for path in self.files(*STARTERS)
                 for line in text_of(path).splitlines(keepends=True)
                 if re.match(r'(?!\s*#).*nat_monitor\.py', line)]
-        sure, words = min(told, key=lambda one: (True, False, None).index(one[0]),
+        sure, words = min(told, key=lambda one: not one[0],
                           default=(False, 'none starts the monitor'))
         self.say(sure, 'cron job', '', words)
-        names = {text_of(path).strip() for path in self.files('proc/[0-9]*/comm')}
-        daemon = min(names & {'cron', 'crond', 'fcron'}, default='')
         if sure:
+            names = {text_of(path).strip() for path in self.files('proc/[0-9]*/comm')}
+            daemon = min(names & {'cron', 'crond', 'fcron'}, default='')
             self.say(daemon, 'cron daemon', '', f'{daemon or "none"} runs')
 
     def check_monitor(self) -> str:
