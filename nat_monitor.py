@@ -182,14 +182,15 @@ source/dest. check, peer: aws ec2 modify-instance-attribute --instance-id {about
 network interface: aws ec2 detach-network-interface \
 --attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
---network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}
+--network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}  # no Elastic IP comes back
+Spot: aws ec2 describe-spot-instance-requests --spot-instance-request-ids {found}  # persistent?
 Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
 --auto-scaling-group-name {found} --should-decrement-desired-capacity
 maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
-protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
+stop protection: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
 subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet> \
 # where that has another table: replace-route-table-association
-main table: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
+own subnet: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
 default route: aws ec2 describe-route-tables --route-table-ids {about}
 Elastic IP: aws ec2 describe-addresses --public-ips {about}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
@@ -198,10 +199,10 @@ forwards: nat_monitor.py --check  # on {about}
 forwarding: echo {switch}=1 >> /etc/sysctl.d/90-nat.conf && sysctl --system
 forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
 masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
-{source}oifname != "lo" masquerade; }}; }}'
+ip saddr {about} oifname != "lo" masquerade; }}; }}'
 rules: nft list ruleset; ip rule; ip route
 cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
-install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # no dot in its name, LF at its end
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
 monitor, watcher: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
@@ -1910,14 +1911,14 @@ class Monitor:
 FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
 DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
 REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
-CRON_JOB = (r'\s*@reboot\s+(?:([\w-]+)\s+)?(/\S*/nat_monitor\.py)'  # user, program
-            r'(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*(\s*)')  # its output, the line's end
-BOOT_FILES = (
-    'etc/rc*', 'etc/rc*.d/*', 'etc/init.d/*', 'etc/*cron*', 'etc/cron*/*', 'var/spool/cron/**',
-    '*/systemd/system/**', 'usr/*/systemd/system/**', 'var/lib/cloud/scripts/per-boot/*')
+CRON_JOB = (  # behind its file and a colon: for root, then the program, its output, the line's end
+    r'(?:/etc/(?:crontab|cron\.d/[\w-]+):\s*@reboot\s+root|/cron/(?:crontabs/)?root:\s*@reboot)\s+'
+    r'(/\S*/nat_monitor\.py)(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*\n')
+STARTERS = ('etc/rc* etc/rc*/* etc/init.d/* etc/*cron* etc/cron*/* var/spool/cron/** '
+            '*/systemd/system/** usr/*/systemd/system/** var/lib/cloud/scripts/per-boot/*').split()
 # A later one takes the place of one of the same name; /etc/sysctl.conf is 99-sysctl.conf there.
 SYSCTL_FILES = [f'{one}/sysctl.d/*.conf' for one in ('usr/lib', 'usr/local/lib', 'run', 'etc')]
-CRON_FILE = r'/etc/(?:crontab|cron\.d/[^/]+)$|/spool/cron/(?:crontabs/)?root$'
+SYSCTL_SETTING = r'(?m)^\s*-?(net.ipv4.(?:ip_|conf.(?:all|e\w+).)forward(?:ing)?)\s*=\s*(\d)'
 
 
 def on_the_way_to(*paths: str) -> Iterator[tuple[str, bool]]:
@@ -1934,17 +1935,10 @@ def on_the_way_to(*paths: str) -> Iterator[tuple[str, bool]]:
 
 
 def starts_monitor(path: str, line: str) -> Verdict:
-    """Tell whether cron runs that line of a file at boot."""
-    job, status, words = re.fullmatch(CRON_JOB, line), os.stat(path), f'{path}: {line.strip()}'
-    if not job or not re.search(CRON_FILE, path):
-        return None, f'{words} (nobody can tell if this starts it at boot)'
-    user, program, end = job.groups()
-    if (user == ('root' if '/etc/' in path else None) and end == '\n'
-            and os.access(program, os.X_OK) and re.search(r'/[\w-]+$', path)
-            and status.st_uid == 0 and not status.st_mode & 0o133):
-        return True, words
-    return False, (f'{words} (cron starts it only from a file of mode 644, without a dot in its '
-                   'name, by a line that ends in LF, as root, and if it can be executed)')
+    """Tell whether cron is sure to run that line of a file at boot; else nobody can tell."""
+    job, status, words = re.search(CRON_JOB, f'{path}: {line}'), os.stat(path), line.strip()
+    sure = job and os.access(job[1], os.X_OK) and not (status.st_uid or status.st_mode & 0o133)
+    return sure or None, f'{path}: {words}'
 
 
 class Check:
@@ -1960,14 +1954,14 @@ class Check:
         self.settings_file, self.metadata, self.ping = settings_file, metadata or Metadata(), ping
         self.probe, self.connect, self.root = probe, connect, root
         self.settings: Any = None
-        self.own_id = self.peer_id = self.peer_address = self.region = ''
+        self.own_id = self.peer_id = self.peer_address = self.region = self.allocation = ''
         self.role, self.program, self.exit_code = 'NAT_Monitor', os.path.realpath(__file__), 0
         self.things: dict[str, Any] = {}   # instances as EC2 describes them, by id
         self.networks: list[Network] = []  # of the private subnets
 
     def run(self) -> int:
         """Check everything; return the exit code."""
-        for part in 'settings files environment metadata ec2 nat cron monitor'.split():
+        for part in 'settings files metadata ec2 nat sysctl cron monitor'.split():
             self.attempt(part, self.own_id, getattr(self, f'check_{part}'))
         return self.exit_code
 
@@ -1979,32 +1973,30 @@ class Check:
             self.exit_code = max(self.exit_code, refusal.exit_code)
             for fault in refusal.faults:
                 self.say(False, what, about, fault, 'settings')
-        except requests.RequestException as error:
-            self.say(False, what, about, in_words(error))
-        except OwnFault as error:
-            self.say(False, what, about, in_words(error), 'ping')
+        except (requests.RequestException, OwnFault) as error:
+            self.say(False, what, about, in_words(error), 'ping' * isinstance(error, OwnFault))
         except Exception as error:
+            fine = {'DryRunOperation': True, **dict.fromkeys(DENIED, False)}.get(code_of(error))
             denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
-            remedy = denier if code_of(error) in DENIED else 'no answer'
             if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
-            is_needless = what in ('can be stopped', 'masquerading')  # for a failover
-            self.say(None if is_needless or remedy == 'no answer' else False, what, about,
-                     in_words(error), remedy)
+            self.say(fine, what, about, 'allowed' if fine else in_words(error),
+                     'no answer' if fine is None else denier)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
-            otherwise: str = FAIL, **more: Any) -> None:
+            **more: Any) -> None:
         """Write a line: the verdict, what was looked at, its id, what was found, and the remedy.
 
-        `fine` is None where nobody can tell.  The remedy is that of this name, else that of `what`.
+        `fine` is None where nobody can tell, WARN where it may be meant so.  The remedy is that of
+        this name, else that of `what`.
         """
-        verdict = UNSURE if fine is None else FINE if fine else otherwise
+        verdict = WARN if fine == WARN else UNSURE if fine is None else FINE if fine else FAIL
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
         its, own = (self.things.get(i, {}) for i in (about, self.own_id))
         names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
         run = REMEDIES.get(remedy or what, REMEDIES['settings'])
         write_line(verdict, f'{verdict:8}{what:22}{about:23}{found}'
-                   + ('' if fine else f'; run: {run.format_map(names)}'))
+                   + ('' if verdict == FINE else f'; run: {run.format_map(names)}'))
 
     # This host
 
@@ -2018,11 +2010,6 @@ class Check:
             owner, mode = os.stat(path).st_uid, os.stat(path).st_mode & 0o7777
             self.say(fine, 'file', '', f'{path} belongs to user {owner}, mode {mode:o}', path=path)
 
-    def check_environment(self) -> None:
-        found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
-        if found:
-            self.say(True, 'environment', '', on_one_line(' '.join(found)))
-
     def check_metadata(self) -> None:
         self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))
         self.say(True, 'metadata', '', 'IMDSv2 answers')
@@ -2033,52 +2020,44 @@ class Check:
         self.say(True, 'role', self.own_id, self.role)
 
     def check_nat(self) -> None:
-        """Tell whether this host forwards and masquerades what comes from the private subnets.
-
-        So it must with what the peer sends through it, where probes are asked for.
-        """
-        peer = [Network(one) for one in [self.peer_address] if one and self.settings.probe_address]
-        host = Host(self.root, [*self.networks, *peer])
+        """Tell whether this host forwards and masquerades what comes from the private subnets."""
+        host = Host(self.root, self.networks)
         sure, words = worst([*map(host.forwarding, host.networks)])
-        self.say(sure, 'forwarding', '', words, 'rules' if host.forwards == '1' else '',
+        self.say(sure, 'forwarding', '', words, 'rules' * (host.forwards == '1'),
                  switch=host.switch)
-        self.check_sysctl(host.interface)
         for network in host.networks:
             sure, words = host.masquerading(network)
-            words += ' (the peer, which probes through this host)' * (network in peer)
-            self.say(sure, 'masquerading', str(network or ''), words, '' if sure is False else
-                     'rules', source=f'ip saddr {network} ' * bool(network))
+            self.say(sure, 'masquerading', str(network or EVERYWHERE), words,
+                     'rules' * (sure is None))
 
-    def check_sysctl(self, interface: str) -> None:
+    def check_sysctl(self) -> None:
         """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
         files = {os.path.basename(one): os.path.realpath(one) for one in self.files(*SYSCTL_FILES)}
-        names = rf'ip_forward|conf[./](?:all|{re.escape(interface)})[./]forwarding'
-        setting = rf'(?m)^\s*-?(net[./]ipv4[./](?:{names}))\s*=\s*(\d)'
         found = [(path, *one) for _, path in sorted(files.items())
-                 for one in re.findall(setting, text_of(path))]
+                 for one in re.findall(SYSCTL_SETTING, text_of(path))]
         for path, name, value in found[-1:]:
-            self.say(value != '0', 'forwarding at boot', '', f'{path} says {name} = {value}',
-                     otherwise=WARN, path=path, name=name)
+            self.say(value != '0' or WARN, 'forwarding at boot', '',
+                     f'{path} says {name} = {value}', path=path, name=name)
 
     def check_cron(self) -> None:
         """Look for the job that starts the monitor at boot, or for anything else that names it."""
-        told = [starts_monitor(path, line) for path in self.files(*BOOT_FILES)
+        told = [starts_monitor(path, line) for path in self.files(*STARTERS)
                 for line in text_of(path).splitlines(keepends=True)
                 if re.match(r'(?!\s*#).*nat_monitor\.py', line)]
-        sure, words = min(told, key=lambda one: (True, False, None).index(one[0]),
+        sure, words = min(told, key=lambda one: not one[0],
                           default=(False, 'none starts the monitor'))
         self.say(sure, 'cron job', '', words)
-        names = {text_of(path).strip() for path in self.files('proc/[0-9]*/comm')}
-        daemon = min(names & {'cron', 'crond', 'fcron'}, default='')
         if sure:
+            names = {text_of(path).strip() for path in self.files('proc/[0-9]*/comm')}
+            daemon = min(names & {'cron', 'crond', 'fcron'}, default='')
             self.say(daemon, 'cron daemon', '', f'{daemon or "none"} runs')
 
     def check_monitor(self) -> str:
         """Tell whether a monitor runs here; return its pid, '' if none does."""
         pid, suspended = lock_holder(os.path.join(self.root, LOCK_FILE[1:]), self.root)
         found = f'runs with pid {pid}' if pid else 'does not run'
-        self.say(pid and not suspended, 'monitor', '', found + ', but is suspended' * suspended,
-                 'suspended' * suspended, FAIL if suspended else WARN, pid=pid)
+        self.say(not suspended and (pid or WARN), 'monitor', '',
+                 found + ', but is suspended' * suspended, 'suspended' * suspended, pid=pid)
         return pid
 
     def status(self) -> int:
@@ -2088,16 +2067,14 @@ class Check:
         try:
             told = json.loads(text_of(os.path.join(self.root, STATUS_FILE[1:])))
             holders, now = set(told['holders'].values()), time.time()
-            is_new = utc(now - 3 * MINUTE) < told['time'] < utc(now + 3 * MINUTE)
-            wrong = {'time': not is_new, 'peer_answers': not told['peer_answers'],
-                     'holders': holders not in ({told['own_id']}, {told['peer_id']}),
-                     'troubles': told['troubles'], 'decision': told['decision']}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
+            fine = {'time': utc(now - 3 * MINUTE) < told['time'] < utc(now + 3 * MINUTE),
+                    'holders': holders in ({told['own_id']}, {told['peer_id']}),
+                    'peer_answers': told['peer_answers'], 'troubles': not told['troubles'],
+                    'decision': not told['decision'] or WARN}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            told, fine = {'status': f'{STATUS_FILE} tells nothing'}, {'status': False}
         for name, value in told.items():
-            found = value if isinstance(value, str) else json.dumps(value)
-            self.say(not wrong.get(name), name, '', found, 'status',
-                     WARN if name == 'decision' else FAIL)
+            self.say(fine.get(name, True), name, '', f'{value}', 'status')
         return self.exit_code
 
     def files(self, *patterns: str) -> list[str]:
@@ -2115,157 +2092,112 @@ class Check:
         self.say(True, 'this instance', own, f'is the {"primary" if primary else "secondary"} in '
                  f'{self.region}')
         self.client: Any = self.connect(self.region)
-        self.tagged, self.allocation = ' '.join(settings.route_table_ids), ''
+        self.tagged = ' '.join(settings.route_table_ids)
         self.things = describe_pair(self.client, own, self.peer_id)
-        self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
-        for i in (own, self.peer_id):
-            self.attempt('instance', i, self.check_instance, i)
+        states = describe_states(self.client, own, self.peer_id)
+        for i, told in states.items():
+            self.attempt('instance', i, self.check_instance, i, *told)
         self.attempt('route table', '', self.check_tables)
-        self.attempt('masquerading', '', lambda: self.networks.extend(map(
-            Network, describe_networks(self.client, settings.route_table_ids))))
         if settings.elastic_ip:
             self.attempt('Elastic IP', settings.elastic_ip, self.check_address, settings.elastic_ip)
-        self.rehearse()
-        if self.peer_address:
+        for name, call in rehearsal(settings, own, self.peer_id, self.allocation).items():
+            action, about = name.split(' on ')
+            self.attempt(action, about, call, self.client)
+        self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
+        if states[self.peer_id][0] == 'running':
             self.attempt('ping', self.peer_id, self.check_ping)
-        if self.peer_address and settings.probe_address:
-            self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
+            if settings.probe_address:
+                self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
 
-    def rehearse(self) -> None:
-        """Tell of each call of a failover whether it is allowed."""
-        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation)
-        calls['DescribeInstanceStatus on all'] = lambda ec2: describe_states(ec2, self.own_id)
-        results = run_together({name: functools.partial(call, self.client)
-                                for name, call in calls.items()}, CALL_DEADLINE)
-        for name, result in results.items():
-            self.attempt('permission', name.split()[0], self.check_permission, name, result)
-
-    def check_permission(self, name: str, result: Any) -> None:
-        if isinstance(result, Exception) and code_of(result) != 'DryRunOperation':
-            raise result
-        action, _, about = name.partition(' on ')
-        self.say(True, 'permission', action, f'allowed on {about}')
-
-    def check_instance(self, i: str) -> None:
+    def check_instance(self, i: str, state: str, checks: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
-        one = self.things.get(i, {'State': {'Name': 'not found'}})
-        state, reason, tags = one['State']['Name'], reason_of(one), tags_of(one)
-        gone = state in ('not found', 'shutting-down', 'terminated')
-        found = f'{state} ({reason})' if reason and state != 'running' else state
+        one, gone = self.things.get(i, {}), state in ('gone', 'shutting-down', 'terminated')
+        found = f'{state} ({reason_of(one) or checks or "no such instance"})'
         self.say(state == 'running', 'state', i, found, 'gone' * gone)
         if gone:
             return
-        checked, cards = one.get('SourceDestCheck', True), one['NetworkInterfaces']
-        cards.sort(key=lambda card: card['Attachment']['DeviceIndex'])
+        tags, cards = tags_of(one), one['NetworkInterfaces']
+        checked = one.get('SourceDestCheck', True)
         ids = ' '.join(card['NetworkInterfaceId'] for card in cards)
         self.tagged += f' {ids}'
         self.say(not checked, 'source/dest. check', i, 'on' if checked else 'off')
         self.say(len(cards) == 1, 'network interface', i, ids)
-        self.check_public_address(i, one)
+        # Behind the egress address EC2 tells of no other; only one of Amazon's comes back after it.
+        public, egress = one.get('PublicIpAddress'), self.settings.elastic_ip
+        owner = cards[0].get('Association', {}).get('IpOwnerId')
+        lasts = public and (owner == 'amazon' or egress in (None, public))
+        self.say(lasts or (WARN if egress else False), 'public address', i, public or 'none')
         arn = one.get('IamInstanceProfile', {}).get('Arn', 'none')
         self.say(arn.endswith(f':instance-profile/{self.role}'), 'instance profile', i, arn,
                  'role' if arn == 'none' else 'other profile')
-        group = tags.get('aws:autoscaling:groupName', 'none')
+        group, tag = tags.get('aws:autoscaling:groupName', 'none'), tags.get(MAINTENANCE, 'none')
         self.say(group == 'none', 'Auto Scaling group', i, group)
-        tag = tags.get(MAINTENANCE, 'no')
-        self.say(MAINTENANCE not in tags, 'maintenance', i, tag or 'tagged', otherwise=WARN)
-        self.attempt('can be stopped', i, self.check_stop, i, one)
-
-    def check_public_address(self, i: str, one: dict[str, Any]) -> None:
-        """Tell whether an instance reaches EC2 also after it has lost the egress address.
-
-        Only an address of Amazon's comes back then.  While the egress address is here, EC2 tells
-        of no other one.
-        """
-        public, egress = one.get('PublicIpAddress', ''), self.settings.elastic_ip
-        owner = one['NetworkInterfaces'][0].get('Association', {}).get('IpOwnerId')
-        lasts = public and (not egress or public == egress or owner == 'amazon')
-        found = ('none, so the VPC needs an endpoint for EC2' if not public else public if lasts
-                 else f'{public} does not come back after {egress}: release this Elastic IP')
-        self.say(lasts, 'public address', i, found, otherwise=WARN if egress else FAIL)
-
-    def check_stop(self, i: str, one: dict[str, Any]) -> None:
-        """Tell whether EC2 would stop and start an instance."""
-        spot = one.get('SpotInstanceRequestId')
-        request = self.client.describe_spot_instance_requests(SpotInstanceRequestIds=[spot])[
-            'SpotInstanceRequests'][0] if spot else {}
+        self.say(MAINTENANCE not in tags or WARN, 'maintenance', i, tag or 'tagged')
+        spot, root = one.get('SpotInstanceRequestId', 'none'), one['RootDeviceType']
+        self.say(spot == 'none' or None, 'Spot', i, spot)
+        self.say(root == 'ebs', 'root device', i, root, 'gone')
         protected = self.client.describe_instance_attribute(
             InstanceId=i, Attribute='disableApiStop')['DisableApiStop']['Value']
-        fault = ('it has stop protection' if protected else
-                 'its root device is not in EBS' if one.get('RootDeviceType') != 'ebs' else
-                 'it is a one-time Spot instance' if request.get('Type') == 'one-time' else '')
-        self.say(not fault, 'can be stopped', i, f'no, {fault}' if fault else 'yes',
-                 'protected' if protected else 'gone')
+        self.say(not protected, 'stop protection', i, 'on' if protected else 'off')
 
     def check_tables(self) -> None:
         """Tell what claims would replace, whom they serve, and what other tables lead here."""
-        own, chosen = self.things[self.own_id], self.settings.route_table_ids
-        pages = self.client.get_paginator('describe_route_tables')  # a VPC may have hundreds
-        tables = by_id(lambda **asked: pages.paginate(**asked).build_full_result(),
-                       'RouteTableId', 'vpc-id', own['VpcId'])
-        links = {link.get('SubnetId', REST): link for one in tables.values()
+        vpc, chosen = self.things[self.own_id]['VpcId'], self.settings.route_table_ids
+        tables = by_id(self.client.describe_route_tables, 'RouteTableId', 'vpc-id', vpc)
+        links = {link.get('SubnetId', REST): i for i, one in tables.items()
                  for link in one['Associations'] if link.get('SubnetId') or link.get('Main')}
-        pair = [one for one in self.things.values() if one.get('SubnetId')]
-        mine = {one['SubnetId']: links.get(one['SubnetId'], links.get(REST, {})) for one in pair}
-        if {one['VpcId'] for one in pair} != {own['VpcId']}:
-            self.say(False, 'route table', self.peer_id,
-                     f'the peer is not in {own["VpcId"]}', 'gone')
+        pair = {one['SubnetId'] for one in self.things.values() if one.get('SubnetId')}
         for i in chosen:
             self.say(i in tables, 'route table', i, 'not ' * (i not in tables) + 'in the VPC')
         for i, one in tables.items():
-            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}' for route
-                   in one['Routes'] if route.get('InstanceId') in (self.own_id, self.peer_id)]
+            led = [f'{route.get("DestinationCidrBlock")} to {route["InstanceId"]}'
+                   for route in one['Routes'] if route.get('InstanceId') in self.things]
             if i in chosen:
-                self.say_holder('default route', i, default_route(one))
-                served = sorted(name for name in links if links[name]['RouteTableId'] == i)
-                found, remedy, subnet = ', '.join(served) or 'none', '', ''
-                for subnet in (one for one in mine if mine[one].get('RouteTableId') == i):
-                    found += f': the pair, in {subnet}, would route to itself'
-                    remedy = 'settings' if mine[subnet].get('SubnetId') else 'main table'
-                self.say(served and not remedy, 'subnets', i, found, remedy, subnet=subnet)
+                self.say_holder('default route', i, holder_of(
+                    default_route(one), self.own_id, self.peer_id, self.things))
+                served = ', '.join(sorted(name for name in links if links[name] == i))
+                self.say(served, 'subnets', i, served or 'none')
+                for subnet in (name for name in pair if links.get(name, links.get(REST)) == i):
+                    self.say(False, 'own subnet', i, f'is in ROUTE_TABLE_IDS, so the pair, in '
+                             f'{subnet}, would route to itself', subnet=subnet)
             elif led:
-                self.say(False, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
-                         'it is not in ROUTE_TABLE_IDS', otherwise=WARN)
+                self.say(WARN, 'route table', i, f'leads {", ".join(led)}, also after a failover: '
+                         'it is not in ROUTE_TABLE_IDS')
+        self.networks = [*map(Network, describe_networks(self.client, chosen))]
 
     def check_address(self, address: str) -> None:
-        held = by_id(self.client.describe_addresses, 'PublicIp', 'public-ip', address).get(address)
-        if not held:
-            raise Refusal(f'not found in {self.region}', exit_code=1)
-        self.allocation = held['AllocationId']
+        holder, self.allocation = describe_address(
+            self.client, address, self.own_id, self.peer_id, self.things)
         self.tagged += f' {self.allocation}'
-        self.say_holder('Elastic IP', address, held)
+        self.say_holder('Elastic IP', address, holder)
 
-    def say_holder(self, what: str, about: str, held: dict[str, Any]) -> None:
-        """Tell who holds a table or the address.
-
-        What is outside the pair is somebody's choice, or a mistake.
-        """
-        targets = (held[key] for key in held
-                   if re.search('(Gateway|Interface|Connection)Id|Arn', key))
-        holder = held.get('InstanceId') or next(filter(None, targets), 'nobody')
-        outside = holder not in (self.own_id, self.peer_id, 'nobody')
-        self.say(not outside, what, about, f'at {holder}' + ', outside the pair' * outside,
-                 otherwise=WARN)
+    def say_holder(self, what: str, about: str, holder: str) -> None:
+        """Tell who holds a part; what is outside the pair is somebody's choice, or a mistake."""
+        names = {SELF: f'at {self.own_id}', PEER: f'at {self.peer_id}', NOBODY: 'at nobody',
+                 OTHER: 'outside the pair', ABSENT: f'not found in {self.region}'}
+        fine = {OTHER: WARN, ABSENT: False}.get(holder, True)
+        self.say(fine, what, about, names[holder], 'settings' * (holder == ABSENT))
 
     def check_ping(self) -> None:
         """Ping the peer as often as makes it silent."""
-        wanted, address = self.settings.num_pings, self.peer_address
-        own = addresses_of(self.things[self.own_id])
-        ping = self.ping or functools.partial(send_ping, self.settings.ping_timeout, own=own)
-        answers = sum(map(ping, [address] * wanted))
-        blocked = not answers and self.things[self.peer_id]['State']['Name'] == 'running'
-        found = f'{address} answers {answers} of {wanted}'
-        self.say(answers == wanted, 'ping', self.peer_id, found, 'security group' * blocked)
+        wanted, own = self.settings.num_pings, addresses_of(self.things[self.own_id])
+        ping = self.ping or functools.partial(send_ping, self.settings.ping_timeout)
+        answers = sum(ping(self.peer_address, own) for _ in range(wanted))
+        self.say(answers == wanted, 'ping', self.peer_id, f'{self.peer_address} answers {answers} '
+                 f'of {wanted}', 'security group' * (not answers))
 
     def check_probe(self, target: str) -> None:
-        """Send a packet through the peer; a miss counts if one by the own route is answered."""
+        """Send a packet by the own route, and one through the peer; a miss counts beside the first.
+
+        Where the peer probes, too, this host must translate what comes from it.
+        """
+        self.networks.append(Network(self.peer_address))
         probe = self.probe or functools.partial(send_ping, self.settings.ping_timeout)
-        through = probe(target, through=self.peer_address)
-        sure = through or probe(target)
-        found = f'a packet through it {"came" if through else "did not come"} back' + (
-            '' if sure else f', nor did one to {target} by the own route')
-        about, remedy = (self.peer_id, '') if sure else (target, 'probe')
-        self.say(through if sure else None, 'forwards', about, found, remedy)
+        direct, through = probe(target), probe(target, through=self.peer_address)
+        came = {True: 'came back', False: 'did not come back'}
+        self.say(direct or None, 'probe', target, f'a packet to it {came[direct]}')
+        self.say(through or (False if direct else None), 'forwards', self.peer_id,
+                 f'a packet through it {came[through]}')
 
 
 # The program --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import socket
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import boto3
 import pytest
@@ -166,7 +166,7 @@ class Pair(Host):
             raise self.metadata[item]
         return str(self.metadata[item])
 
-    def ping(self, address: str) -> bool:
+    def ping(self, address: str, own: Sequence[str]) -> bool:
         return address not in self.deaf
 
     def probe(self, target: str, through: Optional[str] = None) -> bool:

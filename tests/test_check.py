@@ -59,19 +59,20 @@ def test_all_is_well_with_a_healthy_pair_and_every_key_task_has_its_line(pair: P
     assert pair.mutations() == [] and 'verysecret' not in pair.text
     said = [(line.what, line.about) for line in lines if line.what != 'file']
     assert len(set(said)) == len(said)
-    each = ('state', 'source/dest. check', 'network interface', 'public address', 'instance profile', 'can be stopped',
-            'Auto Scaling group', 'maintenance')
+    each = ('state', 'source/dest. check', 'network interface', 'public address', 'instance profile', 'Spot',
+            'root device', 'stop protection', 'Auto Scaling group', 'maintenance')
     assert set(said) >= {
-        *((what, i) for i in pair.instances for what in each), *(('permission', action) for action in REHEARSED),
+        *((what, i) for i in pair.instances for what in each), *((action, pair.table) for action in REHEARSED[:2]),
+        ('AssociateAddress', pair.address), *((action, pair.primary) for action in REHEARSED[3:]),
         *((what, pair.table) for what in ('route table', 'subnets', 'default route')), ('Elastic IP', pair.address),
         ('ping', pair.primary), ('masquerading', '10.0.1.0/24'), ('this instance', pair.secondary),
         ('role', pair.secondary), *((what, '') for what in (
             'settings', 'metadata', 'forwarding', 'cron job', 'cron daemon', 'monitor'))}
 
 
-REHEARSED = ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances',
-             'DescribeInstanceStatus')
-ALL_CALLS = (*REHEARSED, 'DescribeInstances', 'DescribeRouteTables', 'DescribeAddresses')
+REHEARSED = ('ReplaceRoute', 'CreateRoute', 'AssociateAddress', 'StopInstances', 'StartInstances')
+ALL_CALLS = (*REHEARSED, 'DescribeInstances', 'DescribeInstanceStatus', 'DescribeInstanceAttribute',
+             'DescribeRouteTables', 'DescribeSubnets', 'DescribeAddresses')
 
 
 # Each fault, on a pair that is otherwise healthy: what is done to it; the line that tells; a word of its remedy.
@@ -98,12 +99,6 @@ def take_profile(pair: Pair) -> None:
     pair.ec2.disassociate_iam_instance_profile(AssociationId=link['AssociationId'])
 
 
-def make_spot(pair: Pair) -> None:
-    request = pair.ec2.request_spot_instances(InstanceCount=1, SpotPrice='1', LaunchSpecification={
-        'ImageId': 'ami-12345678'}, Type='one-time')['SpotInstanceRequests'][0]['SpotInstanceRequestId']
-    pair.record(pair.primary).spot_instance_request_id = request
-
-
 def use_foreign_table(pair: Pair) -> None:
     vpc = pair.ec2.create_vpc(CidrBlock='10.9.0.0/16')['Vpc']['VpcId']
     table = pair.ec2.create_route_table(VpcId=vpc)['RouteTable']['RouteTableId']
@@ -121,12 +116,6 @@ def use_main_table(pair: Pair) -> None:
     links = {link.get('SubnetId'): link for table in tables for link in table['Associations']}
     pair.ec2.disassociate_route_table(AssociationId=links[pair.public]['RouteTableAssociationId'])
     use_table(pair, links[None]['RouteTableId'])
-
-
-def move_peer_away(pair: Pair) -> None:
-    vpc = pair.ec2.create_vpc(CidrBlock='10.8.0.0/16')['Vpc']['VpcId']
-    subnet = pair.ec2.create_subnet(VpcId=vpc, CidrBlock='10.8.0.0/24')['Subnet']['SubnetId']
-    pair.record(pair.primary)._subnet_id = subnet
 
 
 def forget_a_table(pair: Pair) -> None:
@@ -173,24 +162,26 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.terminate_instances(InstanceIds=[pair.primary]),
      'FAIL', 'state', '; run: nano {settings_file}  # launch another one instead of {primary}'),
     (lambda pair: edit_settings(pair, pair.primary, 'i-0123456789abcdef0'),
-     'FAIL', 'state', 'not found; run: nano {settings_file}  # launch another one instead of i-0123456789abcdef0'),
+     'FAIL', 'state', 'gone (no such instance); run: nano {settings_file}  # launch another one instead of '
+     'i-0123456789abcdef0'),
     (lambda pair: pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True}),
      'FAIL', 'source/dest. check', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
      '--no-source-dest-check'),
     (add_interface, 'FAIL', 'network interface', 'run: aws ec2 detach-network-interface --attachment-id {attachment}'),
     (take_public_address, 'warn', 'public address', '--associate-public-ip-address --network-interface-id eni-'),
-    (give_it_an_elastic_ip, 'warn', 'public address', '198.51.100.9 does not come back after 198.51.100.7: '
-     'release this Elastic IP; run: aws ec2 modify-network-interface-attribute --associate-public-ip'),
+    (give_it_an_elastic_ip, 'warn', 'public address', '198.51.100.9; run: aws ec2 modify-network-interface-attribute '
+     '--associate-public-ip-address --network-interface-id '),
     (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor '
      '--instance-id {primary}'),
     (change_profile, 'FAIL', 'instance profile', 'replace-iam-instance-profile-association --iam-instance-profile '
      'Name=NAT_Monitor --association-id $(aws ec2 '),
     (lambda pair: setattr(pair.record(pair.primary), 'disable_api_stop', 'true'),
-     'FAIL', 'can be stopped', 'no, it has stop protection; run: aws ec2 modify-instance-attribute --instance-id '
-     '{primary} --no-disable-api-stop'),
+     'FAIL', 'stop protection', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
+     '--no-disable-api-stop'),
     (lambda pair: setattr(pair.record(pair.primary), 'root_device_type', 'instance-store'),
-     'FAIL', 'can be stopped', 'launch another one'),
-    (make_spot, 'FAIL', 'can be stopped', 'launch another one'),
+     'FAIL', 'root device', 'instance-store; run: nano {settings_file}  # launch another one instead of {primary}'),
+    (lambda pair: setattr(pair.record(pair.primary), 'spot_instance_request_id', 'sir-08b93456'), 'unknown', 'Spot',
+     'aws ec2 describe-spot-instance-requests --spot-instance-request-ids sir-08b93456'),
     (lambda pair: pair.backend.create_tags([pair.primary], {'aws:autoscaling:groupName': 'nats'}),
      'FAIL', 'Auto Scaling group', 'aws autoscaling detach-instances --instance-ids {primary} '
      '--auto-scaling-group-name nats'),
@@ -202,16 +193,14 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.disassociate_route_table(AssociationId=pair.association),
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
-     'FAIL', 'subnets', '{public}: the pair, in {public}, would route to itself; run: nano {settings_file}'),
+     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {public}, would route to itself; run: aws ec2'),
     (lambda pair: setattr(pair.record(pair.primary), '_subnet_id', pair.private),
-     'FAIL', 'subnets', '{private}: the pair, in {private}, would route to itself; run: nano {settings_file}'),
-    (move_peer_away,
-     'FAIL', 'route table', 'the peer is not in vpc-'),
-    (use_main_table, 'FAIL', 'subnets', 'those without a table of their own: the pair, in {public}, would route '
-     'to itself; run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
+     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {private}, would route to itself; run: aws ec2'),
+    (use_main_table, 'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {public}, would route to itself; '
+     'run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
                                          GatewayId=pair.gateway), 'warn', 'default route',
-     'at {gateway}, outside the pair; run: aws ec2 describe-route-tables --route-table-ids {table}'),
+     'outside the pair; run: aws ec2 describe-route-tables --route-table-ids {table}'),
     (release_address, 'FAIL', 'Elastic IP', 'not found in eu-west-1; run: nano '),
     (give_address_away, 'warn', 'Elastic IP', 'aws ec2 describe-addresses --public-ips {address}'),
     (lambda pair: pair.deaf.add(pair.instances[pair.primary]['PrivateIpAddress']),
@@ -281,10 +270,8 @@ TARGET = '203.0.113.20'
 
 @pytest.mark.parametrize('probed, deaf, verdict, words', [
     (True, '', 'ok', 'a packet through it came back'),
-    (True, TARGET, 'ok', 'a packet through it came back'),
     (False, '', 'FAIL', 'a packet through it did not come back; run: nat_monitor.py --check  # on {primary}'),
-    (False, TARGET, 'unknown', f'a packet through it did not come back, nor did one to {TARGET} by the own route; '
-     f'run: ping -c 20 {TARGET}  # if that is lost, too, PROBE_ADDRESS is to be another one'),
+    (False, TARGET, 'unknown', 'a packet through it did not come back; run: nat_monitor.py --check  # on {primary}'),
     (nat_monitor.NoAnswer('said the test'), '', 'unknown',
      'NoAnswer: said the test; run: nat_monitor.py --check'),
     (nat_monitor.OwnFault('Operation not permitted'), '', 'FAIL',
@@ -298,9 +285,12 @@ def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, 
     code, lines = pair.check(capfd)
 
     [line] = [line for line in lines if line.what == 'forwards']
-    assert (line.verdict, line.about) == (verdict, TARGET if TARGET in words else pair.primary)
+    assert (line.verdict, line.about) == (verdict, pair.primary)
     assert line.words.startswith(words.format(primary=pair.primary)), line.words
-    assert {line.what for line in lines if line.verdict != 'ok'} <= {'forwards'}, pair.text
+    wrong = {line.what: line.words for line in lines if line.verdict != 'ok'}
+    if deaf:
+        assert wrong.pop('probe').startswith(f'a packet to it did not come back; run: ping -c 20 {TARGET}  # if ')
+    assert set(wrong) <= {'forwards'}, pair.text
     assert code == (1 if verdict == 'FAIL' else 0)
 
 
@@ -318,25 +308,10 @@ def test_each_missing_permission_is_told_with_the_policy_and_the_tags(pair: Pair
         assert all('; run: aws iam put-role-policy --role-name NAT_Monitor --policy-name NAT_Monitor --policy-document '
                    f'file://policy.json && aws ec2 create-tags --resources {pair.table}' in line.words for line in told)
         if action in REHEARSED:
-            assert [line[1:3] for line in told] == [('permission', action)]
+            assert [line.what for line in told] == [action]
             assert told[0].words.endswith(f' --resources {pair.table} {own} {its} {pair.allocation} --tags '
                                           'Key=nat_monitor,Value=${tag:-true}')
         assert code == 1 and pair.mutations() == []
-
-
-@pytest.mark.parametrize('action, what', [
-    ('DescribeInstanceAttribute', 'can be stopped'), ('DescribeSpotInstanceRequests', 'can be stopped'),
-    ('DescribeSubnets', 'masquerading')])
-def test_what_no_failover_needs_is_unknown_without_its_permission(pair: Pair, capfd: Any, action: str, what: str
-                                                                  ) -> None:
-    make_spot(pair)
-    pair.errors['DescribeSpotInstanceRequests'] = pair.errors[action] = 'UnauthorizedOperation'
-
-    code, lines = pair.check(capfd)
-
-    told = [line for line in lines if line.verdict != 'ok']
-    assert {(line.verdict, line.what) for line in told} == {('unknown', what), ('unknown', 'can be stopped')}, pair.text
-    assert all('run: aws iam put-role-policy' in line.words for line in told) and code == 0
 
 
 USER = ('UnauthorizedOperation: You are not authorized to perform this operation. User: arn:aws:sts::123456789012:'
@@ -356,7 +331,7 @@ WHO_DENIES = {  # and the remedy
 }
 
 
-@pytest.mark.parametrize('action', ['ReplaceRoute', 'DescribeInstanceAttribute'])
+@pytest.mark.parametrize('action', ['ReplaceRoute', 'DescribeSubnets'])
 def test_what_denies_a_call_is_named_with_the_remedy_that_fits(pair: Pair, capfd: Any, action: str) -> None:
     for why, remedy in WHO_DENIES.items():
         pair.errors[action] = USER + why + ENCODED
@@ -375,7 +350,7 @@ def test_another_answer_to_a_dry_run_is_unknown_and_shown(pair: Pair, capfd: Any
         exit_code, lines = pair.check(capfd)
 
         [line] = [line for line in lines if line.verdict != 'ok']
-        assert (line.verdict, line.about) == ('unknown', 'StopInstances') and exit_code == 0
+        assert line[:3] == ('unknown', 'StopInstances', pair.primary) and exit_code == 0
         assert code in line.words or 'BotoCoreError' in line.words
 
 
@@ -541,16 +516,15 @@ OF_ANOTHER_FORM = [
 
 
 @pytest.mark.parametrize('verdict, name, text, mode', [
-    *(('FAIL', *one) for one in NOT_AS_CRON_WANTS_IT), *(('ok', *one) for one in PLAIN_JOBS),
+    *(('unknown', *one) for one in NOT_AS_CRON_WANTS_IT), *(('ok', *one) for one in PLAIN_JOBS),
     *(('unknown', name, f'{text}\n', 0o644) for name, text in OF_ANOTHER_FORM)])
 def test_only_a_plain_job_for_root_in_a_file_that_cron_accepts_is_sure_to_start_the_monitor(
         host: Host, capfd: Any, verdict: str, name: str, text: str, mode: int) -> None:
     line = cron_line(host, capfd, name, text, mode)
 
     assert line.verdict == verdict, host.text
-    why = {'ok': '', 'FAIL': ' (cron starts it only from a file of mode 644', 'unknown': ' (nobody can tell'}[verdict]
     [mention] = [each.strip() for each in text.format(root=host.root).splitlines() if 'nat_monitor.py' in each]
-    assert line.words.startswith(f'{host.root}/{name}: {mention}{why}')
+    assert line.words.partition('; run: ')[0] == f'{host.root}/{name}: {mention}'
 
 
 @pytest.mark.parametrize('name', [
@@ -577,7 +551,7 @@ def test_each_private_network_has_its_line_and_the_peer_where_it_probes(pair: Pa
     told = [line for line in lines if line.what == 'masquerading']
     assert [line[:3] for line in told] == [('ok', 'masquerading', '10.0.1.0/24'), *(
         ('FAIL', 'masquerading', whom) for whom in ('10.0.2.0/24', peer))]
-    assert 'the peer, which probes through this host' in told[2].words and f'ip saddr {peer} oif' in told[2].words
+    assert f'ip saddr {peer} oif' in told[2].words
 
 
 def test_rules_that_cannot_be_listed_are_unknown(host: Host, capfd: Any) -> None:
@@ -604,6 +578,7 @@ OFF, ON = 'net.ipv4.ip_forward = 0\n', 'net.ipv4.ip_forward = 1\n'
     ({'etc/sysctl.d/9.conf': f'{ON}-net/ipv4/conf/all/forwarding=0'}, 'etc/sysctl.d/9.conf'),
     ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.ens5.forwarding=0'}, 'etc/sysctl.d/9.conf'),
     ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.docker0.forwarding=0'}, ''),
+    ({'etc/sysctl.d/9.conf': f'{ON}net.ipv4.conf.all.mc_forwarding=0'}, ''),
 ])
 def test_a_file_that_turns_forwarding_off_at_the_next_boot_is_told(
         host: Host, capfd: Any, files: Dict[str, str], told: str) -> None:
@@ -612,13 +587,13 @@ def test_a_file_that_turns_forwarding_off_at_the_next_boot_is_told(
     os.makedirs(f'{host.root}/etc/sysctl.d', exist_ok=True)
     os.symlink('../sysctl.conf', f'{host.root}/etc/sysctl.d/99-sysctl.conf')  # as distributions have it
 
-    _, lines = host.check(capfd, 'nat')
+    _, lines = host.check(capfd, 'sysctl')
 
     assert [line.words.split()[0] for line in lines if line.verdict == 'warn'] == (
         [os.path.join(host.root, told)] if told else [])
     for command in (line.words.partition('run: ')[2] for line in lines if line.verdict == 'warn'):
         subprocess.run(command, shell=True, check=True)  # and does what it says
-        assert 'warn' not in {line.verdict for line in host.check(capfd, 'nat')[1]}
+        assert 'warn' not in {line.verdict for line in host.check(capfd, 'sysctl')[1]}
 
 
 def test_a_suspended_monitor_is_told(host: Host, capfd: Any) -> None:
@@ -633,20 +608,6 @@ def test_a_suspended_monitor_is_told(host: Host, capfd: Any) -> None:
             process.kill()
     [line] = [line for line in lines if line.verdict == 'FAIL']
     assert line.what == 'monitor' and line.words.endswith(f'run: kill -CONT {process.pid}') and code == 1
-
-
-def test_the_variables_that_count_are_told_where_they_are_set(pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch
-                                                              ) -> None:
-    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
-    monkeypatch.setenv('AWS_ENDPOINT_URL_EC2', f'https://ec2.{REGION}.amazonaws.com')
-    monkeypatch.setenv('AWS_CA_BUNDLE', '')
-    metadata = os.environ['AWS_EC2_METADATA_SERVICE_ENDPOINT']
-
-    _, lines = pair.check(capfd)
-
-    assert [line for line in lines if line.what == 'environment'] == [Line(
-        'ok', 'environment', '', f'AWS_ENDPOINT_URL_EC2=https://ec2.{REGION}.amazonaws.com '
-                                 f'AWS_EC2_METADATA_SERVICE_ENDPOINT={metadata}')]
 
 
 # In the lab: the program as it is installed, asking EC2 over HTTP and pinging with real packets

@@ -44,7 +44,6 @@ SCOPES: Dict[Tuple[str, str, Any], str] = {
     ('DescribeInstances', ALL, None): 'the private address of the peer; no scope',
     ('DescribeInstanceStatus', ALL, None): 'state and checks of both; no scope',
     ('DescribeRouteTables', ALL, None): 'who holds the default route; no scope',
-    ('DescribeSpotInstanceRequests', ALL, None): '--check: is a Spot instance a one-time one; no scope',
     ('DescribeSubnets', ALL, None): 'the networks that this host must masquerade; no scope',
     ('DescribeInstanceAttribute', INSTANCES, PROFILE): '--check: stop protection of the pair',
     ('StartInstances', INSTANCES, PROFILE): 'to restart the peer: only what has this very profile',
@@ -240,18 +239,15 @@ def check(pair: Pair) -> Watched:
     return watched
 
 
-ONLY_CHECK = {f'ec2:Describe{what}' for what in ('InstanceAttribute', 'SpotInstanceRequests')}
+ONLY_CHECK = {'ec2:DescribeInstanceAttribute'}
 
 
 def test_monitor_and_check_can_do_all_their_work_with_the_policy_and_need_all_of_it(
         pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second table has no default route yet, and the peer is a persistent Spot instance."""
+    """A second table has no default route yet."""
     table = pair.ec2.create_route_table(VpcId=pair.vpc)['RouteTable']['RouteTableId']
     with open(os.path.join(pair.root, 'nat_config.py')) as file:
         pair.file('nat_config.py', file.read().replace(f'{pair.table!r}]', f'{pair.table!r}, {table!r}]'))
-    pair.record(pair.primary).spot_instance_request_id = pair.ec2.request_spot_instances(
-        InstanceCount=1, SpotPrice='1', Type='persistent', LaunchSpecification={'ImageId': 'ami-12345678'})[
-            'SpotInstanceRequests'][0]['SpotInstanceRequestId']
     assume(pair, POLICY, monkeypatch)
 
     with enable_iam_authentication():

@@ -472,7 +472,7 @@ def test_the_status_of_a_calm_pair_is_told_in_words(tmp_path: pathlib.Path, log:
     assert lines[0] == f'ok monitor runs with pid {os.getpid()}' and lines[1].startswith('ok time 20')
     assert lines[2:] == [
         f'ok version {nat_monitor.VERSION}', 'ok role primary', f'ok own_id {OWN}', f'ok peer_id {PEER}',
-        f'ok holders {{"rtb-1": "{OWN}", "198.51.100.7": "{OWN}"}}', 'ok peer_answers true', 'ok last_answer_age 0.2',
+        f"ok holders {{'rtb-1': '{OWN}', '198.51.100.7': '{OWN}'}}", 'ok peer_answers True', 'ok last_answer_age 0.2',
         'ok last_observation_age 100.0', 'ok decision', 'ok troubles []']
 
 
@@ -480,11 +480,11 @@ TO_MEND = [
     ({'time': '2026-01-01T00:00:00Z'}, 'time 2026-01-01T00:00:00Z'),
     ({'time': '2126-01-01T00:00:00Z'}, 'time 2126-01-01T00:00:00Z'),
     ({'time': 'now'}, 'time now'),
-    ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f'"rtb-1": "{OWN}", "198.51.100.7": "{PEER}"'),
-    ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, '"rtb-1": "other"'),
+    ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f"'rtb-1': '{OWN}', '198.51.100.7': '{PEER}'"),
+    ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, "'rtb-1': 'other'"),
     ({'holders': {}, 'last_observation_age': None}, 'holders {}'),
-    ({'peer_answers': False, 'last_answer_age': None}, 'peer_answers false'),
-    ({'troubles': ['rtb-1 could not be moved']}, '["rtb-1 could not be moved"]')]
+    ({'peer_answers': False, 'last_answer_age': None}, 'peer_answers False'),
+    ({'troubles': ['rtb-1 could not be moved']}, "['rtb-1 could not be moved']")]
 
 
 @pytest.mark.parametrize('written, said', [
