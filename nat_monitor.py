@@ -147,18 +147,11 @@ def code_of(result: Any) -> str:
     return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
 
 
-def table(text: str) -> dict[str, str]:
-    """Return by name what lines of the form 'name, other name: words' say."""
-    return {name: words for names, words in re.findall('(.+?): (.+)', text)
-            for name in names.split(', ')}
-
-
 # What to run, by the name of a trouble or of a line of --check.  Braces: ids and settings, what
 # the line is about, and what EC2 describes of that (`its`) and of this instance (`own`).
-REMEDIES = table('''
-settings, unknown: nano {settings_file}  # and restart the monitor
-check, status: nat_monitor.py --check
-no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
+REMEDIES = dict(re.findall('(.+?): (.+)', '''
+settings: nano {settings_file}  # and restart the monitor
+check: nat_monitor.py --check
 ping: ip route get {peer_address}; ping -c 20 {peer_address}
 probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
@@ -177,8 +170,7 @@ VPC endpoint policy: aws ec2 describe-vpc-endpoints  # that of EC2
 clock: systemctl enable --now chronyd || systemctl enable --now chrony; chronyc makestep
 state: aws ec2 start-instances --instance-ids {about}  # a disk key of yours needs kms:CreateGrant
 gone: nano {settings_file}  # launch another one instead of {about}, and put its id in
-source/dest. check, peer: aws ec2 modify-instance-attribute --instance-id {about} \
---no-source-dest-check
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
 network interface: aws ec2 detach-network-interface \
 --attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
@@ -203,29 +195,29 @@ rules: nft list ruleset; ip rule; ip route
 cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
 install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
-monitor, watcher: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 suspended: kill -CONT {pid}
-''')
+'''))
 
 # By kind, what is said of a trouble; the empty braces are what came back or is lacking.
-TROUBLES = table('''
+TROUBLES = dict(re.findall('(.+?): (.+)', '''
 metadata: the metadata service does not tell {}
 client: {own_id} cannot make an EC2 client ({})
 EC2: EC2 does not answer {own_id} ({}): it decides nothing
 clock: the clock of {own_id} is off by {}: EC2 refuses its calls
 questions: EC2 does not tell {own_id} {}
 permissions: the role of {own_id} does not allow {}: a failover would fail
-unknown: EC2 does not know {}
+settings: EC2 does not know {}
 host: {own_id} cannot NAT ({}): it claims nothing
-peer: {about} cannot NAT ({})
-watcher: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
+source/dest. check: {about} cannot NAT ({})
+monitor: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
 ping: a ping to {peer_id} cannot leave {own_id} ({})
 probe: a packet through {peer_id} to {about} {}
 claim: {about} is not moved to {own_id} yet ({})
 restart: {about} could not be {}
 turn: {own_id} met something unforeseen ({}) and goes on
-''')
+'''))
 
 
 class Lasting:
@@ -251,7 +243,7 @@ class Lasting:
             return False
         remedy = REMEDIES.get(kind, REMEDIES['check'])
         place = ('' if remedy.startswith('aws') else  # any workstation
-                 ' on {peer_id}' if kind == 'watcher' else ' on {own_id}')
+                 ' on {peer_id}' if kind == 'monitor' else ' on {own_id}')
         words, line = (one.format(failure, about=about, **self.names)
                        for one in (TROUBLES[kind], f'{TROUBLES[kind]}; run{place}: {remedy}'))
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
@@ -1288,7 +1280,7 @@ class Ec2:
         if peer[0] == 'gone':
             facts.pop(self.peer_id, None)
         of_own, of_peer = map(self.facts_of, pair)
-        own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
+        own_check = f'{SOURCE_CHECK}: {REMEDIES["source/dest. check"].format(about=self.own_id)}'
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1], tells_tags=self.peer_id in described,
             reason=reason_of(of_peer) if states else in_words(results['states']), holders=holders,
@@ -1818,9 +1810,10 @@ class Monitor:
                 self.lasting('claim', 'no answer came' * (holder != SELF), part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('unknown', ' and '.join(absent))
+        self.lasting('settings', ' and '.join(absent))
         self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
-        self.lasting('peer', SOURCE_CHECK * seen.peer_source_check, self.peer_id, at_once=True)
+        self.lasting('source/dest. check', SOURCE_CHECK * seen.peer_source_check, self.peer_id,
+                     at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: dict[str, str]) -> None:
@@ -1842,7 +1835,7 @@ class Monitor:
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         missing = f'{patience:g} s' * (now - self.requested_at >= patience)
-        self.lasting('watcher', missing, at_once=True)
+        self.lasting('monitor', missing, at_once=True)
 
     # Judge and act
 
@@ -2071,11 +2064,11 @@ class Check:
             self.say(False, what, about, in_words(error), 'ping')
         except Exception as error:
             denier = next((one for one in DENIERS if one in in_words(error)), 'permission')
-            remedy = denier if code_of(error) in DENIED else 'no answer'
+            remedy = denier if code_of(error) in DENIED else 'check'
             if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
             is_needless = what in ('can be stopped', 'masquerading')  # for a failover
-            self.say(None if is_needless or remedy == 'no answer' else False, what, about,
+            self.say(None if is_needless or remedy == 'check' else False, what, about,
                      in_words(error), remedy)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
@@ -2182,7 +2175,7 @@ class Check:
             told = wrong = {'status': f'{STATUS_FILE} tells nothing ({in_words(error)})'}
         for name, value in told.items():
             found = value if isinstance(value, str) else json.dumps(value)
-            self.say(not wrong.get(name), name, '', found, 'status',
+            self.say(not wrong.get(name), name, '', found, 'check',
                      WARN if name == 'decision' else FAIL)
         return self.exit_code
 
