@@ -148,19 +148,17 @@ def code_of(result: Any) -> str:
 
 
 # What to run, by the name of a trouble or of a line of --check.  Braces: ids and settings, what
-# the line is about, and what EC2 describes of that (`its`) and of this instance (`own`).
+# the line is about (`it`), and what EC2 describes of that (`its`) and of this instance (`own`).
 REMEDIES = dict(re.findall('(.+?): (.+)', '''
 settings: nano {settings_file}  # and restart the monitor
 check: nat_monitor.py --check
 ping: ip route get {peer_address}; ping -c 20 {peer_address}
-probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
+probe: ping -c 20 {it}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
-role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} \
---instance-id {about}
-other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
-Name={role} --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
-Name=instance-id,Values={about} --query "*[0].AssociationId" --output text)
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} --instance-id {it}
+other profile: aws ec2 describe-iam-instance-profile-associations --filters \
+Name=instance-id,Values={it}  # then replace-iam-instance-profile-association
 permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
 --policy-document file://policy.json && aws ec2 create-tags --resources {tagged} \
 --tags Key=nat_monitor,Value=${{tag:-true}}
@@ -168,32 +166,30 @@ service control policy: aws organizations list-policies --filter SERVICE_CONTROL
 permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
 VPC endpoint policy: aws ec2 describe-vpc-endpoints  # that of EC2
 clock: systemctl enable --now chronyd || systemctl enable --now chrony; chronyc makestep
-state: aws ec2 start-instances --instance-ids {about}  # a disk key of yours needs kms:CreateGrant
-gone: nano {settings_file}  # launch another one instead of {about}, and put its id in
-source/dest. check: aws ec2 modify-instance-attribute --instance-id {about} --no-source-dest-check
+state: aws ec2 start-instances --instance-ids {it}  # a disk key of yours needs kms:CreateGrant
+gone: nano {settings_file}  # launch another one instead of {it}, and put its id in
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {it} --no-source-dest-check
 network interface: aws ec2 detach-network-interface \
 --attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
 --network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}
-Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
+Auto Scaling group: aws autoscaling detach-instances --instance-ids {it} \
 --auto-scaling-group-name {found} --should-decrement-desired-capacity
-maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
-protected: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
-subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet> \
-# where that has another table: replace-route-table-association
+maintenance: aws ec2 delete-tags --resources {it} --tags Key=nat_monitor_maintenance  # later
+protected: aws ec2 modify-instance-attribute --instance-id {it} --no-disable-api-stop
+subnets: aws ec2 associate-route-table --route-table-id {it} --subnet-id <private subnet>
 main table: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
-default route: aws ec2 describe-route-tables --route-table-ids {about}
-Elastic IP: aws ec2 describe-addresses --public-ips {about}
+default route: aws ec2 describe-route-tables --route-table-ids {it}
+Elastic IP: aws ec2 describe-addresses --public-ips {it}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
 --group-id {its[NetworkInterfaces][0][Groups][0][GroupId]} --cidr {own[PrivateIpAddress]}/32
-forwards: nat_monitor.py --check  # on {about}
+forwards: nat_monitor.py --check  # on {it}
 forwarding: echo {switch}=1 >> /etc/sysctl.d/90-nat.conf && sysctl --system
 forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
 masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
 {source}oifname != "lo" masquerade; }}; }}'
 rules: nft list ruleset; ip rule; ip route
-cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
-install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor
+cron job: install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # and the program, mode 755
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
 monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
@@ -210,12 +206,12 @@ questions: EC2 does not tell {own_id} {}
 permissions: the role of {own_id} does not allow {}: a failover would fail
 settings: EC2 does not know {}
 host: {own_id} cannot NAT ({}): it claims nothing
-source/dest. check: {about} cannot NAT ({})
+source/dest. check: {it} cannot NAT ({})
 monitor: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
 ping: a ping to {peer_id} cannot leave {own_id} ({})
-probe: a packet through {peer_id} to {about} {}
-claim: {about} is not moved to {own_id} yet ({})
-restart: {about} could not be {}
+probe: a packet through {peer_id} to {it} {}
+claim: {it} is not moved to {own_id} yet ({})
+restart: {it} could not be {}
 turn: {own_id} met something unforeseen ({}) and goes on
 '''))
 
@@ -244,7 +240,7 @@ class Lasting:
         remedy = REMEDIES.get(kind, REMEDIES['check'])
         place = ('' if remedy.startswith('aws') else  # any workstation
                  ' on {peer_id}' if kind == 'monitor' else ' on {own_id}')
-        words, line = (one.format(failure, about=about, **self.names)
+        words, line = (one.format(failure, it=about, **self.names)
                        for one in (TROUBLES[kind], f'{TROUBLES[kind]}; run{place}: {remedy}'))
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
@@ -1280,7 +1276,7 @@ class Ec2:
         if peer[0] == 'gone':
             facts.pop(self.peer_id, None)
         of_own, of_peer = map(self.facts_of, pair)
-        own_check = f'{SOURCE_CHECK}: {REMEDIES["source/dest. check"].format(about=self.own_id)}'
+        own_check = f'{SOURCE_CHECK}: {REMEDIES["source/dest. check"].format(it=self.own_id)}'
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1], tells_tags=self.peer_id in described,
             reason=reason_of(of_peer) if states else in_words(results['states']), holders=holders,
@@ -2080,7 +2076,7 @@ class Check:
         verdict = UNSURE if fine is None else FINE if fine else otherwise
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
         its, own = (self.things.get(i, {}) for i in (about, self.own_id))
-        names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
+        names = {**vars(self), 'it': about, 'found': found, 'its': its, 'own': own, **more}
         run = REMEDIES.get(remedy or what, REMEDIES['settings'])
         write_line(verdict, f'{verdict:8}{what:22}{about:23}{found}'
                    + ('' if fine else f'; run: {run.format_map(names)}'))

@@ -183,8 +183,8 @@ def masquerade(pair: Pair, rule: str) -> None:
      'release this Elastic IP; run: aws ec2 modify-network-interface-attribute --associate-public-ip'),
     (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor '
      '--instance-id {primary}'),
-    (change_profile, 'FAIL', 'instance profile', 'replace-iam-instance-profile-association --iam-instance-profile '
-     'Name=NAT_Monitor --association-id $(aws ec2 '),
+    (change_profile, 'FAIL', 'instance profile', 'describe-iam-instance-profile-associations --filters '
+     'Name=instance-id,Values={primary}  # then replace-'),
     (lambda pair: setattr(pair.record(pair.primary), 'disable_api_stop', 'true'),
      'FAIL', 'can be stopped', 'no, it has stop protection; run: aws ec2 modify-instance-attribute --instance-id '
      '{primary} --no-disable-api-stop'),
@@ -228,8 +228,8 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: masquerade(pair, 'snat to 198.51.100.7'), 'FAIL', 'masquerading', 'snat to 198.51.100.7'),
     (lambda pair: masquerade(pair, 'ip saddr @private masquerade'),
      'unknown', 'masquerading', 'ip saddr @private masquerade; run: nft list ruleset'),
-    (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 755 nat_monitor.py /usr/local/sbin/ '
-     '&& install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'),
+    (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 644 nat_monitor.cron '
+     '/etc/cron.d/nat_monitor  # and the program, mode 755'),
     (lambda pair: pair.file('proc/1/comm', 'systemd\n'),
      'FAIL', 'cron daemon', 'none runs; run: dnf install -y cronie; systemctl enable --now crond'),
     (lambda pair: pair.file('proc/locks', ''),
