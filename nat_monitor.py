@@ -103,7 +103,6 @@ class Refusal(Exception):
     """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
-        super().__init__(*faults)
         self.faults, self.exit_code = faults, exit_code
 
 
@@ -119,19 +118,14 @@ class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
-def on_one_line(value: Any) -> str:
-    return ' '.join(str(value).split())
-
-
-def in_words(error: BaseException) -> str:
+def in_words(error: Any) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
-    name, text = type(error).__name__, on_one_line(error)
-    if isinstance(error, exceptions.ClientError):
-        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
-        name = code_of(error) or f'HTTP {status} without an error code'
-        text = on_one_line(error.response.get('Error', {}).get('Message', ''))
-    text = re.sub(' object at 0x[0-9a-f]+', '', text)  # the same trouble in the same words
-    return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
+    name, text = type(error).__name__, str(error)
+    if code := code_of(error):
+        name, text = code, error.response['Error'].get('Message', '')
+    # The same trouble in the same words, wherever an object may lie.
+    text = re.sub('Encoded authorization.*| object at 0x[0-9a-f]+', '', ' '.join(text.split()))
+    return f'{name}: {text[:500]}'.rstrip(': ')
 
 
 def failures_in(results: dict[str, Any]) -> str:
@@ -142,14 +136,13 @@ def failures_in(results: dict[str, Any]) -> str:
 
 def code_of(result: Any) -> str:
     """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
-    told = result.response.get('Error') if isinstance(result, exceptions.ClientError) else None
-    code = told and told.get('Code') or ''
-    return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
+    told = result.response.get('Error', {}) if isinstance(result, exceptions.ClientError) else {}
+    return re.sub(r'^\d+$', '', told.get('Code') or '')  # what botocore puts for none: the status
 
 
 # What to run, by the name of a trouble or of a line of --check.  Braces: ids and settings, what
 # the line is about (`it`), and what EC2 describes of that (`its`) and of this instance (`own`).
-REMEDIES = dict(re.findall('(.+?): (.+)', '''
+REMEDIES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
 settings: nano {settings_file}  # and restart the monitor
 check: nat_monitor.py --check
 ping: ip route get {peer_address}; ping -c 20 {peer_address}
@@ -197,7 +190,7 @@ suspended: kill -CONT {pid}
 '''))
 
 # By kind, what is said of a trouble; the empty braces are what came back or is lacking.
-TROUBLES = dict(re.findall('(.+?): (.+)', '''
+TROUBLES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
 metadata: the metadata service does not tell {}
 client: {own_id} cannot make an EC2 client ({})
 EC2: EC2 does not answer {own_id} ({}): it decides nothing
@@ -353,7 +346,7 @@ def check_settings(names: dict[str, Any], path: str) -> Settings:
         elif value and name == REQUIRED[1] and value == names.get(REQUIRED[0]):
             faults.append(f'{" and ".join(REQUIRED[:2])} are both {value}, but must be different')
     if faults:
-        raise Refusal(*(on_one_line(f'{path}: {fault}') for fault in faults))
+        raise Refusal(*(f'{path}: {fault}' for fault in faults))
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
@@ -2096,7 +2089,7 @@ class Check:
     def check_environment(self) -> None:
         found = [f'{name}={os.environ[name]}' for name in VARIABLES if os.environ.get(name)]
         if found:
-            self.say(True, 'environment', '', on_one_line(' '.join(found)))
+            self.say(True, 'environment', '', ' '.join(found))
 
     def check_metadata(self) -> None:
         self.own_id, self.region = map(self.metadata.get, ('instance-id', 'placement/region'))
