@@ -334,8 +334,7 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
 def check_settings(names: dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     empty = [name for name in REQUIRED if not names.get(name)]
-    faults = [f'fill in {", ".join(empty)}: the ids of your two NAT instances and of the route '
-              'tables of their private subnets'] * bool(empty)
+    faults = [f'fill in {", ".join(empty)}: the ids of your pair and its tables'] * bool(empty)
     for name, value in names.items():
         field = SETTINGS.get(name)
         if not field:
@@ -354,8 +353,7 @@ def place_in_pair(settings: Settings, own_id: str) -> tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     pair = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in pair:
-        raise Refusal(f'this instance is {own_id}, but {" and ".join(REQUIRED[:2])} are '
-                      f'{" and ".join(pair)}: the monitor runs on these two only')
+        raise Refusal(f'this instance, {own_id}, is neither of the pair, {" and ".join(pair)}')
     return own_id == pair[0], pair[own_id == pair[0]]
 
 
@@ -2400,11 +2398,10 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
 
     It is not spared as the monitor is, when memory runs out.
     """
-    null = subprocess.DEVNULL
-    limited = f'echo 0 > /proc/self/oom_score_adj; exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"'
+    script = ('exec </dev/null >/dev/null 2>&1; echo 0 >/proc/self/oom_score_adj; '
+              f'exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"')
     try:
-        code = subprocess.call(['sh', '-c', limited, 'sh', *command, level, line], stdin=null,
-                               stdout=null, stderr=null, start_new_session=True)
+        code = subprocess.call(['sh', '-c', script, 'sh', *command, level, line])
         late = f' (killed, as after {NOTIFY_TIMEOUT:g} s)' * (code == -signal.SIGKILL)
         failure = f'ended with exit code {code}{late}' if code else ''
     except Exception as error:  # no memory, an odd line
@@ -2421,7 +2418,6 @@ def start_log() -> None:
             fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
     log.handlers = [Writer(logging.INFO, write_line, 'lines that could not be written')]
     log.setLevel(logging.INFO)
-    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
 
 
 def start_notifying(command: Sequence[str]) -> None:
@@ -2491,20 +2487,39 @@ def heed_signals(monitor: Monitor | None = None) -> None:
         signal.signal(signal.Signals[name], functools.partial(heed, monitor))
 
 
-def run(arguments: str) -> int:
-    """Do what the arguments ask for and return the exit code; raise Refusal if that cannot be."""
-    if arguments not in ('', '--check', '--status'):
-        raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
-    if IMPORT_ERROR:
-        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}; '
-                      'install them for it, or mend them')
-    if arguments == '--status':
-        return Check().status()
-    if os.geteuid() != 0:
-        raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
-    if arguments == '--check':
-        return Check().run()
-    settings = read_settings()
+def main(argv: list[str] | None = None) -> int:
+    """Run the monitor until a signal ends it; return the exit code of what keeps it from that.
+
+    What is logged last is written as Python ends: logging flushes its handlers then.
+    """
+    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
+    if arguments in ('--help', '-h', '--version'):
+        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
+        return 0
+    start_log()
+    heed_signals()
+    try:
+        if arguments not in ('', '--check', '--status'):
+            raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
+        if IMPORT_ERROR:
+            raise Refusal(
+                f'install or mend boto3 and requests for {sys.executable}: {IMPORT_ERROR!r}')
+        if arguments == '--status':
+            return Check().status()
+        if os.geteuid() != 0:
+            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
+        if arguments == '--check':
+            return Check().run()
+        watch(read_settings())
+    except Refusal as refusal:
+        for fault in refusal.faults:
+            log.error(fault)
+        return refusal.exit_code
+    return 0
+
+
+def watch(settings: Settings) -> None:
+    """Be the one monitor of this host for ever; raise Refusal if that cannot be."""
     take_lock()
     # For killall, whatever started this; when memory runs out, the kernel takes this process last.
     for name, text in (('comm', 'nat_monitor.py'), ('oom_score_adj', '-1000')):
@@ -2515,25 +2530,6 @@ def run(arguments: str) -> int:
     monitor = Monitor(settings, publish=write_status)
     heed_signals(monitor)
     monitor.run()
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
-    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
-    if arguments in ('--help', '-h', '--version'):
-        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
-        return 0
-    start_log()
-    heed_signals()
-    try:
-        return run(arguments)
-    except Refusal as refusal:
-        for fault in refusal.faults:
-            log.error(fault)
-        return refusal.exit_code
-    finally:
-        log.handlers[0].flush()
 
 
 if __name__ == '__main__':

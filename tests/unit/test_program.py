@@ -72,7 +72,7 @@ def test_what_a_package_that_cannot_be_imported_raised_is_told(
     done = run(tmp_path, GOOD, prefix=AS_ROOT)
 
     assert done.returncode == 2 and len(done.stdout.splitlines()) == 1
-    assert f'{sys.executable} cannot import boto3 and requests: {said}' in done.stdout
+    assert f'install or mend boto3 and requests for {sys.executable}: {said}' in done.stdout
 
 
 @pytest.mark.parametrize('settings, prefix, arguments, said', [

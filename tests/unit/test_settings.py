@@ -154,7 +154,7 @@ def test_a_command_that_another_user_can_change_or_replace_is_refused(
 @pytest.mark.parametrize('name', nat_monitor.REQUIRED)
 @pytest.mark.parametrize('value', [REMOVED, '', None, []])
 def test_what_is_missing_or_empty_is_asked_for(name: str, value: Any) -> None:
-    assert faults(**{name: value}).startswith(f'nat_config.py: fill in {name}: the ids of your two NAT instances')
+    assert faults(**{name: value}).startswith(f'nat_config.py: fill in {name}: the ids of your pair')
 
 
 def test_a_name_that_is_not_a_setting_is_a_fault_with_the_nearest_right_name() -> None:
