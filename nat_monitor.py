@@ -2442,15 +2442,13 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
     Raises Refusal if a monitor has it.
     """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid, suspended = lock_holder(path)
         held = f'pid {pid or "unknown"}' + ' (suspended)' * suspended
         raise Refusal(f'a monitor already runs with {held}: this one ends', exit_code=1)
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     return lock
 
 
