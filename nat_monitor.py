@@ -103,7 +103,6 @@ class Refusal(Exception):
     """
 
     def __init__(self, *faults: str, exit_code: int = 2) -> None:
-        super().__init__(*faults)
         self.faults, self.exit_code = faults, exit_code
 
 
@@ -119,19 +118,14 @@ class OwnFault(Exception):
     """A ping could not leave this host, so it tells nothing about the peer."""
 
 
-def on_one_line(value: Any) -> str:
-    return ' '.join(str(value).split())
-
-
-def in_words(error: BaseException) -> str:
+def in_words(error: Any) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
-    name, text = type(error).__name__, on_one_line(error)
-    if isinstance(error, exceptions.ClientError):
-        status = error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 'error')
-        name = code_of(error) or f'HTTP {status} without an error code'
-        text = on_one_line(error.response.get('Error', {}).get('Message', ''))
-    text = re.sub(' object at 0x[0-9a-f]+', '', text)  # the same trouble in the same words
-    return f'{name}: {text.partition("Encoded authorization")[0][:500]}'.rstrip(': ')
+    name, text = type(error).__name__, str(error)
+    if code := code_of(error):
+        name, text = code, error.response['Error'].get('Message', '')
+    # The same trouble in the same words, wherever an object may lie.
+    text = re.sub('Encoded authorization.*| object at 0x[0-9a-f]+', '', ' '.join(text.split()))
+    return f'{name}: {text[:500]}'.rstrip(': ')
 
 
 def failures_in(results: dict[str, Any]) -> str:
@@ -142,32 +136,22 @@ def failures_in(results: dict[str, Any]) -> str:
 
 def code_of(result: Any) -> str:
     """Return EC2's error code, or '' for anything else, such as the page of a proxy."""
-    told = result.response.get('Error') if isinstance(result, exceptions.ClientError) else None
-    code = told and told.get('Code') or ''
-    return '' if code.isdigit() else code  # the HTTP status, which botocore puts for none
-
-
-def table(text: str) -> dict[str, str]:
-    """Return by name what lines of the form 'name, other name: words' say."""
-    return {name: words for names, words in re.findall('(.+?): (.+)', text)
-            for name in names.split(', ')}
+    told = result.response.get('Error', {}) if isinstance(result, exceptions.ClientError) else {}
+    return re.sub(r'^\d+$', '', told.get('Code') or '')  # what botocore puts for none: the status
 
 
 # What to run, by the name of a trouble or of a line of --check.  Braces: ids and settings, what
-# the line is about, and what EC2 describes of that (`its`) and of this instance (`own`).
-REMEDIES = table('''
-settings, unknown: nano {settings_file}  # and restart the monitor
-check, status: nat_monitor.py --check
-no answer: nat_monitor.py --check  # again, when the other lines are mended and EC2 answers
+# the line is about (`it`), and what EC2 describes of that (`its`) and of this instance (`own`).
+REMEDIES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
+settings: nano {settings_file}  # and restart the monitor
+check: nat_monitor.py --check
 ping: ip route get {peer_address}; ping -c 20 {peer_address}
-probe: ping -c 20 {about}  # if that is lost, too, PROBE_ADDRESS is to be another one
+probe: ping -c 20 {it}  # if that is lost, too, PROBE_ADDRESS is to be another one
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
-role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} \
---instance-id {about}
-other profile: aws ec2 replace-iam-instance-profile-association --iam-instance-profile \
-Name={role} --association-id $(aws ec2 describe-iam-instance-profile-associations --filters \
-Name=instance-id,Values={about} --query "*[0].AssociationId" --output text)
+role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} --instance-id {it}
+other profile: aws ec2 describe-iam-instance-profile-associations --filters \
+Name=instance-id,Values={it}  # then replace-iam-instance-profile-association
 permission: aws iam put-role-policy --role-name {role} --policy-name NAT_Monitor \
 --policy-document file://policy.json && aws ec2 create-tags --resources {tagged} \
 --tags Key=nat_monitor,Value=${{tag:-true}}
@@ -175,58 +159,55 @@ service control policy: aws organizations list-policies --filter SERVICE_CONTROL
 permissions boundary: aws iam get-role --role-name {role} --query Role.PermissionsBoundary
 VPC endpoint policy: aws ec2 describe-vpc-endpoints  # that of EC2
 clock: systemctl enable --now chronyd || systemctl enable --now chrony; chronyc makestep
-state: aws ec2 start-instances --instance-ids {about}  # a disk key of yours needs kms:CreateGrant
-gone: nano {settings_file}  # launch another one instead of {about}, and put its id in
-source/dest. check, peer: aws ec2 modify-instance-attribute --instance-id {about} \
---no-source-dest-check
+state: aws ec2 start-instances --instance-ids {it}  # a disk key of yours needs kms:CreateGrant
+gone: nano {settings_file}  # launch another one instead of {it}, and put its id in
+source/dest. check: aws ec2 modify-instance-attribute --instance-id {it} --no-source-dest-check
 network interface: aws ec2 detach-network-interface \
 --attachment-id {its[NetworkInterfaces][1][Attachment][AttachmentId]}
 public address: aws ec2 modify-network-interface-attribute --associate-public-ip-address \
 --network-interface-id {its[NetworkInterfaces][0][NetworkInterfaceId]}  # no Elastic IP comes back
 Spot: aws ec2 describe-spot-instance-requests --spot-instance-request-ids {found}  # persistent?
-Auto Scaling group: aws autoscaling detach-instances --instance-ids {about} \
+Auto Scaling group: aws autoscaling detach-instances --instance-ids {it} \
 --auto-scaling-group-name {found} --should-decrement-desired-capacity
-maintenance: aws ec2 delete-tags --resources {about} --tags Key=nat_monitor_maintenance  # later
-stop protection: aws ec2 modify-instance-attribute --instance-id {about} --no-disable-api-stop
-subnets: aws ec2 associate-route-table --route-table-id {about} --subnet-id <private subnet> \
-# where that has another table: replace-route-table-association
+maintenance: aws ec2 delete-tags --resources {it} --tags Key=nat_monitor_maintenance  # later
+stop protection: aws ec2 modify-instance-attribute --instance-id {it} --no-disable-api-stop
+subnets: aws ec2 associate-route-table --route-table-id {it} --subnet-id <private subnet>
 own subnet: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
-default route: aws ec2 describe-route-tables --route-table-ids {about}
-Elastic IP: aws ec2 describe-addresses --public-ips {about}
+default route: aws ec2 describe-route-tables --route-table-ids {it}
+Elastic IP: aws ec2 describe-addresses --public-ips {it}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
 --group-id {its[NetworkInterfaces][0][Groups][0][GroupId]} --cidr {own[PrivateIpAddress]}/32
-forwards: nat_monitor.py --check  # on {about}
+forwards: nat_monitor.py --check  # on {it}
 forwarding: echo {switch}=1 >> /etc/sysctl.d/90-nat.conf && sysctl --system
 forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
 masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
-ip saddr {about} oifname != "lo" masquerade; }}; }}'
+ip saddr {it} oifname != "lo" masquerade; }}; }}'
 rules: nft list ruleset; ip rule; ip route
-cron job: install -m 755 nat_monitor.py /usr/local/sbin/ && \
-install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # no dot in its name, LF at its end
+cron job: install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # LF at its end; program: mode 755
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
-monitor, watcher: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
+monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 suspended: kill -CONT {pid}
-''')
+'''))
 
 # By kind, what is said of a trouble; the empty braces are what came back or is lacking.
-TROUBLES = table('''
+TROUBLES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
 metadata: the metadata service does not tell {}
 client: {own_id} cannot make an EC2 client ({})
 EC2: EC2 does not answer {own_id} ({}): it decides nothing
 clock: the clock of {own_id} is off by {}: EC2 refuses its calls
 questions: EC2 does not tell {own_id} {}
 permissions: the role of {own_id} does not allow {}: a failover would fail
-unknown: EC2 does not know {}
+settings: EC2 does not know {}
 host: {own_id} cannot NAT ({}): it claims nothing
-peer: {about} cannot NAT ({})
-watcher: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
+source/dest. check: {it} cannot NAT ({})
+monitor: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
 ping: a ping to {peer_id} cannot leave {own_id} ({})
-probe: a packet through {peer_id} to {about} {}
-claim: {about} is not moved to {own_id} yet ({})
-restart: {about} could not be {}
+probe: a packet through {peer_id} to {it} {}
+claim: {it} is not moved to {own_id} yet ({})
+restart: {it} could not be {}
 turn: {own_id} met something unforeseen ({}) and goes on
-''')
+'''))
 
 
 class Lasting:
@@ -252,8 +233,8 @@ class Lasting:
             return False
         remedy = REMEDIES.get(kind, REMEDIES['check'])
         place = ('' if remedy.startswith('aws') else  # any workstation
-                 ' on {peer_id}' if kind == 'watcher' else ' on {own_id}')
-        words, line = (one.format(failure, about=about, **self.names)
+                 ' on {peer_id}' if kind == 'monitor' else ' on {own_id}')
+        words, line = (one.format(failure, it=about, **self.names)
                        for one in (TROUBLES[kind], f'{TROUBLES[kind]}; run{place}: {remedy}'))
         if level < logging.ERROR and (at_once or now - since >= 2 * MINUTE):
             level = logging.ERROR
@@ -354,8 +335,7 @@ def read_settings(path: str = SETTINGS_FILE) -> Settings:
 def check_settings(names: dict[str, Any], path: str) -> Settings:
     """Make Settings of the names set in the file at `path`; raise Refusal with every fault."""
     empty = [name for name in REQUIRED if not names.get(name)]
-    faults = [f'fill in {", ".join(empty)}: the ids of your two NAT instances and of the route '
-              'tables of their private subnets'] * bool(empty)
+    faults = [f'fill in {", ".join(empty)}: the ids of your pair and its tables'] * bool(empty)
     for name, value in names.items():
         field = SETTINGS.get(name)
         if not field:
@@ -366,7 +346,7 @@ def check_settings(names: dict[str, Any], path: str) -> Settings:
         elif value and name == REQUIRED[1] and value == names.get(REQUIRED[0]):
             faults.append(f'{" and ".join(REQUIRED[:2])} are both {value}, but must be different')
     if faults:
-        raise Refusal(*(on_one_line(f'{path}: {fault}') for fault in faults))
+        raise Refusal(*(f'{path}: {fault}' for fault in faults))
     return Settings(**{name.lower(): value for name, value in names.items()})
 
 
@@ -374,8 +354,7 @@ def place_in_pair(settings: Settings, own_id: str) -> tuple[bool, str]:
     """Tell whether this is the primary, and the peer's id; raise Refusal if it is neither."""
     pair = settings.primary_instance_id, settings.secondary_instance_id
     if own_id not in pair:
-        raise Refusal(f'this instance is {own_id}, but {" and ".join(REQUIRED[:2])} are '
-                      f'{" and ".join(pair)}: the monitor runs on these two only')
+        raise Refusal(f'this instance, {own_id}, is neither of the pair, {" and ".join(pair)}')
     return own_id == pair[0], pair[own_id == pair[0]]
 
 
@@ -1205,7 +1184,7 @@ class Ec2:
         if peer[0] == 'gone':
             facts.pop(self.peer_id, None)
         of_own, of_peer = map(self.facts_of, pair)
-        own_check = f'{SOURCE_CHECK}: {REMEDIES["peer"].format(about=self.own_id)}'
+        own_check = f'{SOURCE_CHECK}: {REMEDIES["source/dest. check"].format(it=self.own_id)}'
         return Observation(
             asked_at, own[0], own[1], peer[0], peer[1], tells_tags=self.peer_id in described,
             reason=reason_of(of_peer) if states else in_words(results['states']), holders=holders,
@@ -1733,9 +1712,10 @@ class Monitor:
                 self.lasting('claim', 'no answer came' * (holder != SELF), part)
         absent = [part for part, holder in self.memory.holders.items() if holder == ABSENT]
         absent += [self.peer_id] * (self.peer_address == '')
-        self.lasting('unknown', ' and '.join(absent))
+        self.lasting('settings', ' and '.join(absent))
         self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
-        self.lasting('peer', SOURCE_CHECK * seen.peer_source_check, self.peer_id, at_once=True)
+        self.lasting('source/dest. check', SOURCE_CHECK * seen.peer_source_check, self.peer_id,
+                     at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: dict[str, str]) -> None:
@@ -1757,7 +1737,7 @@ class Monitor:
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         missing = f'{patience:g} s' * (now - self.requested_at >= patience)
-        self.lasting('watcher', missing, at_once=True)
+        self.lasting('monitor', missing, at_once=True)
 
     # Judge and act
 
@@ -1981,7 +1961,7 @@ class Check:
             if abs(skew := clock_skew(error)) > CLOCK_TOLERANCE:
                 self.say(False, 'clock', about, f'{skew:.0f} s ahead of EC2')
             self.say(fine, what, about, 'allowed' if fine else in_words(error),
-                     'no answer' if fine is None else denier)
+                     'check' if fine is None else denier)
 
     def say(self, fine: Any, what: str, about: str, found: str, remedy: str = '',
             **more: Any) -> None:
@@ -1993,7 +1973,7 @@ class Check:
         verdict = WARN if fine == WARN else UNSURE if fine is None else FINE if fine else FAIL
         self.exit_code = max(self.exit_code, int(verdict == FAIL))
         its, own = (self.things.get(i, {}) for i in (about, self.own_id))
-        names = {**vars(self), 'about': about, 'found': found, 'its': its, 'own': own, **more}
+        names = {**vars(self), 'it': about, 'found': found, 'its': its, 'own': own, **more}
         run = REMEDIES.get(remedy or what, REMEDIES['settings'])
         write_line(verdict, f'{verdict:8}{what:22}{about:23}{found}'
                    + ('' if verdict == FINE else f'; run: {run.format_map(names)}'))
@@ -2074,7 +2054,8 @@ class Check:
         except (ValueError, LookupError, TypeError, AttributeError):
             told, fine = {'status': f'{STATUS_FILE} tells nothing'}, {'status': False}
         for name, value in told.items():
-            self.say(fine.get(name, True), name, '', f'{value}', 'status')
+            found = value if isinstance(value, str) else json.dumps(value)
+            self.say(fine.get(name, True), name, '', found, 'check')
         return self.exit_code
 
     def files(self, *patterns: str) -> list[str]:
@@ -2264,11 +2245,10 @@ def notify(command: Sequence[str], level: str, line: str) -> bool:
 
     It is not spared as the monitor is, when memory runs out.
     """
-    null = subprocess.DEVNULL
-    limited = f'echo 0 > /proc/self/oom_score_adj; exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"'
+    script = ('exec </dev/null >/dev/null 2>&1; echo 0 >/proc/self/oom_score_adj; '
+              f'exec timeout -s KILL {NOTIFY_TIMEOUT} "$@"')
     try:
-        code = subprocess.call(['sh', '-c', limited, 'sh', *command, level, line], stdin=null,
-                               stdout=null, stderr=null, start_new_session=True)
+        code = subprocess.call(['sh', '-c', script, 'sh', *command, level, line])
         late = f' (killed, as after {NOTIFY_TIMEOUT:g} s)' * (code == -signal.SIGKILL)
         failure = f'ended with exit code {code}{late}' if code else ''
     except Exception as error:  # no memory, an odd line
@@ -2285,7 +2265,6 @@ def start_log() -> None:
             fcntl.fcntl(sys.stdout, fcntl.F_SETFL, os.O_APPEND)
     log.handlers = [Writer(logging.INFO, write_line, 'lines that could not be written')]
     log.setLevel(logging.INFO)
-    logging.getLogger().addHandler(logging.NullHandler())  # boto3's own lines
 
 
 def start_notifying(command: Sequence[str]) -> None:
@@ -2310,15 +2289,13 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
     Raises Refusal if a monitor has it.
     """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid, suspended = lock_holder(path)
         held = f'pid {pid or "unknown"}' + ' (suspended)' * suspended
         raise Refusal(f'a monitor already runs with {held}: this one ends', exit_code=1)
-    except OSError as error:
-        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     return lock
 
 
@@ -2355,20 +2332,39 @@ def heed_signals(monitor: Monitor | None = None) -> None:
         signal.signal(signal.Signals[name], functools.partial(heed, monitor))
 
 
-def run(arguments: str) -> int:
-    """Do what the arguments ask for and return the exit code; raise Refusal if that cannot be."""
-    if arguments not in ('', '--check', '--status'):
-        raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
-    if IMPORT_ERROR:
-        raise Refusal(f'{sys.executable} cannot import boto3 and requests: {IMPORT_ERROR!r}; '
-                      'install them for it, or mend them')
-    if arguments == '--status':
-        return Check().status()
-    if os.geteuid() != 0:
-        raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
-    if arguments == '--check':
-        return Check().run()
-    settings = read_settings()
+def main(argv: list[str] | None = None) -> int:
+    """Run the monitor until a signal ends it; return the exit code of what keeps it from that.
+
+    What is logged last is written as Python ends: logging flushes its handlers then.
+    """
+    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
+    if arguments in ('--help', '-h', '--version'):
+        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
+        return 0
+    start_log()
+    heed_signals()
+    try:
+        if arguments not in ('', '--check', '--status'):
+            raise Refusal(f'argument {arguments!r} is not --check, --status, --version or --help')
+        if IMPORT_ERROR:
+            raise Refusal(
+                f'install or mend boto3 and requests for {sys.executable}: {IMPORT_ERROR!r}')
+        if arguments == '--status':
+            return Check().status()
+        if os.geteuid() != 0:
+            raise Refusal(f'the user is {os.geteuid()}, but must be root (0), who alone may ping')
+        if arguments == '--check':
+            return Check().run()
+        watch(read_settings())
+    except Refusal as refusal:
+        for fault in refusal.faults:
+            log.error(fault)
+        return refusal.exit_code
+    return 0
+
+
+def watch(settings: Settings) -> None:
+    """Be the one monitor of this host for ever; raise Refusal if that cannot be."""
     take_lock()
     # For killall, whatever started this; when memory runs out, the kernel takes this process last.
     for name, text in (('comm', 'nat_monitor.py'), ('oom_score_adj', '-1000')):
@@ -2379,25 +2375,6 @@ def run(arguments: str) -> int:
     monitor = Monitor(settings, publish=write_status)
     heed_signals(monitor)
     monitor.run()
-    return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the monitor until a signal ends it; return the exit code of what keeps it from that."""
-    arguments = ' '.join(sys.argv[1:] if argv is None else argv)
-    if arguments in ('--help', '-h', '--version'):
-        print(f'nat_monitor.py {VERSION}' if arguments == '--version' else (__doc__ or '').strip())
-        return 0
-    start_log()
-    heed_signals()
-    try:
-        return run(arguments)
-    except Refusal as refusal:
-        for fault in refusal.faults:
-            log.error(fault)
-        return refusal.exit_code
-    finally:
-        log.handlers[0].flush()
 
 
 if __name__ == '__main__':

@@ -173,8 +173,8 @@ def masquerade(pair: Pair, rule: str) -> None:
      '--associate-public-ip-address --network-interface-id '),
     (take_profile, 'FAIL', 'instance profile', 'associate-iam-instance-profile --iam-instance-profile Name=NAT_Monitor '
      '--instance-id {primary}'),
-    (change_profile, 'FAIL', 'instance profile', 'replace-iam-instance-profile-association --iam-instance-profile '
-     'Name=NAT_Monitor --association-id $(aws ec2 '),
+    (change_profile, 'FAIL', 'instance profile', 'describe-iam-instance-profile-associations --filters '
+     'Name=instance-id,Values={primary}  # then replace-'),
     (lambda pair: setattr(pair.record(pair.primary), 'disable_api_stop', 'true'),
      'FAIL', 'stop protection', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
      '--no-disable-api-stop'),
@@ -217,8 +217,8 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: masquerade(pair, 'snat to 198.51.100.7'), 'FAIL', 'masquerading', 'snat to 198.51.100.7'),
     (lambda pair: masquerade(pair, 'ip saddr @private masquerade'),
      'unknown', 'masquerading', 'ip saddr @private masquerade; run: nft list ruleset'),
-    (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 755 nat_monitor.py /usr/local/sbin/ '
-     '&& install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor'),
+    (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 644 nat_monitor.cron '
+     '/etc/cron.d/nat_monitor  # LF at its end; program: mode 755'),
     (lambda pair: pair.file('proc/1/comm', 'systemd\n'),
      'FAIL', 'cron daemon', 'none runs; run: dnf install -y cronie; systemctl enable --now crond'),
     (lambda pair: pair.file('proc/locks', ''),
@@ -380,8 +380,7 @@ def test_the_check_goes_on_without_ec2(pair: Pair, capfd: Any) -> None:
     assert code == 0  # nothing is known to be wrong
     [line] = [line for line in lines if line.verdict != 'ok']
     assert line.verdict == 'unknown' and 'BotoCoreError' in line.words
-    assert line.words.endswith('; run: nat_monitor.py --check  # again, when the other lines are mended and EC2 '
-                               'answers')
+    assert line.words.endswith('; run: nat_monitor.py --check')
     assert any(line.what == 'cron job' for line in lines)
 
 
@@ -404,7 +403,7 @@ def test_an_instance_outside_the_pair_is_a_bad_setting(pair: Pair, capfd: Any) -
     code, lines = pair.check(capfd)
 
     [line] = [line for line in lines if line.verdict == 'FAIL']
-    assert line.about == 'i-0123456789abcdef0' and 'the monitor runs on these two only; run: nano' in line.words
+    assert line.about == 'i-0123456789abcdef0' and '; run: nano' in line.words
     assert code == 2
 
 

@@ -72,7 +72,7 @@ def test_what_a_package_that_cannot_be_imported_raised_is_told(
     done = run(tmp_path, GOOD, prefix=AS_ROOT)
 
     assert done.returncode == 2 and len(done.stdout.splitlines()) == 1
-    assert f'{sys.executable} cannot import boto3 and requests: {said}' in done.stdout
+    assert f'install or mend boto3 and requests for {sys.executable}: {said}' in done.stdout
 
 
 @pytest.mark.parametrize('settings, prefix, arguments, said', [
@@ -294,16 +294,6 @@ def test_the_lock_is_roots_alone_and_names_its_holder(tmp_path: pathlib.Path) ->
 
     os.close(lock)
     os.close(nat_monitor.take_lock(path))
-
-
-def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: pathlib.Path) -> None:
-    (tmp_path / 'elsewhere').write_text('precious')
-    (tmp_path / 'lock').symlink_to(tmp_path / 'elsewhere')
-
-    with pytest.raises(nat_monitor.Refusal, match='lock: Too many levels of symbolic links'):
-        nat_monitor.take_lock(str(tmp_path / 'lock'))
-
-    assert (tmp_path / 'elsewhere').read_text() == 'precious'
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_each_trouble_has_words_for_what_came_back_and_a_remedy(kind: str) -> No
     [(level, line)] = told.lines
     assert level == 'ERROR' and 'what came back' in line and REMEDY.search(line), line
     assert 'README' not in line and not re.search('[{}]', line)
-    place = {'watcher': ' on i-2', 'no probe': ' on i-2', 'metadata': '', 'peer': ''}.get(kind, ' on i-1')
+    place = {'monitor': ' on i-2', 'metadata': '', 'source/dest. check': ''}.get(kind, ' on i-1')
     assert f'; run{place}: ' in line
 
 
