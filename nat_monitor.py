@@ -183,12 +183,16 @@ forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
 masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
 ip saddr {it} oifname != "lo" masquerade; }}; }}'
 rules: nft list ruleset; ip rule; ip route
-cron job: install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # LF at its end; program: mode 755
+cron job: install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # LF at its end; program: 755
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
 monitor: echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 turn: killall -w nat_monitor.py; echo '{program} >> /var/log/nat_monitor.log 2>&1' | at now
 suspended: kill -CONT {pid}
 '''))
+
+# The same of a peer that stays silent, if it passes EC2's checks, and if these tell nothing
+IF_DEAF = 'look at the security groups, network ACLs and packet filters between the two'
+IF_DEAD = 'if it is dead, run: aws ec2 stop-instances --instance-ids {peer}'
 
 # By kind, what is said of a trouble; the empty braces are what came back or is lacking.
 TROUBLES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
@@ -813,6 +817,62 @@ THROTTLED = ('RequestLimitExceeded', 'Throttling')
 BUSY = (*THROTTLED, 'Unavailable', 'ServiceUnavailable', 'InternalError', 'InternalFailure')
 
 
+class Ec2:
+    """The calls of one monitor: a client that is made anew when it has lost its credentials."""
+
+    own_id = peer_id = region = allocation_id = ''
+    client: Any = None
+
+    def __init__(self, settings: Settings, connect: Callable[[str], Any],
+                 run_together: Callable[..., dict[str, Any]], meanwhile: Callable[[], float],
+                 lasting: Lasting) -> None:
+        self.settings, self.connect, self.run_together = settings, connect, run_together
+        self.meanwhile, self.lasting = meanwhile, lasting
+        self.rehearsed: dict[str, str] = {}  # what EC2 said of each call
+
+    def call(self, calls: dict[str, Call], after_sending: float = math.inf,
+             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> dict[str, Any]:
+        """Make the calls side by side, others beside them; note whether EC2 answers at all."""
+        if self.client is None:
+            made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
+            if self.lasting('client', failures_in(made)):
+                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
+        bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
+        results = self.run_together(
+            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending,
+            at_once=at_once)
+        answers = [results[name] for name in calls]
+        if any(map(lost_credentials, answers)):
+            self.client = None  # a new one gets those that the role has now
+            self.rehearsed.clear()
+        if any(map(has_answered, answers)):
+            self.lasting('EC2', '')
+            skew = max(map(clock_skew, answers), key=abs)
+            is_off = abs(skew) > CLOCK_TOLERANCE
+            self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
+        elif answers and after_sending == math.inf:
+            self.lasting('EC2', in_words(answers[0]))
+        return results
+
+    def make_client(self) -> None:
+        """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
+        self.client = self.connect(self.region)
+
+    def rehearse(self) -> None:
+        """Make the calls of a failover with DryRun, and log what is not allowed.
+
+        What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
+        """
+        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
+        left = {name: call for name, call in calls.items()
+                if self.rehearsed.get(name, DENIED[0]) in DENIED}
+        codes = {name: code_of(result) for name, result in self.call(left).items()}
+        self.rehearsed.update({name: code for name, code in codes.items()
+                               if code not in ('', *BUSY, *REFUSED_CREDENTIALS)})
+        denied = [name for name, code in self.rehearsed.items() if code in DENIED]
+        self.lasting('permissions', ', '.join(denied), at_once=True)
+
+
 # Forwarding and masquerading ----------------------------------------------------------------------
 
 LIST_TIMEOUT = 1.5  # s, for all tools, side by side
@@ -1081,9 +1141,9 @@ class Observation:
     @property
     def told(self) -> str:
         """What EC2 says of the peer."""
-        if self.peer_state == 'running':
-            return f'calls it running (checks: {self.peer_checks or "none"})'
-        return f'calls it {self.peer_state}' if self.peer_state else f'answered {self.reason}'
+        checks = f' (checks: {self.peer_checks or "none"})' * (self.peer_state == 'running')
+        calls = f'calls it {self.peer_state}{checks}' if self.peer_state else ''
+        return f'EC2 {calls or f"answered {self.reason}"}'
 
     def failed(self) -> bool | None:
         """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.
@@ -1100,51 +1160,17 @@ class Observation:
         return self.peer_checks != 'ok' if self.peer_state else None
 
 
-class Ec2:
-    """The calls of one monitor: a client that is made anew when it has lost its credentials."""
+class Observer(Ec2):
+    """The questions of one monitor, and what outlasts an answer to them."""
 
-    def __init__(self, settings: Settings, connect: Callable[[str], Any],
-                 run_together: Callable[..., dict[str, Any]], meanwhile: Callable[[], float],
-                 lasting: Lasting, nat_fault: Callable[[Sequence[str]], str]) -> None:
-        self.settings, self.connect, self.run_together = settings, connect, run_together
-        self.meanwhile, self.lasting, self.nat_fault = meanwhile, lasting, nat_fault
-        self.own_id = self.peer_id = self.region = ''
-        self.client: Any = None
-        self.rehearsed: dict[str, str] = {}  # what EC2 said of each call
+    def __init__(self, nat_fault: Callable[[Sequence[str]], str], *of_calls: Any) -> None:
+        super().__init__(*of_calls)
+        self.nat_fault = nat_fault
         self.facts: dict[str, dict[str, Any]] = {}  # by id, as EC2 last described them
-        self.allocation_id = ''
         self.networks: list[str] | None = None  # of the private subnets; None: not told
-
-    def call(self, calls: dict[str, Call], after_sending: float = math.inf,
-             at_once: int = CONNECTIONS, **beside: Callable[[], Any]) -> dict[str, Any]:
-        """Make the calls side by side, others beside them; note whether EC2 answers at all."""
-        if self.client is None:
-            made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
-            if self.lasting('client', failures_in(made)):
-                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
-        bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
-        results = self.run_together(
-            {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending,
-            at_once=at_once)
-        answers = [results[name] for name in calls]
-        if any(map(lost_credentials, answers)):
-            self.client = None  # a new one gets those that the role has now
-            self.rehearsed.clear()
-        if any(map(has_answered, answers)):
-            self.lasting('EC2', '')
-            skew = max(map(clock_skew, answers), key=abs)
-            is_off = abs(skew) > CLOCK_TOLERANCE
-            self.lasting('clock', f'{skew / 60:.0f} min' * is_off, at_once=True)
-        elif answers and after_sending == math.inf:
-            self.lasting('EC2', in_words(answers[0]))
-        return results
 
     def facts_of(self, instance_id: str) -> dict[str, Any]:
         return self.facts.get(instance_id, {})
-
-    def make_client(self) -> None:
-        """Make a client; one that comes late, on a host that is short of CPU, serves next time."""
-        self.client = self.connect(self.region)
 
     def observe(self, asked_at: float, calm: bool) -> Observation | None:
         """Ask for all that a decision needs, in one go; None if EC2 has not told the states.
@@ -1194,20 +1220,6 @@ class Ec2:
             peer_source_check=of_peer.get('SourceDestCheck', False),
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
-    def rehearse(self) -> None:
-        """Make the calls of a failover with DryRun, and log what is not allowed.
-
-        What EC2 has refused or not judged is rehearsed again, as somebody may have mended it.
-        """
-        calls = rehearsal(self.settings, self.own_id, self.peer_id, self.allocation_id)
-        left = {name: call for name, call in calls.items()
-                if self.rehearsed.get(name, DENIED[0]) in DENIED}
-        codes = {name: code_of(result) for name, result in self.call(left).items()}
-        self.rehearsed.update({name: code for name, code in codes.items()
-                               if code not in ('', *BUSY, *REFUSED_CREDENTIALS)})
-        denied = [name for name, code in self.rehearsed.items() if code in DENIED]
-        self.lasting('permissions', ', '.join(denied), at_once=True)
-
 
 # The decision -------------------------------------------------------------------------------------
 
@@ -1243,13 +1255,12 @@ class Memory:
 
     @property
     def heir(self) -> str:
-        """To whom everything belongs; both of the pair come to the same result.
+        """To whom everything belongs: who holds more, the primary if both hold as much.
 
-        The primary if it has a table, else the secondary if it has one, else who has the address.
+        Both of the pair come to the same result.
         """
         pair = (SELF, PEER) if self.primary else (PEER, SELF)
-        tables = [who for part, who in self.holders.items() if part.startswith('rtb-')]
-        return max(pair, key=lambda who: (who in tables, who in self.holders.values()))
+        return max(pair, key=[*self.holders.values()].count)
 
     @property
     def taken_at(self) -> float:
@@ -1313,8 +1324,8 @@ class Memory:
               gap: float = math.inf) -> float:
         """Return for how long all observations asked for after that time have said so, in seconds.
 
-        From the first to the latest that does; one that says None is as if it were not there, and
-        a longer gap between two ends the run.
+        From the first to the latest that does, NEVER if the latest does not; one that says None is
+        as if it were not there, and a longer gap between two ends the run.
         """
         run: list[float] = []
         for seen in [one for one in self.history if one.asked_at > after]:
@@ -1322,7 +1333,7 @@ class Memory:
             if told is False or run and seen.asked_at - run[-1] > gap:
                 run = []
             run += [seen.asked_at] if told else []
-        return run[-1] - run[0] if run else 0.0
+        return run[-1] - run[0] if run else NEVER
 
     def has_failed(self, after: float) -> bool:
         """Tell whether EC2 has called the peer failed for half a minute, all asked for after that.
@@ -1352,10 +1363,9 @@ class Memory:
         later; by the secondary the second time at once, as its primary may have started anew.
         """
         lost, count = self.lost or [], len(self.reliefs)
-        if len(lost) < settings.num_pings or lost[-1] <= self.history[-1].asked_at:
-            return False
         pause = AN_HOUR * 2.0 ** (count - 1) * (self.primary or count > 1)
-        return not count or now - self.reliefs[-1] >= pause
+        return (len(lost) >= settings.num_pings and lost[-1] > self.history[-1].asked_at
+                and now >= max(self.reliefs, default=NEVER) + pause)
 
     def left(self, settings: Settings) -> tuple[str, ...]:
         """Return what a take-over has left to claim.
@@ -1363,8 +1373,7 @@ class Memory:
         What was claimed, and got no answer, is not claimed anew while EC2 throttles the question
         where it is, for some minutes: that call would be made instead of another pair's.
         """
-        seen = self.history[-1]
-        waits = seen.is_throttled and self.lasts(lambda one: one.is_throttled) < PATIENCE
+        waits = 0.0 <= self.lasts(lambda one: one.is_throttled) < PATIENCE
         done = (SELF, OTHER, ABSENT) + (CLAIMED,) * waits
         return tuple(part for part in settings.parts if self.holders.get(part) not in done)
 
@@ -1384,14 +1393,12 @@ class Decision(NamedTuple):
 
     why: str = ''
     again: float = LOOK_INTERVAL
+    level: int = logging.INFO
     claims: tuple[str, ...] = ()
     step: str = ''
-    level: int = logging.INFO
     relief: bool = False  # the claims relieve a peer that lets no probe through
 
 
-LOOK_BETWEEN = 'look at the security groups, network ACLs and packet filters between the two'
-STOP_BY_HAND = 'if it is dead, run: aws ec2 stop-instances --instance-ids {peer}'
 LOST_PROBES = 'it lets no packet through (look at forwarding, masquerading and firewall there)'
 
 
@@ -1415,7 +1422,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     # S3: the peer is under maintenance, this one is not
     if seen.peer_tag and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
-                        SOON if left else LOOK_INTERVAL, left)
+                        SOON if left else LOOK_INTERVAL, claims=left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
     if seen.own_tag and (may_live or seen.peer_tag):
         return Decision('{self} is under maintenance: it claims nothing', level=logging.WARNING)
@@ -1425,23 +1432,23 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         cause = LOST_PROBES if relief else SOURCE_CHECK * seen.peer_source_check
         if cause:
             return Decision(f'{{peer}} answers pings, but {cause}: {taking}, restarting nobody',
-                            SOON, left, relief=relief)
+                            SOON, claims=left, relief=relief)
     # S6: the peer is silent, and not one that may live
     if not may_live and left:
-        return Decision(f'{{peer}} is silent, and EC2 {seen.told}: {taking}', CLAIM_RETRY, left)
+        return Decision(f'{{peer}} is silent, and {seen.told}: {taking}', CLAIM_RETRY, claims=left)
     # S7: anything else
     owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
     due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
     if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
         return Decision(f'{{self}} is the primary and has started: claiming {" and ".join(due)}',
-                        SOON, due)
+                        SOON, claims=due)
     apart = tuple(part for part, holder in holders.items()
                   if holder == NOBODY or holder == PEER and SELF in holders.values())
     unchanged = memory.lasts(lambda one: one.holders == seen.holders if one.is_complete else None)
     patience = HEIR_WAITS if memory.heir == SELF else PATIENCE
     if apart and seen.is_complete and unchanged >= patience:
         return Decision(f'{" and ".join(apart)} not at {{self}}, unlike the rest, or nowhere: '
-                        'claiming', LOOK_AFTER_CHANGE, apart)
+                        'claiming', LOOK_AFTER_CHANGE, claims=apart)
     pending = [max(SOON, at - now) for at in owed.values()] + [LOOK_AFTER_CHANGE] * bool(apart)
     return Decision(again=min([LOOK_INTERVAL, *pending]))
 
@@ -1453,40 +1460,35 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision()
     # not told
     if not seen.own_state or not state:
-        return Decision(f'{{peer}} is not restarted for now, as EC2 {seen.told}', SOON)
+        return Decision(f'{{peer}} is not restarted for now, as {seen.told}', SOON)
     # stopped
     if state == 'stopped':
         if now >= memory.due_at(START):
             return Decision('{peer} is stopped: starting it', SOON, step=START)
         level = logging.INFO if memory.steps[-1].pause else logging.WARNING
         return Decision('{peer} is stopped again, or still: starting it later and later '
-                        f'({seen.reason or "EC2 tells no reason"})', SOON, level=level)
-    # stopping
-    if state == 'stopping':
-        stopping = memory.lasts(lambda one: one.peer_state == state if one.peer_state else None)
-        if stopping >= settings.wait_for_instance_stop and now >= memory.due_at(FORCE):
+                        f'({seen.reason or "EC2 tells no reason"})', SOON, level)
+    # stopping, pending
+    if state in ('stopping', 'pending'):
+        lasts = memory.lasts(lambda one: one.peer_state == 'stopping' if one.peer_state else None)
+        if lasts >= settings.wait_for_instance_stop and now >= memory.due_at(FORCE):
             return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
-        return Decision('{peer} is stopping: waiting until it is stopped', SOON)
-    # pending
-    if state == 'pending':
-        return Decision('{peer} is starting: waiting for its answer', SOON)
+        return Decision(f'{{peer}} is {state}: waiting for it', SOON)
     # gone, shutting-down, terminated
     if state != 'running':
         return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
-                        MINUTE, level=logging.WARNING)
+                        MINUTE, logging.WARNING)
     # running
     due_at = max(memory.down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
     if seen.tells_tags and memory.has_failed(memory.silent_at) and now >= due_at:
         return Decision('{peer} is silent, and has failed its status checks for half a minute, as '
-                        'EC2 says: stopping it', SOON, step=STOP, level=logging.WARNING)
-    again, remedy = (
-        (LOOK_AFTER_CHANGE, LOOK_BETWEEN) if seen.peer_checks == 'ok' else (SOON, STOP_BY_HAND))
+                        'EC2 says: stopping it', SOON, logging.WARNING, step=STOP)
+    again, remedy = (LOOK_AFTER_CHANGE, IF_DEAF) if seen.peer_checks == 'ok' else (SOON, IF_DEAD)
     if now >= max(memory.silent_at, memory.down_at) + wait_start:
-        return Decision(f'{{peer}} stays silent, and EC2 {seen.told}: {remedy}', again,
-                        level=logging.ERROR)
+        return Decision(f'{{peer}} stays silent, and {seen.told}: {remedy}', again, logging.ERROR)
     if memory.taken_at > NEVER:
-        return Decision('{peer} is silent, but has taken what was here, so it lives: '
-                        f'{LOOK_BETWEEN}', again, level=logging.WARNING)
+        return Decision(f'{{peer}} is silent, but has taken what was here, so it lives: {IF_DEAF}',
+                        again, logging.WARNING)
     return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
 
 
@@ -1517,8 +1519,8 @@ class Monitor:
         self.ping, self.probe, self.metadata = ping or echo, probe or echo, metadata or Metadata()
         self.requests_from = requests_from or Requests()
         self.run_together, self.publish, self.lasting = run_together, publish, Lasting(clock, log)
-        self.ec2 = Ec2(
-            settings, connect, run_together, self.ping_meanwhile, self.lasting, nat_fault)
+        self.ec2 = Observer(
+            nat_fault, settings, connect, run_together, self.ping_meanwhile, self.lasting)
         self.own_id = self.peer_id = ''
         self.memory = Memory(primary=False)
         self.misses, self.threshold = 0, settings.num_pings  # in a row; those that make it silent
@@ -2289,13 +2291,15 @@ def take_lock(path: str = LOCK_FILE) -> int:
 
     Raises Refusal if a monitor has it.
     """
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid, suspended = lock_holder(path)
         held = f'pid {pid or "unknown"}' + ' (suspended)' * suspended
         raise Refusal(f'a monitor already runs with {held}: this one ends', exit_code=1)
+    except OSError as error:
+        raise Refusal(f'{path}: {error.strerror}; it must be a file of root\'s, or not exist')
     return lock
 
 

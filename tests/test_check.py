@@ -218,7 +218,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: masquerade(pair, 'ip saddr @private masquerade'),
      'unknown', 'masquerading', 'ip saddr @private masquerade; run: nft list ruleset'),
     (drop_cron_job, 'FAIL', 'cron job', 'none starts the monitor; run: install -m 644 nat_monitor.cron '
-     '/etc/cron.d/nat_monitor  # LF at its end; program: mode 755'),
+     '/etc/cron.d/nat_monitor  # LF at its end; program: 755'),
     (lambda pair: pair.file('proc/1/comm', 'systemd\n'),
      'FAIL', 'cron daemon', 'none runs; run: dnf install -y cronie; systemctl enable --now crond'),
     (lambda pair: pair.file('proc/locks', ''),

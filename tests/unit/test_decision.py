@@ -212,11 +212,11 @@ def test_it_is_taken_over_from_once_its_checks_have_not_passed_for_as_long_as_a_
 @pytest.mark.parametrize('primary, holders', [(True, SELF), (False, PEER), (True, PEER), (False, SELF)])
 def test_s7_while_all_is_well_nothing_is_done_or_said(primary: bool, holders: str) -> None:
     assert at_peace(holders, 500.0, primary).judged() == (Decision(''), Decision(''))
-    assert Decision() == ('', LOOK_INTERVAL, (), '', logging.INFO, False)
+    assert Decision() == ('', LOOK_INTERVAL, logging.INFO, (), '', False)
 
 
 @pytest.mark.parametrize('primary, holders, after, claims', [
-    (False, (SELF, PEER), 10.0, ADDRESS), (False, (SELF, NOBODY), 10.0, ADDRESS),
+    (False, (SELF, PEER), 150.0, ADDRESS), (False, (SELF, NOBODY), 10.0, ADDRESS),
     (False, (PEER, SELF), 150.0, TABLE), (False, (NOBODY, SELF), 10.0, TABLE),
     (True, (NOBODY, PEER), 150.0, TABLE), (False, (PEER, NOBODY), 150.0, ADDRESS),
     (True, (NOBODY, NOBODY), 10.0, TABLE + ADDRESS), (False, (NOBODY, NOBODY), 150.0, TABLE + ADDRESS),
@@ -290,17 +290,16 @@ def test_s7_a_primary_whose_maintenance_is_over_starts_anew(fail_back: Any, clai
 
 
 @pytest.mark.parametrize('table, address, primary, heir', [
-    (SELF, PEER, False, SELF), (PEER, SELF, False, PEER), (SELF, PEER, True, SELF), (PEER, SELF, True, PEER),
+    (SELF, PEER, False, PEER), (PEER, SELF, False, PEER), (SELF, PEER, True, SELF), (PEER, SELF, True, SELF),
     (OTHER, SELF, False, SELF), (NOBODY, PEER, True, PEER), (NOBODY, NOBODY, True, SELF), (OTHER, NOBODY, False, PEER)])
-def test_the_heir_has_a_table_else_the_address_else_it_is_the_primary(
+def test_the_heir_holds_more_and_is_the_primary_where_both_hold_as_much(
         table: str, address: str, primary: bool, heir: str) -> None:
     assert Story(primary).sees(0.0, (table, address)).memory.heir == heir
 
 
-@pytest.mark.parametrize('primary, heir', [(True, SELF), (False, PEER)])
-def test_where_both_have_a_table_both_call_the_primary_heir(primary: bool, heir: str) -> None:
-    memory = Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER})
-    assert memory.heir == heir
+def test_the_heir_of_three_parts_is_who_holds_two() -> None:
+    for primary in True, False:
+        assert Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER}).heir == PEER
 
 
 # The restart
@@ -310,7 +309,7 @@ def test_where_both_have_a_table_both_call_the_primary_heir(primary: bool, heir:
     ({'own_state': ''}, '', SOON, 'is not restarted for now'),
     ({'peer_state': 'stopped'}, START, SOON, 'is stopped: starting it'),
     ({'peer_state': 'stopping'}, FORCE, SOON, 'is stopping for too long: forcing it'),
-    ({'peer_state': 'pending'}, '', SOON, 'is starting'),
+    ({'peer_state': 'pending'}, '', SOON, 'is pending: waiting for it'),
     *(({'peer_state': state}, '', MINUTE, f'is gone: {{self}} serves on alone (EC2 calls it {state})')
       for state in ('gone', 'shutting-down', 'terminated')),
     (FAILED, STOP, SOON, 'has failed its status checks for half a minute'),

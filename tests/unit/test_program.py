@@ -296,6 +296,16 @@ def test_the_lock_is_roots_alone_and_names_its_holder(tmp_path: pathlib.Path) ->
     os.close(nat_monitor.take_lock(path))
 
 
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'elsewhere').write_text('precious')
+    (tmp_path / 'lock').symlink_to(tmp_path / 'elsewhere')
+
+    with pytest.raises(nat_monitor.Refusal, match='lock: Too many levels of symbolic links'):
+        nat_monitor.take_lock(str(tmp_path / 'lock'))
+
+    assert (tmp_path / 'elsewhere').read_text() == 'precious'
+
+
 @pytest.fixture
 def log(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     """Start the log; return what returns its lines so far."""
@@ -462,7 +472,7 @@ def test_the_status_of_a_calm_pair_is_told_in_words(tmp_path: pathlib.Path, log:
     assert lines[0] == f'ok monitor runs with pid {os.getpid()}' and lines[1].startswith('ok time 20')
     assert lines[2:] == [
         f'ok version {nat_monitor.VERSION}', 'ok role primary', f'ok own_id {OWN}', f'ok peer_id {PEER}',
-        f"ok holders {{'rtb-1': '{OWN}', '198.51.100.7': '{OWN}'}}", 'ok peer_answers True', 'ok last_answer_age 0.2',
+        f'ok holders {{"rtb-1": "{OWN}", "198.51.100.7": "{OWN}"}}', 'ok peer_answers true', 'ok last_answer_age 0.2',
         'ok last_observation_age 100.0', 'ok decision', 'ok troubles []']
 
 
@@ -470,11 +480,11 @@ TO_MEND = [
     ({'time': '2026-01-01T00:00:00Z'}, 'time 2026-01-01T00:00:00Z'),
     ({'time': '2126-01-01T00:00:00Z'}, 'time 2126-01-01T00:00:00Z'),
     ({'time': 'now'}, 'time now'),
-    ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f"'rtb-1': '{OWN}', '198.51.100.7': '{PEER}'"),
-    ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, "'rtb-1': 'other'"),
+    ({'holders': {'rtb-1': OWN, '198.51.100.7': PEER}}, f'"rtb-1": "{OWN}", "198.51.100.7": "{PEER}"'),
+    ({'holders': {'rtb-1': 'other', '198.51.100.7': 'other'}}, '"rtb-1": "other"'),
     ({'holders': {}, 'last_observation_age': None}, 'holders {}'),
-    ({'peer_answers': False, 'last_answer_age': None}, 'peer_answers False'),
-    ({'troubles': ['rtb-1 could not be moved']}, "['rtb-1 could not be moved']")]
+    ({'peer_answers': False, 'last_answer_age': None}, 'peer_answers false'),
+    ({'troubles': ['rtb-1 could not be moved']}, '["rtb-1 could not be moved"]')]
 
 
 @pytest.mark.parametrize('written, said', [
