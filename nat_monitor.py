@@ -122,7 +122,7 @@ def in_words(error: Any) -> str:
     """Say on one line what came back; EC2's encoded authorization messages are cut off."""
     name, text = type(error).__name__, str(error)
     if code := code_of(error):
-        name, text = code, error.response['Error'].get('Message', '')
+        name, text = code, str(error.response['Error'].get('Message') or '')
     # The same trouble in the same words, wherever an object may lie.
     text = re.sub('Encoded authorization.*| object at 0x[0-9a-f]+', '', ' '.join(text.split()))
     return f'{name}: {text[:500]}'.rstrip(': ')
@@ -555,7 +555,7 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
     """
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # until when each is waited for
-    not_sent = NotSent(f'no answer within {timeout:g} s')
+    not_sent = NotSent(f'not sent within {timeout:g} s')
     results: dict[str, Any] = dict.fromkeys(calls, not_sent)
     waiting = iter(list(calls.items()))  # one for all threads
     changed = threading.Event()
@@ -1255,12 +1255,13 @@ class Memory:
 
     @property
     def heir(self) -> str:
-        """To whom everything belongs: who holds more, the primary if both hold as much.
+        """To whom everything belongs; both of the pair come to the same result.
 
-        Both of the pair come to the same result.
+        The primary if it has a table, else the secondary if it has one, else who has the address.
         """
         pair = (SELF, PEER) if self.primary else (PEER, SELF)
-        return max(pair, key=[*self.holders.values()].count)
+        tables = [who for part, who in self.holders.items() if part.startswith('rtb-')]
+        return max(pair, key=lambda who: (who in tables, who in self.holders.values()))
 
     @property
     def taken_at(self) -> float:
@@ -1492,13 +1493,12 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
 
 
-def decide(memory: Memory, seen: Observation, settings: Settings, now: float
-           ) -> tuple[Decision, Decision]:
+def decide(memory: Memory, seen: Observation, settings: Settings, now: float) -> list[Decision]:
     """Judge the peer: who serves, and whether it is restarted; never a claim and a step at once."""
     serving, restarting = (judge(memory, seen, settings, now) for judge in (serve, restart))
     if serving.claims and restarting.step and memory.failures:
-        return serving._replace(claims=()), restarting  # what EC2 refuses holds up no restart
-    return serving, Decision() if serving.claims else restarting
+        return [serving._replace(claims=()), restarting]  # what EC2 refuses holds up no restart
+    return [serving, Decision() if serving.claims else restarting]
 
 
 # The monitor --------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ class Story:
             self.memory.lost.append(NOW - ago)
         return self
 
-    def judged(self) -> Tuple[Decision, Decision]:
-        decisions = decide(self.memory, self.seen, self.settings, NOW)
+    def judged(self) -> Tuple[Decision, ...]:
+        decisions = tuple(decide(self.memory, self.seen, self.settings, NOW))
         assert all(one.level < logging.ERROR or REMEDY.search(one.why) for one in decisions), decisions
         return decisions
 

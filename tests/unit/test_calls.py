@@ -344,6 +344,8 @@ def test_an_error_with_a_code_and_a_success_are_answers_of_ec2(endpoint: Endpoin
     assert has_answered(result) and code_of(result) == 'Unavailable'
     assert in_words(result) == 'Unavailable: Try again. Later.'
     assert abs(clock_skew(result)) < 60.0
+    endpoint.body = ERROR % (b'Unavailable', b'')
+    assert in_words(stop(client)) == 'Unavailable'
 
     silent: Tuple[Any, ...] = ({}, {'Error': {}}, {'Error': {'Code': None}}, {'Error': {'Code': ''}})
     for error in (ClientError(response, 'StopInstances') for response in silent):

@@ -216,7 +216,7 @@ def test_s7_while_all_is_well_nothing_is_done_or_said(primary: bool, holders: st
 
 
 @pytest.mark.parametrize('primary, holders, after, claims', [
-    (False, (SELF, PEER), 150.0, ADDRESS), (False, (SELF, NOBODY), 10.0, ADDRESS),
+    (False, (SELF, PEER), 10.0, ADDRESS), (False, (SELF, NOBODY), 10.0, ADDRESS),
     (False, (PEER, SELF), 150.0, TABLE), (False, (NOBODY, SELF), 10.0, TABLE),
     (True, (NOBODY, PEER), 150.0, TABLE), (False, (PEER, NOBODY), 150.0, ADDRESS),
     (True, (NOBODY, NOBODY), 10.0, TABLE + ADDRESS), (False, (NOBODY, NOBODY), 150.0, TABLE + ADDRESS),
@@ -290,16 +290,16 @@ def test_s7_a_primary_whose_maintenance_is_over_starts_anew(fail_back: Any, clai
 
 
 @pytest.mark.parametrize('table, address, primary, heir', [
-    (SELF, PEER, False, PEER), (PEER, SELF, False, PEER), (SELF, PEER, True, SELF), (PEER, SELF, True, SELF),
+    (SELF, PEER, False, SELF), (PEER, SELF, False, PEER), (SELF, PEER, True, SELF), (PEER, SELF, True, PEER),
     (OTHER, SELF, False, SELF), (NOBODY, PEER, True, PEER), (NOBODY, NOBODY, True, SELF), (OTHER, NOBODY, False, PEER)])
-def test_the_heir_holds_more_and_is_the_primary_where_both_hold_as_much(
+def test_the_heir_has_a_table_else_the_address_else_it_is_the_primary(
         table: str, address: str, primary: bool, heir: str) -> None:
     assert Story(primary).sees(0.0, (table, address)).memory.heir == heir
 
 
-def test_the_heir_of_three_parts_is_who_holds_two() -> None:
-    for primary in True, False:
-        assert Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER}).heir == PEER
+def test_where_both_have_a_table_both_call_the_primary_heir() -> None:
+    for primary, heir in (True, SELF), (False, PEER):
+        assert Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER}).heir == heir
 
 
 # The restart
