@@ -86,7 +86,6 @@ MINUTE = 60.0              # also the longest gap between two answers that tell 
 WELL = 10.0                # of answers without a miss: what the peer took before is no news
 HEIR_WAITS = 10.0          # until it brings together what is apart
 PATIENCE = LOOK_INTERVAL + 30.0  # the same for the other one
-UNWATCHED = 300.0          # without a ping from the peer: no monitor runs there
 AN_HOUR = 3600.0
 REFUSED_FOR_LONG = 20      # claims
 PROBE_INTERVAL = 5.0       # s
@@ -172,7 +171,7 @@ Auto Scaling group: aws autoscaling detach-instances --instance-ids {it} \
 maintenance: aws ec2 delete-tags --resources {it} --tags Key=nat_monitor_maintenance  # later
 stop protection: aws ec2 modify-instance-attribute --instance-id {it} --no-disable-api-stop
 subnets: aws ec2 associate-route-table --route-table-id {it} --subnet-id <private subnet>
-own subnet: aws ec2 associate-route-table --subnet-id {subnet} --route-table-id <public one>
+own subnet: nano {settings_file}  # or give {subnet} a public route table of its own
 default route: aws ec2 describe-route-tables --route-table-ids {it}
 Elastic IP: aws ec2 describe-addresses --public-ips {it}
 security group: aws ec2 authorize-security-group-ingress --protocol icmp --port -1 \
@@ -921,7 +920,7 @@ def read_rules(listing: str) -> Chains:
 def covers(value: str, has: Any) -> bool | None:
     """Tell whether a value of a rule covers a packet's; None: that cannot be told."""
     if not has or value[0] == '@' or isinstance(has, Network) and not value[0].isdigit():
-        return None
+        return value == EVERYWHERE or None
     if not isinstance(has, Network):
         return value in has.split() or value.endswith('*') and has.startswith(value[:-1])
     ends = [Network(one, False) for one in value.split('-')]
@@ -1735,7 +1734,7 @@ class Monitor:
         The kernel answers pings, whether a monitor runs there or not.
         """
         now, address = self.clock.monotonic(), self.peer_address
-        patience = max(UNWATCHED, 3 * self.settings.wait_between_pings)
+        patience = max(5 * MINUTE, 3 * self.settings.wait_between_pings)
         if not address or self.misses or seen.peer_tag or self.requests_from(address):
             self.requested_at = now
         missing = f'{patience:g} s' * (now - self.requested_at >= patience)
@@ -1894,8 +1893,8 @@ FINE, WARN, FAIL, UNSURE = 'ok', 'warn', 'FAIL', 'unknown'
 DENIERS = ('service control policy', 'permissions boundary', 'VPC endpoint policy')
 REST = 'those without a table of their own'  # the subnets that a VPC's main table serves
 CRON_JOB = (  # behind its file and a colon: for root, then the program, its output, the line's end
-    r'(?:/etc/(?:crontab|cron\.d/[\w-]+):\s*@reboot\s+root|/cron/(?:crontabs/)?root:\s*@reboot)\s+'
-    r'(/\S*/nat_monitor\.py)(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*\n')
+    r'(?:/etc/(?:crontab|cron\.d/[\w-]+):\s*@reboot\s+root|/spool/cron/(?:crontabs/)?root:\s*'
+    r'@reboot)\s+(/\S*/nat_monitor\.py)(?:\s*[\d&]?[<>]{1,2}\s*&?[^\s&;|<>]+)*[ \t]*\n')
 STARTERS = ('etc/rc* etc/rc*/* etc/init.d/* etc/*cron* etc/cron*/* var/spool/cron/** '
             '*/systemd/system/** usr/*/systemd/system/** var/lib/cloud/scripts/per-boot/*').split()
 # A later one takes the place of one of the same name; /etc/sysctl.conf is 99-sysctl.conf there.
@@ -2077,30 +2076,31 @@ class Check:
         self.client: Any = self.connect(self.region)
         self.tagged = ' '.join(settings.route_table_ids)
         self.things = describe_pair(self.client, own, self.peer_id)
-        states = describe_states(self.client, own, self.peer_id)
-        for i, told in states.items():
-            self.attempt('instance', i, self.check_instance, i, *told)
+        for i in (own, self.peer_id):
+            self.attempt('instance', i, self.check_instance, i)
         self.attempt('route table', '', self.check_tables)
         if settings.elastic_ip:
             self.attempt('Elastic IP', settings.elastic_ip, self.check_address, settings.elastic_ip)
         for name, call in rehearsal(settings, own, self.peer_id, self.allocation).items():
             action, about = name.split(' on ')
             self.attempt(action, about, call, self.client)
-        self.peer_address = self.things.get(self.peer_id, {}).get('PrivateIpAddress', '')
-        if states[self.peer_id][0] == 'running':
+        peer = self.things.get(self.peer_id, {'State': {'Name': 'gone'}})
+        self.peer_address = peer.get('PrivateIpAddress', '')
+        if peer['State']['Name'] == 'running':
             self.attempt('ping', self.peer_id, self.check_ping)
             if settings.probe_address:
                 self.attempt('forwards', self.peer_id, self.check_probe, settings.probe_address)
 
-    def check_instance(self, i: str, state: str, checks: str) -> None:
+    def check_instance(self, i: str) -> None:
         """Tell of one of the pair whether it can NAT, and be stopped and started."""
+        state, checks = describe_states(self.client, i)[i]
         one, gone = self.things.get(i, {}), state in ('gone', 'shutting-down', 'terminated')
-        found = f'{state} ({reason_of(one) or checks or "no such instance"})'
+        found = f'{state} ({reason_of(one) or checks or "EC2 tells no more"})'
         self.say(state == 'running', 'state', i, found, 'gone' * gone)
         if gone:
             return
-        tags, cards = tags_of(one), one['NetworkInterfaces']
-        checked = one.get('SourceDestCheck', True)
+        checked, tags, cards = one.get('SourceDestCheck', 1), tags_of(one), one['NetworkInterfaces']
+        cards.sort(key=lambda card: card['Attachment']['DeviceIndex'])
         ids = ' '.join(card['NetworkInterfaceId'] for card in cards)
         self.tagged += f' {ids}'
         self.say(not checked, 'source/dest. check', i, 'on' if checked else 'off')

@@ -162,7 +162,7 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.terminate_instances(InstanceIds=[pair.primary]),
      'FAIL', 'state', '; run: nano {settings_file}  # launch another one instead of {primary}'),
     (lambda pair: edit_settings(pair, pair.primary, 'i-0123456789abcdef0'),
-     'FAIL', 'state', 'gone (no such instance); run: nano {settings_file}  # launch another one instead of '
+     'FAIL', 'state', 'gone (EC2 tells no more); run: nano {settings_file}  # launch another one instead of '
      'i-0123456789abcdef0'),
     (lambda pair: pair.ec2.modify_instance_attribute(InstanceId=pair.primary, SourceDestCheck={'Value': True}),
      'FAIL', 'source/dest. check', 'on; run: aws ec2 modify-instance-attribute --instance-id {primary} '
@@ -193,11 +193,11 @@ def masquerade(pair: Pair, rule: str) -> None:
     (lambda pair: pair.ec2.disassociate_route_table(AssociationId=pair.association),
      'FAIL', 'subnets', 'none; run: aws ec2 associate-route-table --route-table-id {table}'),
     (lambda pair: use_table(pair, pair.public_table),
-     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {public}, would route to itself; run: aws ec2'),
+     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {public}, would route to itself; run: nano'),
     (lambda pair: setattr(pair.record(pair.primary), '_subnet_id', pair.private),
-     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {private}, would route to itself; run: aws ec2'),
+     'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {private}, would route to itself; run: nano'),
     (use_main_table, 'FAIL', 'own subnet', 'is in ROUTE_TABLE_IDS, so the pair, in {public}, would route to itself; '
-     'run: aws ec2 associate-route-table --subnet-id {public} --route-table-id <'),
+     'run: nano {settings_file}  # or give {public} a public route table of its own'),
     (lambda pair: pair.ec2.replace_route(RouteTableId=pair.table, DestinationCidrBlock='0.0.0.0/0',
                                          GatewayId=pair.gateway), 'warn', 'default route',
      'outside the pair; run: aws ec2 describe-route-tables --route-table-ids {table}'),
@@ -292,6 +292,39 @@ def test_a_packet_through_the_peer_is_told(pair: Pair, capfd: Any, probed: Any, 
         assert wrong.pop('probe').startswith(f'a packet to it did not come back; run: ping -c 20 {TARGET}  # if ')
     assert set(wrong) <= {'forwards'}, pair.text
     assert code == (1 if verdict == 'FAIL' else 0)
+
+
+def test_the_second_interface_is_to_be_detached_also_where_ec2_lists_it_first(
+        pair: Pair, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reversed_pair(*asked: Any) -> Any:
+        found = describe_pair(*asked)
+        for one in found.values():
+            one['NetworkInterfaces'].reverse()
+        return found
+    describe_pair = nat_monitor.describe_pair
+    monkeypatch.setattr(nat_monitor, 'describe_pair', reversed_pair)
+    add_interface(pair)
+
+    [line] = [line for line in pair.check(capfd)[1] if line.what == 'network interface' and line.verdict == 'FAIL']
+
+    assert line.words.endswith(f'--attachment-id {vars(pair)["attachment"]}')
+
+
+def test_the_rule_that_is_to_be_added_where_no_private_network_is_known_is_right_then(pair: Pair, capfd: Any) -> None:
+    pair.errors = {'DescribeSubnets': 'Unavailable'}
+    for sure, rule in ('FAIL', ''), ('ok', 'ip saddr 0.0.0.0/0 oifname != "lo" masquerade'):
+        masquerade(pair, rule)
+        assert {line.verdict for line in pair.check(capfd)[1] if line.what == 'masquerading'} == {sure}, pair.text
+
+
+def test_where_the_states_are_not_told_all_else_is(pair: Pair, capfd: Any) -> None:
+    for code, verdict in ('UnauthorizedOperation', 'FAIL'), ('RequestLimitExceeded', 'unknown'):
+        pair.errors = {'DescribeInstanceStatus': code}
+        _, lines = pair.check(capfd)
+
+        assert {line.about for line in lines if line.verdict != 'ok'} == {*pair.instances}, pair.text
+        assert {line.verdict for line in lines if line.what == 'instance'} == {verdict}
+        assert {'Elastic IP', 'StopInstances', 'ping'} <= {line.what for line in lines}
 
 
 # Permissions
