@@ -1,7 +1,6 @@
 """What must hold in every run: a method for each promise, which says it in a sentence that a user would sign."""
 from __future__ import annotations
 
-import math
 import traceback
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -173,8 +172,7 @@ class Promises:
     def takes_nothing_from_one_that_answers(self, one: Instance, part: str) -> None:
         """Nobody takes from a peer that answers, or that was never heard and passes its checks.
 
-        But for what the primary's start is owed, and for all it knows if each other answer is lost, and what lies
-        apart, and to relieve one that cannot NAT or is tagged.
+        But for what the primary's start is owed and what lies apart, and to relieve one that cannot NAT or is tagged.
         """
         record, peer = self.records[one.name], self.peer(one)
         held = self.cloud.seen(LATEST_READ + self.lifetime).owners.get(part) == self.cloud.owners[part] == peer.id
@@ -184,8 +182,7 @@ class Promises:
             raise Broken(f'taken: {one.name} claims {part} from a peer that it never heard, and whose checks pass')
         relieves = record.forwarded_at > NEVER and self.now - record.lame_at < MINUTE
         if not self.is_silent(one) and not (
-                part in record.owed or record.source_checks[1] or relieves or self.world.fault('lossy', one)
-                or self.now - record.claim_at < 30.0):
+                part in record.owed or record.source_checks[1] or relieves or self.now - record.claim_at < 30.0):
             raise Broken(f'taken: {one.name} claims {part} after {record.misses} misses')
 
     def who_cannot_nat_takes_nothing(self, one: Instance, name: str) -> None:
@@ -203,23 +200,24 @@ class Promises:
             raise Broken(f'tag: {one.name} calls {name}, where EC2 tells tags of {own, peer}')
 
     def leaves_what_somebody_moved(self, one: Instance, part: str, before: Optional[str]) -> None:
-        """What somebody gave to something outside is left there, and one loss moves nothing else; a start aside."""
+        """What somebody gave to something outside is left, and what is lost once moves nothing else; a start aside."""
         record, peer = self.records[one.name], self.peer(one)
         told_at = record.told_at.get('describe_addresses' if part == ADDRESS else 'describe_route_tables', 0.0)
         seen = self.cloud.seen(LATEST_READ + max(self.lifetime, self.now - told_at)).owners.get(part)
         outside = before == seen not in (None, *self.cloud.instances)
-        lost = before == peer.id and [fault.kind in LOST for fault in self.world.schedule.faults] == [True]
+        kinds = [fault.kind for fault in self.world.schedule.faults]
+        lost = before == peer.id and {*kinds} <= {*LOST} and len({*kinds}) == len(kinds)
         if part not in record.owed and (outside or lost and self.world.works(peer)):
             raise Broken(f'left: {one.name} takes {part} from {before}')
 
     def changes_hands_seldom(self, part: str) -> None:
-        """A part goes away and back once in each WAIT_FOR_INSTANCE_START of a fault; with lost packets, but seldom."""
+        """A part goes away and back for each fault, and in each further WAIT_FOR_INSTANCE_START of the longest."""
         changes = self.changes.setdefault(part, [])
         changes.append(self.now)
         begun = [fault for fault in self.world.schedule.faults if fault.at <= self.now]
         wait = self.settings.wait_for_instance_start
-        often = [max(1, math.ceil(fault.lasts / wait)) * (1 + (fault.who == 'both')) for fault in begun]
-        bound = CHANGES if any(fault.kind == 'loss' for fault in begun) else min(CHANGES, 1 + 2 * sum(often))
+        often = sum(1 + (one.who == 'both') for one in begun) + max(0, *((one.lasts - 1) // wait for one in begun))
+        bound = CHANGES if any(fault.kind == 'loss' for fault in begun) else min(CHANGES, 1 + 2 * often)
         if sum(self.now - at < 3 * AN_HOUR for at in changes) > bound:
             raise Broken(f'changes: {part} changes hands {len(changes)} times')
 

@@ -205,6 +205,8 @@ class World:
         def log(level: int, words: str) -> None:
             self.note(one.name, words)
             self.promises.nothing_unforeseen(one, words)
+            if words.endswith(f' at {one.id}'):
+                record.owed -= {*words.split()}
             if level >= logging.ERROR and self.peer(one).id in words:
                 record.error_at = self.hub.now  # which tells of the peer
 
@@ -360,7 +362,7 @@ class World:
 
     def answers(self, one: Instance, name: str, sent_at: float, result: Any) -> None:
         """An answer comes back to the instance."""
-        record, pair = self.records[one.name], (one.id, self.peer(one).id)
+        record, pair, lossy = self.records[one.name], (one.id, self.peer(one).id), self.fault('lossy', one)
         if isinstance(result, Exception):
             self.note(one.name, f'<- {name}: {result}')
             if name == 'describe_instance_status' and getattr(result, 'response', {}).get('Error'):
@@ -377,10 +379,10 @@ class World:
             record.source_checks = [found.get(i, {}).get('SourceDestCheck', False) for i in pair]
             if was_tagged and not record.tagged[0]:
                 self.owe(one)  # as after a start
-        elif name == 'describe_route_tables':
+        elif name == 'describe_route_tables' and not lossy:  # else its log tells what the look was worth
             record.owed -= {table['RouteTableId'] for table in result['RouteTables']
                             if any(route.get('InstanceId') == one.id for route in table['Routes'])}
-        elif name == 'describe_addresses':
+        elif name == 'describe_addresses' and not lossy:
             record.owed -= {found['PublicIp'] for found in result['Addresses'] if found.get('InstanceId') == one.id}
 
     # Time that need not be lived through
