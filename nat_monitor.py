@@ -110,7 +110,7 @@ class NoAnswer(Exception):
 
 
 class NotSent(NoAnswer):
-    """A call was given up before it was sent (by HTTP), so nothing came of it."""
+    """No request left by HTTP before the deadline, so nothing came of a call of EC2."""
 
 
 class OwnFault(Exception):
@@ -554,7 +554,7 @@ def run_together(calls: dict[str, Callable[[], Any]], timeout: float,
     """
     deadline = time.monotonic() + timeout
     limits = dict.fromkeys(calls, deadline)  # until when each is waited for
-    not_sent = NotSent(f'not sent within {timeout:g} s')
+    not_sent = NotSent(f'nothing came within {timeout:g} s')
     results: dict[str, Any] = dict.fromkeys(calls, not_sent)
     waiting = iter(list(calls.items()))  # one for all threads
     changed = threading.Event()
@@ -835,7 +835,7 @@ class Ec2:
         if self.client is None:
             made = self.run_together({'client': self.make_client}, CALL_DEADLINE, self.meanwhile)
             if self.lasting('client', failures_in(made)):
-                return {**dict.fromkeys(calls, made['client']), **dict.fromkeys(beside, '')}
+                return dict.fromkeys([*calls, *beside], made['client'])
         bound = {name: functools.partial(call, self.client) for name, call in calls.items()}
         results = self.run_together(
             {**beside, **bound}, CALL_DEADLINE, self.meanwhile, after_sending=after_sending,
@@ -2012,7 +2012,7 @@ class Check:
                      'rules' * (sure is None))
 
     def check_sysctl(self) -> None:
-        """Tell what sysctl's files say last about forwarding, as a boot reads them: sysctl.d(5)."""
+        """Tell what sysctl's files say last about forwarding, of all or of an e…, as at a boot."""
         files = {os.path.basename(one): os.path.realpath(one) for one in self.files(*SYSCTL_FILES)}
         found = [(path, *one) for _, path in sorted(files.items())
                  for one in re.findall(SYSCTL_SETTING, text_of(path))]
@@ -2289,7 +2289,7 @@ def write_status(status: dict[str, Any], path: str = STATUS_FILE) -> None:
 def take_lock(path: str = LOCK_FILE) -> int:
     """Take the lock for the life of this process and return its descriptor.
 
-    Raises Refusal if a monitor has it.
+    Raises Refusal if a monitor has it, or the file cannot be opened.
     """
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -559,6 +559,15 @@ def test_only_a_plain_job_for_root_in_a_file_that_cron_accepts_is_sure_to_start_
     assert line.words.partition('; run: ')[0] == f'{host.root}/{name}: {mention}'
 
 
+def test_a_job_in_a_file_that_is_not_roots_is_not_sure_to_start_it(host: Host, capfd: Any) -> None:
+    cron_line(host, capfd, 'etc/cron.d/nat_monitor', JOB)
+    os.chown(os.path.join(host.root, 'etc/cron.d/nat_monitor'), 1, 0)
+
+    host.check(capfd, 'cron')
+
+    assert 'unknown cron job' in ' '.join(host.text.split())
+
+
 @pytest.mark.parametrize('name', [
     'etc/cron.d/nat_monitor', 'etc/rc.local', 'etc/systemd/system/nat.service', 'etc/logrotate.d/nat_monitor'])
 def test_a_comment_starts_nothing(host: Host, capfd: Any, name: str) -> None:

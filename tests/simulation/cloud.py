@@ -41,7 +41,6 @@ class Instance:
         self.public_at = 0.0          # it reaches EC2 from then on
         self.metadata_at = self.credentials_at = self.forwards_at = 0.0  # it has the first two, and does the last
         self.stopped_by: Optional[Instance] = None  # the instance whose monitor did
-        self.stopping_at = -1e9
         self.forgotten_at = float('inf')  # by EC2
         self.process: Optional[Process] = None
         self.monitor: Any = None
@@ -152,7 +151,7 @@ class Cloud:
     def stop(self, one: Instance, force: bool = False, by: Optional[Instance] = None, state: str = 'stopping') -> None:
         """Stop an instance, or terminate it, which is the same for the guest."""
         if one.state == 'running' or state == 'shutting-down':
-            one.state, one.checks, one.stopped_by, one.stopping_at = state, 'not-applicable', by, self.hub.now
+            one.state, one.checks, one.stopped_by = state, 'not-applicable', by
             one.life += 1
             one.health += 1
             if not one.stubborn or force or state == 'shutting-down':

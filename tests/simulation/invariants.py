@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from nat_monitor import AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LOOK_AFTER_CHANGE, LOOK_INTERVAL, MINUTE, PROBE_INTERVAL
 
 from .cloud import ADDRESS, PATIENCE
-from .faults import LATEST_READ, LOST, Conditions
+from .faults import LASTING, LATEST_READ, LOST, Conditions
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -115,21 +115,21 @@ class Promises:
     def only_the_failed_are_stopped(self, one: Instance, name: str, how: Dict[str, Any]) -> None:
         """Nobody stops one that runs, unless EC2's checks had failed that one, and not the stopper; or forces it early.
 
-        They had for half a minute of answers within this silence, none more than a minute apart.
+        They had for half a minute of answers within this silence, none more than a minute apart; or it was stopping.
         """
-        record, waited = self.records[one.name], self.now - self.peer(one).stopping_at
-        if how.get('Force') and self.peer(one).state == 'stopping' and waited < self.settings.wait_for_instance_stop:
-            raise Broken(f'stopped: {one.name} forces its peer {waited:.1f} s after that began to stop')
-        if name != 'stop_instances' or how.get('Force'):
+        record, force = self.records[one.name], how.get('Force')
+        if name != 'stop_instances':
             return
         run: List[float] = []
         for told in reversed([told for told in record.told if told.peer[0]]):  # an error neither counts nor breaks
             is_old = told.sent_at <= record.silent_at or run and run[-1] - told.sent_at > MINUTE
-            if is_old or told.peer != ('running', 'impaired') or told.own[1] == 'impaired':
+            has_failed = told.peer == ('running', 'impaired') and told.own[1] != 'impaired' and not is_old
+            if not (told.peer[0] == 'stopping' if force else has_failed):
                 break
             run.append(told.sent_at)
-        if not run or run[0] - run[-1] < 30.0 - 0.01 or record.told_at.get('describe_instances', 0.0) < run[0] - 0.01:
-            raise Broken(f'stopped: {one.name} stops its peer, which EC2 has called failed, or told of tags, at {run}')
+        least, tagged_at = self.settings.wait_for_instance_stop if force else 30.0, record.told_at['describe_instances']
+        if not run or run[0] - run[-1] < least - 0.01 or not force and tagged_at < run[0] - 0.01:
+            raise Broken(f'stopped: {one.name} stops its peer, which EC2 has called so, or told of tags, at {run}')
 
     def stops_are_spaced(self, one: Instance) -> None:
         """A peer is stopped only when it has had its time to start, and stops come later and later."""
@@ -206,7 +206,7 @@ class Promises:
         seen = self.cloud.seen(LATEST_READ + max(self.lifetime, self.now - told_at)).owners.get(part)
         outside = before == seen not in (None, *self.cloud.instances)
         kinds = [fault.kind for fault in self.world.schedule.faults]
-        lost = before == peer.id and {*kinds} <= {*LOST} and len({*kinds}) == len(kinds)
+        lost = before == peer.id and {*kinds} <= {*LOST} and sum('address' in kind for kind in kinds) <= 1
         if part not in record.owed and (outside or lost and self.world.works(peer)):
             raise Broken(f'left: {one.name} takes {part} from {before}')
 
@@ -215,8 +215,8 @@ class Promises:
         changes = self.changes.setdefault(part, [])
         changes.append(self.now)
         begun = [fault for fault in self.world.schedule.faults if fault.at <= self.now]
-        wait = self.settings.wait_for_instance_start
-        often = sum(1 + (one.who == 'both') for one in begun) + max(0, *((one.lasts - 1) // wait for one in begun))
+        longest = max([1.0, *(min(one.lasts, self.now - one.at) for one in begun if one.kind in LASTING)])
+        often = sum(1 + (one.who == 'both') for one in begun) + (longest - 1.0) // self.settings.wait_for_instance_start
         bound = CHANGES if any(fault.kind == 'loss' for fault in begun) else min(CHANGES, 1 + 2 * often)
         if sum(self.now - at < 3 * AN_HOUR for at in changes) > bound:
             raise Broken(f'changes: {part} changes hands {len(changes)} times')

@@ -285,3 +285,11 @@ def test_silent_and_running_for_the_time_to_start_without_a_step_gives_a_step_or
             assert not is_error, case
         else:
             assert is_error or restarting.step or serving.claims, case
+
+
+def test_it_is_no_error_before_a_peer_that_was_down_has_had_its_time_to_start() -> None:
+    """The ERROR tells to stop it by hand, which would be the worst moment while it boots."""
+    for ago, level in (299.9, logging.INFO), (300.0, logging.ERROR):
+        started = Story().hears(9000.0).misses(900.0).asks_for(START, ago).watches(45.0, SELF, **NO_DATA)
+        seen = Story().hears(9000.0).misses(900.0).sees(ago, SELF, peer_state='pending').watches(45.0, SELF, **NO_DATA)
+        assert [story.judged()[1].level for story in (started, seen)] == [level] * 2
