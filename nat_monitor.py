@@ -3,8 +3,8 @@
 
 One monitor runs on each of two NAT instances.  It pings the other one, the peer.  When the peer
 falls silent and EC2 answers this monitor, it takes over: it moves the default route of the private
-subnets and the egress address to its own instance, then restarts the peer.  What it does is in
-README.adoc, "How it works", in the same words.
+subnets and the egress address to its own instance, then restarts the peer, once EC2's status checks
+have failed that.  What it does is in README.adoc, "How it works", in the same words.
 
 Usage: nat_monitor.py [--check | --status | --version | --help]
 
@@ -204,7 +204,7 @@ permissions: the role of {own_id} does not allow {}: a failover would fail
 settings: EC2 does not know {}
 host: {own_id} cannot NAT ({}): it claims nothing
 source/dest. check: {it} cannot NAT ({})
-monitor: the monitor on {peer_id} has sent no ping for {}: nobody takes over if {own_id} fails
+monitor: no ping of the monitor on {peer_id} has come for {}: nobody takes over if {own_id} fails
 ping: a ping to {peer_id} cannot leave {own_id} ({})
 probe: a packet through {peer_id} to {it} {}
 claim: {it} is not moved to {own_id} yet ({})
@@ -1472,7 +1472,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     if state in ('stopping', 'pending'):
         lasts = memory.lasts(lambda one: one.peer_state == 'stopping' if one.peer_state else None)
         if lasts >= settings.wait_for_instance_stop and now >= memory.due_at(FORCE):
-            return Decision('{peer} is stopping for too long: forcing it', SOON, step=FORCE)
+            return Decision('{peer} does not stop: forcing it', SOON, logging.WARNING, step=FORCE)
         return Decision(f'{{peer}} is {state}: waiting for it', SOON)
     # gone, shutting-down, terminated
     if state != 'running':
@@ -1656,11 +1656,13 @@ class Monitor:
     def probe_once(self, target: str) -> None:
         """Send a packet through the peer that serves, and one by the own route; hold up no ping.
 
-        What the own route loses, too, tells nothing about the peer.
+        What the own route loses, too, tells nothing about the peer.  A peer that was relieved is
+        probed until one comes back: as long as none does, nobody stands by.
         """
         memory, peer, sent_at = self.memory, self.peer_address or '', self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
-        if memory.heir != PEER or not memory.is_heard:
+        is_lame = len(memory.lost or []) >= self.settings.num_pings
+        if memory.heir != PEER and not is_lame or not memory.is_heard:
             self.lasting('probe', '', target)
             memory.lost = memory.lost and []
             return

@@ -308,7 +308,7 @@ def test_where_both_have_a_table_both_call_the_primary_heir() -> None:
     (ERROR, '', SOON, 'is not restarted for now, as EC2 answered Unavailable'),
     ({'own_state': ''}, '', SOON, 'is not restarted for now'),
     ({'peer_state': 'stopped'}, START, SOON, 'is stopped: starting it'),
-    ({'peer_state': 'stopping'}, FORCE, SOON, 'is stopping for too long: forcing it'),
+    ({'peer_state': 'stopping'}, FORCE, SOON, 'does not stop: forcing it'),
     ({'peer_state': 'pending'}, '', SOON, 'is pending: waiting for it'),
     *(({'peer_state': state}, '', MINUTE, f'is gone: {{self}} serves on alone (EC2 calls it {state})')
       for state in ('gone', 'shutting-down', 'terminated')),
@@ -328,11 +328,8 @@ def test_a_silent_peer_is_restarted_by_what_ec2_calls_it(told: Any, step: str, a
     ([1000.0] * 4 + [599.9], False), ([2000.0] * 9 + [599.9], False), ([2000.0] * 9 + [600.0], True)])
 @pytest.mark.parametrize('step, state', [(START, 'stopped'), (FORCE, 'stopping')])
 def test_a_step_is_tried_later_and_later_up_to_ten_minutes(tries: Any, due: bool, step: str, state: str) -> None:
-    story = Story().hears(9000.0).misses(3000.0).sees(2500.0, SELF, peer_state=state).asks_for(step, *tries)
-    story.sees(0.0, SELF, peer_state=state, reason='no capacity')
-    if step == FORCE:
-        story = Story(wait_for_instance_start=7200.0).hears(9000.0).misses(3000.0).sees(
-            2500.0, SELF, peer_state=state).asks_for(step, *tries).sees(0.0, SELF, peer_state=state)
+    story = Story(wait_for_instance_start=7200.0).hears(9000.0).misses(3000.0).sees(
+        2500.0, SELF, peer_state=state).asks_for(step, *tries).sees(0.0, SELF, peer_state=state, reason='no capacity')
     assert (story.step == step) is due
     assert due or step == FORCE or '(no capacity)' in words(story)
 
@@ -347,8 +344,8 @@ def test_a_start_that_failed_before_the_peer_last_answered_counts_no_more() -> N
 
 @pytest.mark.parametrize('story', [
     at_peace(SELF, own_tag=True), robbed(100.0, silent_for=200.0), fell_silent(90.0, SELF, **FAILED),
-    fell_silent(9.0, SELF, peer_state='gone'),
-    fell_silent(90.0, SELF).asks_for(START, 1.0).sees(0.0, SELF, peer_state='stopped')], ids=range(5))
+    fell_silent(9.0, SELF, peer_state='gone'), fell_silent(900.0, SELF, peer_state='stopping'),
+    fell_silent(90.0, SELF).asks_for(START, 1.0).sees(0.0, SELF, peer_state='stopped')], ids=range(6))
 def test_what_happens_to_an_instance_is_a_warning(story: Story) -> None:
     assert max(each.level for each in story.judged()) == logging.WARNING
 

@@ -114,7 +114,7 @@ def test_what_came_back_is_told_as_it_is_whatever_braces_it_has() -> None:
 # The watcher of the watcher
 
 def watched_lines(scene: Scene) -> List[Tuple[str, str]]:
-    return [line for line in scene.lines if 'has sent no ping' in line[1]]
+    return [line for line in scene.lines if 'no ping of the monitor on' in line[1]]
 
 
 @pytest.mark.parametrize('wait, no_ping_for', [(0.25, 300), (200.0, 600)])
@@ -124,7 +124,7 @@ def test_a_peer_that_answers_while_its_monitor_sends_no_ping_for_long_is_an_erro
     scene.peer_pings = False
     assert not watched_lines(scene.run(no_ping_for - 150.0))
     level, message = watched_lines(scene.run(450.0))[0]
-    assert level == 'ERROR' and f'the monitor on {PRIMARY} has sent no ping for {no_ping_for} s' in message
+    assert level == 'ERROR' and f'no ping of the monitor on {PRIMARY} has come for {no_ping_for} s' in message
     assert f"echo '{os.path.realpath(nat_monitor.__file__)} >> /var/log/nat_monitor.log" in message
     assert message in scene.status['troubles']
     scene.peer_pings = True
