@@ -1132,7 +1132,7 @@ class Observation:
     nat_fault: str = ''     # why this host cannot NAT; '': it can, or nobody can tell
     own_tag: bool = False   # of maintenance
     peer_tag: bool = False
-    tells_tags: bool = True          # in this answer, and the peer's address
+    tells_tags: bool = True          # in this answer, and the peer's address and source check
     peer_source_check: bool = False  # its source/destination check is on
     lacks_answer: bool = False       # a question got none
     is_throttled: bool = False       # EC2 has refused one of the questions for their number
@@ -1206,7 +1206,7 @@ class Observer(Ec2):
         if not has_answered(results['states']):
             return None
         own, peer = (states.get(i, ('', '')) for i in pair)
-        if peer[0] == 'gone':
+        if peer[0] == 'gone' and self.peer_id not in described:
             facts.pop(self.peer_id, None)
         of_own, of_peer = map(self.facts_of, pair)
         own_check = f'{SOURCE_CHECK}: {REMEDIES["source/dest. check"].format(it=self.own_id)}'
@@ -1216,7 +1216,7 @@ class Observer(Ec2):
             is_complete=len(holders) == len(self.settings.parts), lacks_answer=not all(answered),
             nat_fault=told.get('nat_fault') or own_check * of_own.get('SourceDestCheck', False),
             own_tag=MAINTENANCE in tags_of(of_own), peer_tag=MAINTENANCE in tags_of(of_peer),
-            peer_source_check=of_peer.get('SourceDestCheck', False),
+            peer_source_check=described.get(self.peer_id, {}).get('SourceDestCheck', False),
             is_throttled=any(code_of(results[name]) in THROTTLED for name in questions))
 
 
@@ -1278,8 +1278,8 @@ class Memory:
             self.owed = dict.fromkeys(settings.parts, now + delay)
 
     def note_answer(self, now: float) -> None:
-        """The peer has answered a ping."""
-        self.well_at = min(self.well_at, now)
+        """The peer has answered a ping; the first time after a start, the old silence is over."""
+        self.well_at = min(self.well_at, now if self.is_heard else NEVER)
         self.is_heard, self.silent_at = True, math.inf
 
     def note_silence(self, since: float) -> None:
@@ -1293,8 +1293,6 @@ class Memory:
 
     def note(self, seen: Observation, settings: Settings) -> None:
         """Take in what was observed."""
-        if self.history and self.history[-1].own_tag and not seen.own_tag:
-            self.owe(settings, seen.asked_at)  # as after a start
         if seen.peer_state not in ('running', ''):
             self.is_heard, self.down_at = False, seen.asked_at
         elif seen.peer_tag:
@@ -1305,6 +1303,8 @@ class Memory:
             self.holders[part] = holder
             if holder == SELF:
                 self.note_here(part, seen.asked_at)
+        if self.history and self.history[-1].own_tag and not seen.own_tag:
+            self.owe(settings, seen.asked_at)  # as after a start, whatever the peer has taken
         longest = max(settings.wait_for_instance_start, settings.wait_for_instance_stop, PATIENCE)
         self.history = [one for one in self.history
                         if seen.asked_at - one.asked_at <= longest + MINUTE] + [seen]
@@ -1420,7 +1420,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision('EC2 has refused what {self} claims: it tries again later',
                         min(LOOK_INTERVAL, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
-    if seen.peer_tag and not seen.own_tag:
+    if seen.peer_tag and seen.tells_tags and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if left else LOOK_INTERVAL, claims=left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
@@ -1437,7 +1437,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if not may_live and left:
         return Decision(f'{{peer}} is silent, and {seen.told}: {taking}', CLAIM_RETRY, claims=left)
     # S7: anything else
-    owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
+    owed = {part: at for part, at in memory.owed.items() if holders.get(part) not in (SELF, ABSENT)}
     due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
     if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
         return Decision(f'{{self}} is the primary and has started: claiming {" and ".join(due)}',
@@ -1526,7 +1526,8 @@ class Monitor:
         self.is_news, self.told_of = True, math.inf  # of a silence, which goes on at a high loss
         self.answered_at = self.asked_at = NEVER  # the latest answer to a ping, question to EC2
         self.requested_at = NEVER          # the peer's monitor was heard, or could not be
-        self.next_ping_at = self.ask_at = self.probe_at = self.report_at = NEVER
+        self.next_ping_at = self.ask_at = self.report_at = NEVER
+        self.probe_at = NEVER if settings.probe_address else math.inf
         self.observation: Observation | None = None  # that has not been judged
         self.said: tuple[str, ...] = ()    # which is no news
         self.reasons: list[str] = []       # of the latest decisions
@@ -1578,13 +1579,14 @@ class Monitor:
             self.observe()
         if self.clock.monotonic() >= self.next_ping_at:
             self.ping_once()
-        if self.settings.probe_address and self.clock.monotonic() >= self.probe_at:
-            self.probe_once(self.settings.probe_address)
+        if self.clock.monotonic() >= self.probe_at:
+            self.probe_once(str(self.settings.probe_address))
         if self.observation and self.may_judge(self.observation):
             self.judge(self.observation)
         if self.clock.monotonic() >= self.report_at:
             self.report()
-        pause = min(self.next_ping_at, self.ask_at, self.report_at) - self.clock.monotonic()
+        next_at = min(self.next_ping_at, self.ask_at, self.probe_at, self.report_at)
+        pause = next_at - self.clock.monotonic()
         if pause > 0.0:
             self.clock.sleep(pause)
 
@@ -1717,8 +1719,9 @@ class Monitor:
         absent += [self.peer_id] * (self.peer_address == '')
         self.lasting('settings', ' and '.join(absent))
         self.lasting('host', seen.nat_fault, at_once=self.misses >= self.threshold)  # all is dark
-        self.lasting('source/dest. check', SOURCE_CHECK * seen.peer_source_check, self.peer_id,
-                     at_once=True)
+        if seen.tells_tags:
+            self.lasting('source/dest. check', SOURCE_CHECK * seen.peer_source_check, self.peer_id,
+                         at_once=True)
         self.watch_the_watcher(seen)
 
     def log_moved(self, before: dict[str, str]) -> None:
@@ -1753,6 +1756,9 @@ class Monitor:
     def judge(self, seen: Observation) -> None:
         """Decide, once for each observation; say why when it is news; do it."""
         now, memory = self.clock.monotonic(), self.memory
+        tables = [at for part, at in memory.here_at.items() if part.startswith('rtb-')]
+        memory.reliefs = [at for at in memory.reliefs  # by which a table has come here
+                          if now - 24 * AN_HOUR < at <= max(tables, default=NEVER)]
         serving, restarting = decide(memory, seen, self.settings, now)
         self.observation = None
         again = min(serving.again, restarting.again,
@@ -1767,8 +1773,7 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and {SELF, CLAIMED} & {*memory.holders.values()}:  # else it was none
-                memory.reliefs = [at for at in memory.reliefs if now - at < 24 * AN_HOUR] + [now]
+            memory.reliefs += [now] * serving.relief
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and min(serving.again, restarting.again) > SOON:

@@ -64,7 +64,7 @@ class Cloud:
             error = self.errors.get(name, self.errors.get('*'))
             if isinstance(error, list):
                 error = error.pop(0) if error else None
-            if isinstance(error, ClientError) or error and how.get('DryRun'):
+            if isinstance(error, (ClientError, ConnectionError)) or error and how.get('DryRun'):
                 raise error
             if how.get('DryRun'):
                 raise refusal('DryRunOperation')

@@ -23,11 +23,12 @@ from botocore.exceptions import ClientError, CredentialRetrievalError, NoCredent
 from botocore.stub import Stubber
 from pytest import MonkeyPatch
 
-from nat_monitor import (ABSENT, CONNECTIONS, FORCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP, NoAnswer,
-                         NotSent, addresses_of, claim_table, clock_skew, code_of, connect, describe_address,
+from nat_monitor import (ABSENT, CONNECTIONS, FORCE, MAINTENANCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP,
+                         NoAnswer, NotSent, addresses_of, claim_table, clock_skew, code_of, connect, describe_address,
                          describe_pair, describe_states, describe_tables, has_answered, in_words, lost_credentials,
                          reason_of, run_together, tags_of, take_step)
 
+from tests.unit.scene import at_rest
 from tests.unit.web import Asked, Server, serving
 
 LONG = 10.0  # s; no test waits that long
@@ -613,6 +614,18 @@ def test_a_step_that_is_refused_with_an_option_is_taken_at_once_without_it_and_s
             ec2.add_client_error('stop_instances', one)
         with pytest.raises(ClientError, match=codes[-1]):
             take_step(client, PEER_ID, step, dict(SKIP) if len(codes) == 2 else options)
+
+
+def test_what_only_an_earlier_answer_said_of_the_peer_moves_nothing_and_ends_no_pings() -> None:
+    scene = at_rest(holder=OWN)
+    for on, tags in ({PEER_ID}, {}), (set(), {PEER_ID: [{'Key': MAINTENANCE, 'Value': ''}]}):
+        scene.cloud.hidden, scene.cloud.checked, scene.cloud.tags = '', on, tags
+        scene.run(130.0).cloud.hidden, scene.cloud.routes, scene.cloud.owner = PEER_ID, {TABLE: PEER_ID}, PEER_ID
+        assert not scene.run(300.0).claims()
+        scene.cloud.routes, scene.cloud.owner = {TABLE: OWN}, OWN
+        scene.run(130.0)
+    scene.cloud.hidden, scene.cloud.errors['describe_instance_status'] = '', refusal('InvalidInstanceID.NotFound')
+    assert scene.run(130.0).said('missed') == 0  # it is described, all the same
 
 
 @pytest.mark.parametrize('is_known, body, left', [(False, STOPPED, {}), (True, b'the page of a proxy', SKIP)])

@@ -58,7 +58,8 @@ def test_s2_it_claims_nothing_before_the_time_when_ec2_has_refused_a_claim() -> 
 def test_s3_all_is_taken_from_one_that_is_under_maintenance(story: Story) -> None:
     assert serving(story) == (BOTH, SOON)
     assert serving(at_peace(SELF, peer_tag=True)) == ((), LOOK_INTERVAL)
-    assert serving(at_peace(PEER, peer_tag=True, own_tag=True)) == ((), LOOK_INTERVAL)
+    for how in {'own_tag': True}, {'tells_tags': False}:  # that was told earlier
+        assert serving(at_peace(PEER, peer_tag=True, **how)) == ((), LOOK_INTERVAL)
 
 
 @pytest.mark.parametrize('story, claims', [
@@ -165,6 +166,7 @@ def test_a_silence_goes_on_that_begins_again_before_ten_seconds_without_a_miss(w
     """A further answer does not begin the ten seconds anew."""
     assert robbed(200.0).hears(50.0).misses(50.0 - well).sees(0.0, PEER).claims == claims
     assert robbed(200.0).hears(50.0).hears(41.0).misses(50.0 - well).sees(0.0, PEER).claims == claims
+    assert robbed(200.0).asks_for(START, 90.0).hears(50.0).misses(50.0 - well).sees(0.0, PEER).claims == BOTH
 
 
 @pytest.mark.parametrize('heard, claims', [([], ()), ([50.0], ()), ([60.0], BOTH)])
@@ -285,8 +287,9 @@ def test_s7_what_nobody_has_is_claimed_at_once_all_the_same() -> None:
 
 @pytest.mark.parametrize('fail_back, claims', [(True, BOTH), (False, ()), (120, ()), (20, BOTH)])
 def test_s7_a_primary_whose_maintenance_is_over_starts_anew(fail_back: Any, claims: Any) -> None:
-    story = Story(primary=True, fail_back=fail_back).hears(900.0).sees(40.0, PEER, own_tag=True).sees(20.0, PEER)
+    story = Story(primary=True, fail_back=fail_back).hears(900.0).sees(40.0, SELF, own_tag=True).sees(20.0, PEER)
     assert story.sees(0.0, PEER).claims == claims
+    assert Story(primary=True).hears(900.0).sees(40.0, SELF, own_tag=True).sees(20.0, SELF).claims == ()
 
 
 @pytest.mark.parametrize('table, address, primary, heir', [
@@ -298,8 +301,7 @@ def test_the_heir_has_a_table_else_the_address_else_it_is_the_primary(
 
 
 def test_where_both_have_a_table_both_call_the_primary_heir() -> None:
-    for primary, heir in (True, SELF), (False, PEER):
-        assert Memory(primary, holders={TABLE: PEER, 'rtb-1': SELF, ADDRESS: PEER}).heir == heir
+    assert [Memory(it, holders={TABLE: PEER, 'rtb-1': SELF}).heir for it in (False, True)] == [PEER, SELF]
 
 
 # The restart
