@@ -1142,7 +1142,7 @@ class Observation:
         """What EC2 says of the peer."""
         checks = f' (checks: {self.peer_checks or "none"})' * (self.peer_state == 'running')
         calls = f'calls it {self.peer_state}{checks}' if self.peer_state else ''
-        return f'EC2 {calls or f"answered {self.reason}"}'
+        return f'EC2 {calls or "answered " + (self.reason or "without it")}'
 
     def failed(self) -> bool | None:
         """Tell whether EC2's checks fail the running peer, and not this one; None: no answer.

@@ -24,9 +24,9 @@ from botocore.stub import Stubber
 from pytest import MonkeyPatch
 
 from nat_monitor import (ABSENT, CONNECTIONS, FORCE, MAINTENANCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP,
-                         NoAnswer, NotSent, addresses_of, claim_table, clock_skew, code_of, connect, describe_address,
-                         describe_pair, describe_states, describe_tables, has_answered, in_words, lost_credentials,
-                         reason_of, run_together, tags_of, take_step)
+                         NoAnswer, NotSent, Observation, addresses_of, claim_table, clock_skew, code_of, connect,
+                         describe_address, describe_pair, describe_states, describe_tables, has_answered, in_words,
+                         lost_credentials, reason_of, run_together, tags_of, take_step)
 
 from tests.unit.scene import at_rest
 from tests.unit.web import Asked, Server, serving
@@ -626,6 +626,7 @@ def test_what_only_an_earlier_answer_said_of_the_peer_moves_nothing_and_ends_no_
         scene.run(130.0)
     scene.cloud.hidden, scene.cloud.errors['describe_instance_status'] = '', refusal('InvalidInstanceID.NotFound')
     assert scene.run(130.0).said('missed') == 0  # it is described, all the same
+    assert Observation(0.0, own_state='running').told == 'EC2 answered without it'
 
 
 @pytest.mark.parametrize('is_known, body, left', [(False, STOPPED, {}), (True, b'the page of a proxy', SKIP)])
