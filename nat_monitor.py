@@ -1773,7 +1773,8 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            memory.reliefs += [now] * serving.relief
+            if serving.relief and now - max(memory.reliefs, default=NEVER) > MINUTE:  # else the same
+                memory.reliefs.append(now)
         elif restarting.step:
             self.take_step(restarting.step)
         elif not self.misses and min(serving.again, restarting.again) > SOON:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional
 from nat_monitor import AN_HOUR, CALL_DEADLINE, CLAIM_RETRY, LOOK_AFTER_CHANGE, LOOK_INTERVAL, MINUTE, PROBE_INTERVAL
 
 from .cloud import ADDRESS, PATIENCE
-from .faults import LASTING, LATEST_READ, LOST, Conditions
+from .faults import HINDERS, LASTING, LATEST_READ, LOST, NETWORK, Conditions
 
 if TYPE_CHECKING:
     from .cloud import Instance
@@ -261,22 +261,22 @@ class Promises:
         return float(settings.wait_between_pings + pings + calls + paced + 1.0)
 
     def who_cannot_serve_is_relieved(self, one: Instance) -> None:
-        """Who answers, but is tagged or has its source/destination check on, hands over within a look.
-
-        One that forwards no probe any more, and nothing else has happened, is relieved within half a minute.
-        """
+        """Who answers, but is tagged, has its source check on or forwards no probe (sooner), hands over in a look."""
         world, peer, record = self.world, self.peer(one), self.records[one.name]
         forwards, hears = world.forwards(peer), world.hears(one) and not world.loss(one)
         if not (forwards and hears):
             record.lame_at = self.now
         tagged = self.cloud.tagged or any(record.tagged)
         ready = hears and one in self.able and peer.id in world.parts() and not world.fault('left out', peer)
-        told = self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer)
-        self.is_in_time(f'not relieved: by {one.name}', bool(ready and told), LOOK_INTERVAL + MINUTE)
-        alone = sum(fault.at <= self.now for fault in world.schedule.faults) == 1
-        mute = not forwards and not tagged and world.holder() is peer and world.reaches_target(one)
-        self.is_in_time(f'not relieved: by probes of {one.name}', ready and alone and mute
-                        and record.forwarded_at > NEVER, PROBE_INTERVAL + 10.0 * self.settings.num_pings)
+        told = ready and (self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer))
+        self.is_in_time(f'not relieved: by {one.name}', bool(told), LOOK_INTERVAL + MINUTE)
+        begun = [fault for fault in world.schedule.faults if fault.at <= self.now]
+        over = [each for each in begun if each.kind in (*HINDERS, *NETWORK)
+                and self.now > each.at + each.lasts + MINUTE]
+        alone = len(begun) == len(over) + 1 and world.reaches_target(one) and record.forwarded_at > NEVER
+        mute = not (forwards or tagged) and world.holder() is peer
+        self.is_in_time(f'not relieved: by probes of {one.name}', ready and alone and mute,
+                        (LOOK_INTERVAL if over else PROBE_INTERVAL) + 10.0 * self.settings.num_pings)
 
     def settles_within(self) -> float:
         """When all faults have ended, the pair settles: both well, all at the primary if that is owed to its start.

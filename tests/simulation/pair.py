@@ -224,8 +224,7 @@ class World:
     def owe(self, one: Instance) -> None:
         """A primary that starts may claim everything, unless it is not to fail back."""
         if one is self.instances[0] and self.schedule.fail_back is not False:
-            record = self.records[one.name]
-            record.owed, record.has_lost = set(self.settings.parts), False
+            self.records[one.name].owed, self.records[one.name].has_lost = set(self.settings.parts), False
 
     def end_monitor(self, one: Instance) -> None:
         self.wake()
