@@ -180,7 +180,7 @@ forwards: nat_monitor.py --check  # on {it}
 forwarding: echo {switch}=1 >> /etc/sysctl.d/90-nat.conf && sysctl --system
 forwarding at boot: sed -i 's|{name}.*|{name} = 1|' {path}
 masquerading: nft 'table ip nat {{ chain postrouting {{ type nat hook postrouting priority 100; \
-ip saddr {it} oifname != "lo" masquerade; }}; }}'
+ip saddr {it} oifname != "lo" masquerade; }}; }}'  # and in nftables.conf, for the next boot
 rules: nft list ruleset; ip rule; ip route
 cron job: install -m 644 nat_monitor.cron /etc/cron.d/nat_monitor  # LF at its end; program: 755
 cron daemon: dnf install -y cronie; systemctl enable --now crond  # Debian: cron, both times
@@ -750,7 +750,7 @@ def describe_networks(client: Any, table_ids: Sequence[str]) -> list[str]:
     subnets = {link['SubnetId'] for one in tables.values() for link in one.get('Associations', [])
                if link.get('SubnetId')}  # else it is the VPC's main table
     found = by_id(client.describe_subnets, 'SubnetId', 'subnet-id', *subnets) if subnets else {}
-    return sorted(one['CidrBlock'] for one in found.values())
+    return sorted(one['CidrBlock'] for one in found.values() if one.get('CidrBlock'))  # else IPv6
 
 
 def describe_address(client: Any, address: str, own_id: str, peer_id: str,
@@ -959,7 +959,7 @@ def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> tuple[s
             end, words = end_of(chains, chain, packet)
         if end == ON and verb not in ('goto', 'return'):
             continue
-        if not fit and end_of(chains, name, packet, n)[0] != end:
+        if not fit and (len(chains[name]) > n + 500 or end_of(chains, name, packet, n)[0] != end):
             return UNCLEAR, f'{name}: {rule}'
         return end, words
     return ON, ''
@@ -1098,8 +1098,8 @@ def routed(network: Network, interface: str) -> Verdict:
 def nat_fault(networks: Sequence[str] = (), root: str = '/') -> str:
     """Say why this host cannot NAT for these networks, or at all; '' if it can, or nobody can tell.
 
-    It takes some 20 ms, at most 2 s, and never raises.  Of a single host, the peer, only the routes
-    count: rules may rightly be for the private networks alone.
+    It takes some 20 ms (seconds where a rule has thousands of addresses), and never raises.  Of a
+    single host, the peer, only the routes count: rules may rightly be for the private networks.
     """
     with contextlib.suppress(Exception):  # nothing odd here may keep a monitor from its work
         host = Host(root, [Network(one) for one in networks])
@@ -1194,7 +1194,7 @@ class Observer(Ec2):
             nat_fault=functools.partial(self.nat_fault, self.networks or peer_alone))
         answered = [has_answered(results[name]) for name in questions]
         if any(answered):
-            self.lasting('questions', failures_in(results))
+            self.lasting('questions', failures_in({name: results[name] for name in questions}))
         told = {name: result for name, result in results.items()
                 if not isinstance(result, Exception)}
         states, described = told.get('states', {}), told.get('instances', {})
@@ -1415,7 +1415,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
     if seen.nat_fault:
-        return Decision()
+        return Decision(again=LOOK_AFTER_CHANGE if memory.silent_at == math.inf else SOON)
     if now < max(memory.failures, default=NEVER):
         return Decision('EC2 has refused what {self} claims: it tries again later',
                         min(LOOK_INTERVAL, memory.failures[-1] - now))
@@ -1476,7 +1476,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
         return Decision(f'{{peer}} is {state}: waiting for it', SOON)
     # gone, shutting-down, terminated
     if state != 'running':
-        return Decision(f'{{peer}} is gone: {{self}} serves on alone (EC2 calls it {state})',
+        return Decision(f'{{peer}} is gone: {{self}} is alone (EC2 calls it {state})',
                         MINUTE, logging.WARNING)
     # running
     due_at = max(memory.down_at + wait_start, memory.due_at(STOP, wait_start, AN_HOUR))
@@ -1773,7 +1773,7 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and now - max(memory.reliefs, default=NEVER) > MINUTE:  # else the same
+            if serving.relief and now - max(memory.reliefs, default=NEVER) > MINUTE:  # it goes on
                 memory.reliefs.append(now)
         elif restarting.step:
             self.take_step(restarting.step)
@@ -1831,7 +1831,7 @@ class Monitor:
             elif not code and not isinstance(result, NotSent):  # EC2 is asked before that is said
                 memory.holders[part] = CLAIMED
             else:  # it is where it was
-                nobody_serves = self.misses > 0 and code not in ('', *BUSY)
+                nobody_serves = self.misses > 0 and code not in ('', *BUSY, *REFUSED_CREDENTIALS)
                 self.lasting('claim', in_words(result) if code else 'no answer came', part,
                              at_once=nobody_serves)
         self.log_moved(before)

@@ -422,6 +422,15 @@ def test_nothing_odd_keeps_a_monitor_from_its_work_nor_hides_what_interface_lead
     assert nat_monitor.nat_fault(['no network'], str(root)) == ''
 
 
+def test_a_thousand_rules_of_which_each_may_be_meant_hide_no_fault(root: Path) -> None:
+    rules = '\n'.join(f'\t\tip daddr 45.0.{n // 250}.{n % 250} drop' for n in range(1200))
+    tool(root, 'nft', f"cat <<'END'\ntable ip f {{\n\tchain forward {{\n\t\ttype filter hook forward priority 0; "
+                      f"policy accept;\n{rules}\n\t}}\n}}\n{MASQUERADE}\nEND\n")
+    assert told(root) == (None, True, '')
+    (root / 'proc/sys/net/ipv4/ip_forward').write_text('0\n')
+    assert told(root) == (False, True, 'net.ipv4.ip_forward is 0')
+
+
 def test_with_two_default_routes_no_interface_is_ruled_out(root: Path) -> None:
     with open(root / 'proc/net/route', 'a') as routes:
         routes.write('eth1 00000000 0100000A 0003 0 0 200 00000000 0 0 0\n')

@@ -25,8 +25,8 @@ from pytest import MonkeyPatch
 
 from nat_monitor import (ABSENT, CONNECTIONS, FORCE, MAINTENANCE, NOBODY, OTHER, PEER, READ_TIMEOUT, SELF, STOP,
                          NoAnswer, NotSent, Observation, addresses_of, claim_table, clock_skew, code_of, connect,
-                         describe_address, describe_pair, describe_states, describe_tables, has_answered, in_words,
-                         lost_credentials, reason_of, run_together, tags_of, take_step)
+                         describe_address, describe_networks, describe_pair, describe_states, describe_tables,
+                         has_answered, in_words, lost_credentials, reason_of, run_together, tags_of, take_step)
 
 from tests.unit.scene import at_rest
 from tests.unit.web import Asked, Server, serving
@@ -502,6 +502,13 @@ FACTS: Dict[str, Dict[str, Any]] = {
     OWN: {'PrivateIpAddress': '10.0.0.21', 'NetworkInterfaces': [
         {'NetworkInterfaceId': 'eni-1'}, {'NetworkInterfaceId': 'eni-2'}]},
     PEER_ID: {'PrivateIpAddress': '10.0.0.11', 'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-3'}]}}
+
+
+def test_a_subnet_of_ipv6_alone_has_no_network(client: Any, ec2: Stubber) -> None:
+    links = [{'SubnetId': f'subnet-{n}'} for n in (1, 2)]
+    ec2.add_response('describe_route_tables', {'RouteTables': [{'RouteTableId': TABLE, 'Associations': links}]})
+    ec2.add_response('describe_subnets', {'Subnets': [{**links[0], 'CidrBlock': '10.0.1.0/24'}, links[1]]})
+    assert describe_networks(client, (TABLE,)) == ['10.0.1.0/24']
 
 
 @pytest.mark.parametrize('named, holder', [

@@ -39,9 +39,9 @@ def test_s1_one_that_ec2_calls_anything_but_running_does_nothing(state: str, tol
 
 
 @pytest.mark.parametrize('story, again', [
-    (fell_silent(**CANNOT_NAT), LOOK_AFTER_CHANGE), (at_peace((SELF, NOBODY), **CANNOT_NAT), LOOK_INTERVAL),
-    (at_peace(PEER, peer_tag=True, **CANNOT_NAT), LOOK_INTERVAL),
-    (fell_silent(**CANNOT_NAT).is_refused(-5.0), LOOK_AFTER_CHANGE)])
+    (fell_silent(**CANNOT_NAT), SOON), (at_peace((SELF, NOBODY), **CANNOT_NAT), LOOK_AFTER_CHANGE),
+    (at_peace(PEER, peer_tag=True, **CANNOT_NAT), LOOK_AFTER_CHANGE),
+    (fell_silent(**CANNOT_NAT).is_refused(-5.0), SOON)])
 def test_s2_one_that_cannot_nat_claims_nothing(story: Story, again: float) -> None:
     assert serving(story) == ((), again)
 
@@ -312,7 +312,7 @@ def test_where_both_have_a_table_both_call_the_primary_heir() -> None:
     ({'peer_state': 'stopped'}, START, SOON, 'is stopped: starting it'),
     ({'peer_state': 'stopping'}, FORCE, SOON, 'does not stop: forcing it'),
     ({'peer_state': 'pending'}, '', SOON, 'is pending: waiting for it'),
-    *(({'peer_state': state}, '', MINUTE, f'is gone: {{self}} serves on alone (EC2 calls it {state})')
+    *(({'peer_state': state}, '', MINUTE, f'is gone: {{self}} is alone (EC2 calls it {state})')
       for state in ('gone', 'shutting-down', 'terminated')),
     (FAILED, STOP, SOON, 'has failed its status checks for half a minute'),
     ({}, '', LOOK_AFTER_CHANGE, 'look at the security groups'),

@@ -203,3 +203,10 @@ def test_a_clock_that_is_wrong_is_told() -> None:
     answer: Any = {'Error': {'Code': 'RequestExpired'}, 'ResponseMetadata': {'HTTPHeaders': {'date': date}}}
     scene.cloud.errors['describe_instance_status'] = [ClientError(answer, 'Call')]
     assert scene.run(250.0).levels(f'the clock of {SECONDARY} is off by -60 min') == ['ERROR'] * 2  # and its end
+
+
+def test_a_claim_that_expired_credentials_delay_is_no_error() -> None:
+    scene = silent()
+    scene.cloud.errors['replace_route'] = [refusal('ExpiredToken')]
+    assert scene.run(30.0).levels(f'{TABLE} is not moved to {SECONDARY} yet (ExpiredToken') == ['INFO'] * 2
+    assert scene.cloud.routes[TABLE] == SECONDARY
