@@ -6,7 +6,7 @@ ROUTE_TABLE_IDS = []            # tables of the private subnets, e.g. ['rtb-0123
 ELASTIC_IP = None               # the egress address, e.g. '198.51.100.7'; None: there is none
 
 NUM_PINGS = 3                   # misses in a row that make a peer silent; 2 to 100
-PING_TIMEOUT = 1                # s without an answer: a miss; 0.05 to 30
+PING_TIMEOUT = 1                # s without an answer: a miss; 0.05 to 20
 WAIT_BETWEEN_PINGS = 0.25       # s, after an answer; 0.05 to 600
 WAIT_FOR_INSTANCE_STOP = 60     # s, before a stop is forced; 20 to 3600
 WAIT_FOR_INSTANCE_START = 300   # s, for a started peer to answer; 30 to 7200

@@ -304,7 +304,7 @@ class Settings:
         "a list of different route table ids such as ['rtb-0123456789abcdef0']", is_list_of_tables)
     elastic_ip: str | None = setting(AN_ADDRESS, is_public_address, None)
     num_pings: int = number(2, 100, 3, 'a whole number')
-    ping_timeout: float = number(0.05, 30, 1.0)
+    ping_timeout: float = number(0.05, 20, 1.0)
     wait_between_pings: float = number(0.05, 600, 0.25)
     wait_for_instance_stop: float = number(20, 3600, 60.0)  # below 20, the pair contends
     wait_for_instance_start: float = number(30, 7200, 300.0)
@@ -1266,16 +1266,16 @@ class Memory:
     def taken_at(self) -> float:
         """When something was here last, in this silence, that the peer has now; NEVER: nothing."""
         return max((at for part, at in self.here_at.items()
-                    if at > self.deaf_at and self.holders[part] == PEER), default=NEVER)
+                    if at > self.deaf_at and self.holders.get(part) == PEER), default=NEVER)
 
     def owe(self, settings: Settings, now: float) -> None:
         """Let a primary that starts claim everything, `FAIL_BACK` seconds later if it is a number.
 
-        True is a number in Python, too: 1.
+        It knows of no holder then: what the peer has, it has not taken.  True is a number, too: 1.
         """
         if self.primary and settings.fail_back is not False:
             delay = 0.0 if settings.fail_back is True else settings.fail_back
-            self.owed = dict.fromkeys(settings.parts, now + delay)
+            self.owed, self.holders = dict.fromkeys(settings.parts, now + delay), {}
 
     def note_answer(self, now: float) -> None:
         """The peer has answered a ping; the first time after a start, the old silence is over."""
@@ -1293,6 +1293,8 @@ class Memory:
 
     def note(self, seen: Observation, settings: Settings) -> None:
         """Take in what was observed."""
+        if self.history and self.history[-1].own_tag and not seen.own_tag:
+            self.owe(settings, seen.asked_at)  # as after a start
         if seen.peer_state not in ('running', ''):
             self.is_heard, self.down_at = False, seen.asked_at
         elif seen.peer_tag:
@@ -1303,8 +1305,6 @@ class Memory:
             self.holders[part] = holder
             if holder == SELF:
                 self.note_here(part, seen.asked_at)
-        if self.history and self.history[-1].own_tag and not seen.own_tag:
-            self.owe(settings, seen.asked_at)  # as after a start, whatever the peer has taken
         longest = max(settings.wait_for_instance_start, settings.wait_for_instance_stop, PATIENCE)
         self.history = [one for one in self.history
                         if seen.asked_at - one.asked_at <= longest + MINUTE] + [seen]
@@ -1365,7 +1365,7 @@ class Memory:
         lost, count = self.lost or [], len(self.reliefs)
         pause = AN_HOUR * 2.0 ** (count - 1) * (self.primary or count > 1)
         return (len(lost) >= settings.num_pings and lost[-1] > self.history[-1].asked_at
-                and now >= max(self.reliefs, default=NEVER) + pause)
+                and not MINUTE <= now - max(self.reliefs, default=NEVER) < pause)  # one goes on
 
     def left(self, settings: Settings) -> tuple[str, ...]:
         """Return what a take-over has left to claim.
@@ -1420,7 +1420,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision('EC2 has refused what {self} claims: it tries again later',
                         min(LOOK_INTERVAL, memory.failures[-1] - now))
     # S3: the peer is under maintenance, this one is not
-    if seen.peer_tag and seen.tells_tags and not seen.own_tag:
+    if seen.peer_tag and (seen.tells_tags or not left) and not seen.own_tag:
         return Decision('{peer} is under maintenance: nobody restarts it, and {self} serves',
                         SOON if left else LOOK_INTERVAL, claims=left)
     # S4: this one is under maintenance, and its peer may work, or is under maintenance, too
@@ -1437,7 +1437,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
     if not may_live and left:
         return Decision(f'{{peer}} is silent, and {seen.told}: {taking}', CLAIM_RETRY, claims=left)
     # S7: anything else
-    owed = {part: at for part, at in memory.owed.items() if holders.get(part) not in (SELF, ABSENT)}
+    owed = {part: at for part, at in memory.owed.items() if holders.get(part) != ABSENT}
     due = tuple(part for part, at in owed.items() if now >= at or holders.get(part) == NOBODY)
     if due and (memory.is_heard or seen.is_complete and PEER not in holders.values()):
         return Decision(f'{{self}} is the primary and has started: claiming {" and ".join(due)}',
@@ -1486,7 +1486,7 @@ def restart(memory: Memory, seen: Observation, settings: Settings, now: float) -
     again, remedy = (LOOK_AFTER_CHANGE, IF_DEAF) if seen.peer_checks == 'ok' else (SOON, IF_DEAD)
     if now >= max(memory.silent_at, memory.down_at) + wait_start:
         return Decision(f'{{peer}} stays silent, and {seen.told}: {remedy}', again, logging.ERROR)
-    if memory.taken_at > NEVER:
+    if NEVER < memory.taken_at < seen.asked_at - SOON:  # else that may be told late
         return Decision(f'{{peer}} is silent, but has taken what was here, so it lives: {IF_DEAF}',
                         again, logging.WARNING)
     return Decision('{peer} is silent: it is stopped once it fails its status checks', again)
@@ -1664,7 +1664,8 @@ class Monitor:
         memory, peer, sent_at = self.memory, self.peer_address or '', self.clock.monotonic()
         self.probe_at = sent_at + PROBE_INTERVAL
         is_lame = len(memory.lost or []) >= self.settings.num_pings
-        if memory.heir != PEER and not is_lame or not memory.is_heard:
+        is_tagged = any(one.peer_tag for one in memory.history[-1:])
+        if memory.heir != PEER and not is_lame or not memory.is_heard or is_tagged:
             self.lasting('probe', '', target)
             memory.lost = memory.lost and []
             return
@@ -1681,7 +1682,7 @@ class Monitor:
         elif came is False and own_way is True and memory.lost is not None:
             memory.lost = memory.lost[-100:] + [sent_at]
             if len(memory.lost) < self.settings.num_pings:
-                self.probe_at = sent_at
+                self.probe_at = self.next_ping_at = self.clock.monotonic()  # it may be dead
             elif len(memory.lost) == self.settings.num_pings or sent_at - self.asked_at >= MINUTE:
                 self.ask_at = NEVER  # then the probe that decides is sent
 

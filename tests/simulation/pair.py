@@ -224,7 +224,7 @@ class World:
     def owe(self, one: Instance) -> None:
         """A primary that starts may claim everything, unless it is not to fail back."""
         if one is self.instances[0] and self.schedule.fail_back is not False:
-            self.records[one.name].owed, self.records[one.name].has_lost = set(self.settings.parts), False
+            self.records[one.name].owed = set(self.settings.parts)
 
     def end_monitor(self, one: Instance) -> None:
         self.wake()
@@ -368,7 +368,7 @@ class World:
             if name == 'describe_instance_status' and getattr(result, 'response', {}).get('Error'):
                 record.told.append(Told(self.hub.now, sent_at))
             return
-        record.told_at[name] = sent_at
+        before, record.told_at[name] = record.told_at.get(name, NEVER), sent_at
         if name == 'describe_instance_status':
             told = {found['InstanceId']: (found['InstanceState']['Name'], found['InstanceStatus']['Status'])
                     for found in result['InstanceStatuses']}
@@ -379,6 +379,7 @@ class World:
             record.source_checks = [found.get(i, {}).get('SourceDestCheck', False) for i in pair]
             if was_tagged and not record.tagged[0]:
                 self.owe(one)  # as after a start
+                record.has_lost &= before not in {told.sent_at for told in record.told}  # tag and states in one look
         elif name == 'describe_route_tables' and not lossy:  # else its log tells what the look was worth
             record.owed -= {table['RouteTableId'] for table in result['RouteTables']
                             if any(route.get('InstanceId') == one.id for route in table['Routes'])}

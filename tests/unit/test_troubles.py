@@ -15,8 +15,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 import nat_monitor
-from nat_monitor import TROUBLES, Lasting
-from tests.unit.scene import ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps, refusal, silent
+from nat_monitor import MAINTENANCE, TROUBLES, Lasting
+from tests.unit.scene import (ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps, probing, refusal,
+                              silent)
 from tests.unit.story import REMEDY
 
 
@@ -210,3 +211,21 @@ def test_a_claim_that_expired_credentials_delay_is_no_error() -> None:
     scene.cloud.errors['replace_route'] = [refusal('ExpiredToken')]
     assert scene.run(30.0).levels(f'{TABLE} is not moved to {SECONDARY} yet (ExpiredToken') == ['INFO'] * 2
     assert scene.cloud.routes[TABLE] == SECONDARY
+
+
+def test_a_peer_whose_probes_are_lost_is_called_dead_if_it_is_however_seldom_it_is_pinged() -> None:
+    scene = probing(lambda now, by_peer: not by_peer, wait_between_pings=70.0)
+    begins = scene.silence()
+    assert scene.run(30.0).claims()[0] - begins < 15.0
+    assert scene.said('is silent') and not scene.said('lets no packet through')
+
+
+@pytest.mark.parametrize('how', ['two lost', 'tagged'])
+def test_a_peer_from_which_all_was_taken_is_no_trouble_for_two_lost_probes_or_under_maintenance(how: str) -> None:
+    scene = probing(lambda now, by_peer: not by_peer, num_pings=100 if how == 'two lost' else 3)
+    if how == 'tagged':
+        scene.monitor.memory.reliefs, scene.monitor.memory.here_at = [scene.now] * 3, {TABLE: scene.now}
+        scene.run(20.0).cloud.tags[PRIMARY] = [{'Key': MAINTENANCE, 'Value': ''}]
+    scene.run(2.5).cloud.routes, scene.cloud.owner = {TABLE: SECONDARY}, SECONDARY
+    scene.monitor.look_now()
+    assert not scene.run(200.0).status['troubles'] and scene.said('over after')
