@@ -103,7 +103,7 @@ def test_s5_needs_every_one_of_its_reasons(story: Story) -> None:
 
 @pytest.mark.parametrize('primary, ago, relieves', [
     (True, [60.0], False), (True, [59.9], True), (True, [HOUR - 1.0], False), (True, [HOUR], True),
-    (True, [3 * HOUR, 2 * HOUR - 1.0], False), (True, [3 * HOUR, 2 * HOUR], True), (False, [1.0], True),
+    (True, [3 * HOUR, 2 * HOUR - 1.0], False), (True, [3 * HOUR, 2 * HOUR], True), (False, [61.0], True),
     (True, [9 * HOUR, 8 * HOUR, 4 * HOUR - 1.0], False), (False, [9 * HOUR, 8 * HOUR, 4 * HOUR], True),
     (False, [3 * HOUR, 2 * HOUR - 1.0], False), (False, [3 * HOUR, 2 * HOUR], True)])
 def test_s5_a_peer_is_relieved_once_an_hour_then_later_and_later_by_the_secondary_the_second_time_at_once(
