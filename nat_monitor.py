@@ -1361,11 +1361,12 @@ class Memory:
 
         The one that decides was sent after EC2 was asked.  It is relieved once an hour, later and
         later; by the secondary the second time at once, as its primary may have started anew.
+        What is left of a relief is taken within a minute.
         """
         lost, count = self.lost or [], len(self.reliefs)
         pause = AN_HOUR * 2.0 ** (count - 1) * (self.primary or count > 1)
         return (len(lost) >= settings.num_pings and lost[-1] > self.history[-1].asked_at
-                and not MINUTE <= now - max(self.reliefs, default=NEVER) < pause)  # one goes on
+                and not MINUTE <= now - max(self.reliefs, default=NEVER) < pause)
 
     def left(self, settings: Settings) -> tuple[str, ...]:
         """Return what a take-over has left to claim.
@@ -1415,7 +1416,7 @@ def serve(memory: Memory, seen: Observation, settings: Settings, now: float) -> 
         return Decision(f'EC2 calls {{self}} {seen.own_state}: it does nothing', SOON)
     # S2: this host cannot NAT, or EC2 goes on refusing claims
     if seen.nat_fault:
-        return Decision(again=LOOK_AFTER_CHANGE if memory.silent_at == math.inf else SOON)
+        return Decision(again=LOOK_INTERVAL if memory.silent_at == math.inf else LOOK_AFTER_CHANGE)
     if now < max(memory.failures, default=NEVER):
         return Decision('EC2 has refused what {self} claims: it tries again later',
                         min(LOOK_INTERVAL, memory.failures[-1] - now))
@@ -1774,7 +1775,7 @@ class Monitor:
         self.say(serving, restarting)
         if serving.claims:
             self.claim(serving.claims)
-            if serving.relief and now - max(memory.reliefs, default=NEVER) > MINUTE:  # it goes on
+            if serving.relief and now - max(memory.reliefs, default=NEVER) >= MINUTE:  # a new one
                 memory.reliefs.append(now)
         elif restarting.step:
             self.take_step(restarting.step)

@@ -39,9 +39,9 @@ def test_s1_one_that_ec2_calls_anything_but_running_does_nothing(state: str, tol
 
 
 @pytest.mark.parametrize('story, again', [
-    (fell_silent(**CANNOT_NAT), SOON), (at_peace((SELF, NOBODY), **CANNOT_NAT), LOOK_AFTER_CHANGE),
-    (at_peace(PEER, peer_tag=True, **CANNOT_NAT), LOOK_AFTER_CHANGE),
-    (fell_silent(**CANNOT_NAT).is_refused(-5.0), SOON)])
+    (fell_silent(peer_state='gone', **CANNOT_NAT), LOOK_AFTER_CHANGE), (at_peace(PEER, **CANNOT_NAT), LOOK_INTERVAL),
+    (at_peace(PEER, peer_tag=True, **CANNOT_NAT), LOOK_INTERVAL),
+    (fell_silent(**CANNOT_NAT).is_refused(-5.0), LOOK_AFTER_CHANGE)])
 def test_s2_one_that_cannot_nat_claims_nothing(story: Story, again: float) -> None:
     assert serving(story) == ((), again)
 

@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError
 
 import nat_monitor
 from nat_monitor import MAINTENANCE, TROUBLES, Lasting
-from tests.unit.scene import (ADDRESS, LOST, PRIMARY, SECONDARY, TABLE, Scene, at_rest, gaps, probing, refusal,
-                              silent)
+from tests.unit.scene import (ADDRESS, LOST, PRIMARY, SECOND, SECONDARY, TABLE, TARGET, Scene, at_rest, forwards_not,
+                              gaps, probing, refusal, silent)
 from tests.unit.story import REMEDY
 
 
@@ -214,7 +214,7 @@ def test_a_claim_that_expired_credentials_delay_is_no_error() -> None:
 
 
 def test_a_peer_whose_probes_are_lost_is_called_dead_if_it_is_however_seldom_it_is_pinged() -> None:
-    scene = probing(lambda now, by_peer: not by_peer, wait_between_pings=70.0)
+    scene = probing(forwards_not, wait_between_pings=70.0)
     begins = scene.silence()
     assert scene.run(30.0).claims()[0] - begins < 15.0
     assert scene.said('is silent') and not scene.said('lets no packet through')
@@ -222,10 +222,26 @@ def test_a_peer_whose_probes_are_lost_is_called_dead_if_it_is_however_seldom_it_
 
 @pytest.mark.parametrize('how', ['two lost', 'tagged'])
 def test_a_peer_from_which_all_was_taken_is_no_trouble_for_two_lost_probes_or_under_maintenance(how: str) -> None:
-    scene = probing(lambda now, by_peer: not by_peer, num_pings=100 if how == 'two lost' else 3)
+    scene = probing(forwards_not, num_pings=100 if how == 'two lost' else 3)
     if how == 'tagged':
         scene.monitor.memory.reliefs, scene.monitor.memory.here_at = [scene.now] * 3, {TABLE: scene.now}
         scene.run(20.0).cloud.tags[PRIMARY] = [{'Key': MAINTENANCE, 'Value': ''}]
     scene.run(2.5).cloud.routes, scene.cloud.owner = {TABLE: SECONDARY}, SECONDARY
     scene.monitor.look_now()
     assert not scene.run(200.0).status['troubles'] and scene.said('over after')
+
+
+def test_what_is_left_of_a_relief_is_taken_at_once() -> None:
+    scene = at_rest(True, SECONDARY, tables=(TABLE, SECOND), probe_address=TARGET, fail_back=False)
+    scene.probed, scene.cloud.errors['replace_route'] = forwards_not, [None, refusal('Unavailable')]
+    claimed = scene.run(30.0).claims()
+    assert scene.cloud.routes == {TABLE: PRIMARY, SECOND: PRIMARY} and claimed[-1] - claimed[0] < 9.0
+
+
+def test_an_error_of_a_claim_ends_though_this_host_cannot_nat_meanwhile() -> None:
+    scene = silent()
+    scene.cloud.errors['replace_route'] = refusal('UnauthorizedOperation')
+    scene.run(20.0).fault = 'net.ipv4.ip_forward is 0'
+    scene.outcome = lambda now: True
+    scene.run(200.0)
+    assert scene.said('is not moved') and 'is not moved' not in str(scene.status['troubles'])
