@@ -145,7 +145,7 @@ REMEDIES: dict[str, str] = dict(re.findall('(.+?): (.+)', '''
 settings: nano {settings_file}  # and restart the monitor
 check: nat_monitor.py --check
 ping: ip route get {peer_address}; ping -c 20 {peer_address}
-probe: ping -c 20 {it}  # if that is lost, too, PROBE_ADDRESS is to be another one
+probe: ping -c 20 {it}  # if that is lost, too, change PROBE_ADDRESS, else see --check on the peer
 file: chown root:root {path} && chmod go-w {path}
 metadata: aws ec2 modify-instance-metadata-options --http-endpoint enabled --instance-id <its id>
 role: aws ec2 associate-iam-instance-profile --iam-instance-profile Name={role} --instance-id {it}
