@@ -271,7 +271,7 @@ class Promises:
         told = ready and (self.cloud.tagged == {peer.id} or not tagged and world.fault('source check', peer))
         self.is_in_time(f'not relieved: by {one.name}', bool(told), LOOK_INTERVAL + MINUTE)
         begun = [fault for fault in world.schedule.faults if fault.at <= self.now]
-        over = [each for each in begun if each.kind in (*HINDERS, *NETWORK)
+        over = [each for each in begun if each.kind in {*HINDERS, *NETWORK} - {'loss'}  # by which they take in turn
                 and self.now > each.at + each.lasts + MINUTE]
         alone = len(begun) == len(over) + 1 and world.reaches_target(one) and record.forwarded_at > NEVER
         mute = not (forwards or tagged) and world.holder() is peer
