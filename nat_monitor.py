@@ -947,7 +947,10 @@ def fits(conditions: str, packet: Packet) -> bool | None:
 
 
 def end_of(chains: Chains, name: str, packet: Packet, start: int = 0) -> tuple[str, str]:
-    """Return what becomes of a packet in a chain, from that rule on, and by which rule."""
+    """Return what becomes of a packet in a chain, from that rule on, and by which rule.
+
+    One that may or may not fit, before more than 500 others, is unclear: Python recurses no deeper.
+    """
     for n, rule in enumerate(chains[name][start:], start + 1):
         [(conditions, verb, target)] = RULE.findall(rule)
         fit = fits(conditions, packet)
@@ -1758,9 +1761,10 @@ class Monitor:
     def judge(self, seen: Observation) -> None:
         """Decide, once for each observation; say why when it is news; do it."""
         now, memory = self.clock.monotonic(), self.memory
-        tables = [at for part, at in memory.here_at.items() if part.startswith('rtb-')]
-        memory.reliefs = [at for at in memory.reliefs  # by which a table has come here
-                          if now - 24 * AN_HOUR < at <= max(tables, default=NEVER)]
+        all_tables = PEER not in map(memory.holders.get, self.settings.route_table_ids)
+        came = [at for part, at in memory.here_at.items() if all_tables or part.startswith('rtb-')]
+        memory.reliefs = [at for at in memory.reliefs  # by which a table has come, if there is one
+                          if now - 24 * AN_HOUR < at <= max(came, default=NEVER)]
         serving, restarting = decide(memory, seen, self.settings, now)
         self.observation = None
         again = min(serving.again, restarting.again,
@@ -2022,7 +2026,7 @@ class Check:
                      'rules' * (sure is None))
 
     def check_sysctl(self) -> None:
-        """Tell what sysctl's files say last about forwarding, of all or of an e…, as at a boot."""
+        """Tell what sysctl's files say last about forwarding, of all or of an e*, as at a boot."""
         files = {os.path.basename(one): os.path.realpath(one) for one in self.files(*SYSCTL_FILES)}
         found = [(path, *one) for _, path in sorted(files.items())
                  for one in re.findall(SYSCTL_SETTING, text_of(path))]

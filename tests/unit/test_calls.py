@@ -504,6 +504,12 @@ FACTS: Dict[str, Dict[str, Any]] = {
     PEER_ID: {'PrivateIpAddress': '10.0.0.11', 'NetworkInterfaces': [{'NetworkInterfaceId': 'eni-3'}]}}
 
 
+def test_what_this_host_does_not_tell_of_itself_is_not_put_on_ec2() -> None:
+    scene = at_rest(holder=OWN)
+    scene.monitor.ec2.nat_fault = lambda *_: str(1 // 0)
+    assert scene.run(250.0).said('EC2 does not tell') == 0
+
+
 def test_a_subnet_of_ipv6_alone_has_no_network(client: Any, ec2: Stubber) -> None:
     links = [{'SubnetId': f'subnet-{n}'} for n in (1, 2)]
     ec2.add_response('describe_route_tables', {'RouteTables': [{'RouteTableId': TABLE, 'Associations': links}]})
@@ -628,9 +634,9 @@ def test_what_only_an_earlier_answer_said_of_the_peer_moves_nothing_and_ends_no_
     for on, tags in ({PEER_ID}, {}), (set(), {PEER_ID: [{'Key': MAINTENANCE, 'Value': ''}]}):
         scene.cloud.hidden, scene.cloud.checked, scene.cloud.tags = '', on, tags
         scene.run(130.0).cloud.hidden, scene.cloud.routes, scene.cloud.owner = PEER_ID, {TABLE: PEER_ID}, PEER_ID
-        assert not scene.run(300.0).claims()
+        assert not scene.run(300.0).claims() and scene.said('over after') == bool(tags)
         scene.cloud.routes, scene.cloud.owner = {TABLE: OWN}, OWN
-        scene.run(130.0)
+        assert ('under maintenance' in scene.run(130.0).status['decision']) is bool(tags)
     scene.cloud.hidden, scene.cloud.errors['describe_instance_status'] = '', refusal('InvalidInstanceID.NotFound')
     assert scene.run(130.0).said('missed') == 0  # it is described, all the same
     assert Observation(0.0, own_state='running').told == 'EC2 answered without it'

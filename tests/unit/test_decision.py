@@ -288,7 +288,7 @@ def test_s7_what_nobody_has_is_claimed_at_once_all_the_same() -> None:
 @pytest.mark.parametrize('fail_back, claims', [(True, BOTH), (False, ()), (120, ()), (20, BOTH)])
 def test_s7_a_primary_whose_maintenance_is_over_starts_anew(fail_back: Any, claims: Any) -> None:
     story = Story(primary=True, fail_back=fail_back).hears(900.0).sees(40.0, SELF, own_tag=True)
-    assert story.sees(20.0, (UNKNOWN, PEER)).sees(0.0, PEER).claims == claims
+    assert story.sees(20.0, (UNKNOWN, PEER)).judged() and story.sees(0.0, PEER).claims == claims
     assert Story(primary=True).hears(900.0).sees(40.0, SELF, own_tag=True).sees(20.0, SELF).claims == ()
 
 

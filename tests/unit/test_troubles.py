@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError
 
 import nat_monitor
 from nat_monitor import MAINTENANCE, TROUBLES, Lasting
-from tests.unit.scene import (ADDRESS, LOST, PRIMARY, SECOND, SECONDARY, TABLE, TARGET, Scene, at_rest, forwards_not,
-                              gaps, probing, refusal, silent)
+from tests.unit.scene import (ADDRESS, LOST, OUTSIDE, PRIMARY, SECOND, SECONDARY, TABLE, TARGET, Scene, at_rest,
+                              forwards_not, gaps, probing, refusal, silent)
 from tests.unit.story import REMEDY
 
 
@@ -229,6 +229,11 @@ def test_a_peer_from_which_all_was_taken_is_no_trouble_for_two_lost_probes_or_un
     scene.run(2.5).cloud.routes, scene.cloud.owner = {TABLE: SECONDARY}, SECONDARY
     scene.monitor.look_now()
     assert not scene.run(200.0).status['troubles'] and scene.said('over after')
+    scene.cloud.routes, scene.cloud.owner = {TABLE: PRIMARY}, PRIMARY
+    scene.cloud.tags.clear()
+    scene.monitor.look_now()
+    since = scene.run(1.0).now
+    assert scene.run(12.0).probes[-1][0] > since
 
 
 def test_what_is_left_of_a_relief_is_taken_at_once() -> None:
@@ -236,6 +241,32 @@ def test_what_is_left_of_a_relief_is_taken_at_once() -> None:
     scene.probed, scene.cloud.errors['replace_route'] = forwards_not, [None, refusal('Unavailable')]
     claimed = scene.run(30.0).claims()
     assert scene.cloud.routes == {TABLE: PRIMARY, SECOND: PRIMARY} and claimed[-1] - claimed[0] < 9.0
+
+
+def test_the_address_alone_is_no_relief_unless_the_peer_has_nothing_else() -> None:
+    scene = at_rest(True, SECONDARY, probe_address=TARGET, fail_back=False)
+    scene.probed, scene.cloud.errors['replace_route'] = forwards_not, refusal('Unavailable')
+    assert scene.run(100.0).cloud.owner == PRIMARY
+    scene.cloud.errors.clear()
+    assert scene.run(30.0).cloud.routes[TABLE] == PRIMARY
+
+    scene = at_rest(True, OUTSIDE, probe_address=TARGET, fail_back=False)
+    scene.monitor.memory.lost, scene.probed = [], forwards_not
+    for _ in range(10):
+        scene.cloud.owner = SECONDARY
+        scene.monitor.look_now()
+        scene.run(90.0)
+    assert len(scene.times('associate_address')) == 1
+
+
+def test_a_take_over_is_no_relief_and_a_second_relief_is_one() -> None:
+    scene = silent(probe_address=TARGET).run(20.0)
+    scene.monitor.look_now()
+    assert scene.run(20.0).claims() and scene.monitor.memory.reliefs == []
+    scene = probing(forwards_not)
+    scene.monitor.memory.reliefs, scene.monitor.memory.here_at = [scene.now - 120.0], {TABLE: scene.now}
+    scene.run(30.0).monitor.look_now()
+    assert scene.run(10.0).cloud.owner == SECONDARY and len(scene.monitor.memory.reliefs) == 2
 
 
 def test_an_error_of_a_claim_ends_though_this_host_cannot_nat_meanwhile() -> None:
